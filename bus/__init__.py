@@ -1,0 +1,1 @@
+"""The shared vocabulary: messages, wire, sockets, errors, ids, config and the clients."""

@@ -1,0 +1,263 @@
+"""The whole configuration: one frozen tree, read once, passed down by argument.
+
+Later sources win: defaults, `loractl.toml` (in the state directory, or `LORACTL_CONFIG`),
+environment (`LORACTL_TRAINER__SLOTS=8`), flags (`--config trainer.slots=8`). An unknown key is an
+error that names the nearest known one. This is the only file that reads `os.environ`.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import msgspec
+from platformdirs import user_data_path
+
+from .errors import InvalidConfig
+
+_PREFIX = "LORACTL_"
+# Read by name below; every other LORACTL_ variable is a key of the tree.
+_PLAIN_VARIABLES = {"LORACTL_STATE_DIR", "LORACTL_CONFIG"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The base model. name: as clients call it; path: a Hugging Face directory, default the name."""
+
+    name: str = ""
+    path: str = ""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_sequence_tokens: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerConfig:
+    """threads 0: one fewer than the machine has, at least 1. logits_chunk: positions whose logits
+    exist at one time."""
+
+    slots: int = 8
+    max_rank: int = 32
+    threads: int = 0
+    host_bytes: int = 8 * 2**30
+    logits_chunk: int = 256
+    lane_gap_timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerConfig:
+    """engine "auto" is vllm where it imports, and torch for what vllm cannot serve exactly.
+    gpu_memory_utilization counts on CUDA only, kv_cache_bytes on a CPU only."""
+
+    count: int = 1
+    engine: Literal["auto", "vllm", "torch"] = "auto"
+    threads: int = 1
+    max_loras: int = 4
+    max_loaded: int = 32
+    max_concurrent: int = 32
+    max_batched_tokens: int = 1024
+    kv_cache_bytes: int = 256 * 2**20
+    gpu_memory_utilization: float = 0.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishConfig:
+    """keep_versions: newest versions of an adapter that stay; older ones are retired.
+    receipt_timeout_s: how long a publish waits for a sampler before it says that none served it."""
+
+    keep_versions: int = 4
+    receipt_timeout_s: float = 120.0
+    probe_tokens: int = 16
+    probe_tolerance: float = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonConfig:
+    """http: "HOST:PORT" of the bridge, empty for none. Restarts back off from restart_first_s,
+    doubling up to restart_max_s; after restart_limit failures in a row the actor is given up."""
+
+    http: str = ""
+    ready_timeout_s: float = 600.0
+    heartbeat_s: float = 1.0
+    heartbeat_timeout_s: float = 30.0
+    restart_first_s: float = 0.5
+    restart_max_s: float = 30.0
+    restart_limit: int = 5
+    stop_timeout_s: float = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsConfig:
+    """inflight_per_tenant: requests of one tenant that actors hold at one time; further ones wait
+    in the broker. outcome_bytes: finished answers kept so that a resend gets the first outcome."""
+
+    frame_bytes: int = 1 * 2**30
+    header_bytes: int = 16 * 2**20
+    frames: int = 64
+    inflight_per_tenant: int = 4096
+    outcome_bytes: int = 256 * 2**20
+    outcome_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The tree. state_dir holds run/ (sockets), logs/, adapters/ and versions/."""
+
+    state_dir: str = ""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def to_json(self) -> str:
+        """One line of JSON that `config_from_json` reads back: how actors receive their config."""
+        return json.dumps(dataclasses.asdict(self))
+
+
+def load_config(
+    *,
+    overrides: Iterable[str] = (),
+    state_dir: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Merge all sources into one validated tree.
+
+    overrides: `section.key=value` strings, as given on the command line.
+
+    Raises:
+        InvalidConfig: an unknown key, a value of the wrong type or range, an unreadable file.
+    """
+    env = os.environ if environ is None else environ
+    directory = state_dir or env.get("LORACTL_STATE_DIR") or str(user_data_path("loractl"))
+    directory = str(Path(directory).expanduser().absolute())
+    tree: dict[str, Any] = {}
+    for file in _config_files(directory, env):
+        _merge(tree, _read_toml(file), source=str(file))
+    for name, value in sorted(env.items()):
+        if name.startswith(_PREFIX) and name not in _PLAIN_VARIABLES:
+            dotted = name.removeprefix(_PREFIX).lower().replace("__", ".")
+            _set(tree, dotted, value, source=f"environment variable {name}")
+    for item in overrides:
+        dotted, equals, value = item.partition("=")
+        if not equals:
+            raise InvalidConfig(f"--config {item!r} has no '=': write section.key=value")
+        _set(tree, dotted.strip(), value.strip(), source=f"--config {item}")
+    tree["state_dir"] = directory
+    return _checked(_convert(tree))
+
+
+def config_from_json(text: str) -> Config:
+    """Read back what `Config.to_json` wrote."""
+    return _checked(_convert(json.loads(text)))
+
+
+def subprocess_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment that the supervisor gives an actor: ours, with `extra` on top."""
+    return {**os.environ, **extra}
+
+
+def set_process_environment(values: Mapping[str, str]) -> None:
+    """Set variables that a library reads at import, in an actor's own process, keeping the user's."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+
+
+def _config_files(state_dir: str, env: Mapping[str, str]) -> list[Path]:
+    if named := env.get("LORACTL_CONFIG"):
+        if not Path(named).is_file():
+            raise InvalidConfig(f"LORACTL_CONFIG names {named!r}, which is not a file")
+        return [Path(named)]
+    default = Path(state_dir) / "loractl.toml"
+    return [default] if default.is_file() else []
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidConfig(f"cannot read {file}: {error}") from error
+
+
+def _merge(tree: dict[str, Any], new: Mapping[str, Any], *, source: str, prefix: str = "") -> None:
+    for key, value in new.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict):
+            _merge(tree, value, source=source, prefix=f"{dotted}.")
+        else:
+            _set(tree, dotted, value, source=source)
+
+
+def _set(tree: dict[str, Any], dotted: str, value: object, *, source: str) -> None:
+    if dotted not in _KNOWN_KEYS:
+        near = difflib.get_close_matches(dotted, _KNOWN_KEYS, n=1, cutoff=0.0)
+        raise InvalidConfig(f"{source}: there is no setting {dotted!r}; the nearest is {near[0]!r}")
+    section, _, key = dotted.rpartition(".")
+    (tree.setdefault(section, {}) if section else tree)[key] = value
+
+
+def _convert(tree: Mapping[str, Any]) -> Config:
+    try:
+        # Not strict: environment and flags give text, which may stand for a number.
+        return msgspec.convert(tree, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidConfig(f"setting refused: {error}") from error
+
+
+def _checked(config: Config) -> Config:
+    for section, value in _numbers(config):
+        if value < 0:
+            raise InvalidConfig(f"{section} is {value}: it must not be negative")
+    for dotted in _AT_LEAST_ONE:
+        section, _, key = dotted.partition(".")
+        if getattr(getattr(config, section), key) < 1:
+            raise InvalidConfig(f"{dotted} must be at least 1")
+    if not 0 < config.sampler.gpu_memory_utilization <= 1:
+        raise InvalidConfig("sampler.gpu_memory_utilization must lie in (0, 1]")
+    return config
+
+
+def _numbers(config: Config) -> Iterable[tuple[str, float]]:
+    for section, values in dataclasses.asdict(config).items():
+        if isinstance(values, dict):
+            for key, value in values.items():
+                if isinstance(value, int | float):
+                    yield f"{section}.{key}", value
+
+
+def _known_keys() -> list[str]:
+    keys = []
+    for section, hint in get_type_hints(Config).items():
+        if dataclasses.is_dataclass(hint):
+            keys += [f"{section}.{f.name}" for f in dataclasses.fields(hint)]
+    return keys
+
+
+_KNOWN_KEYS = _known_keys()
+_AT_LEAST_ONE = (
+    "trainer.slots",
+    "trainer.max_rank",
+    "trainer.logits_chunk",
+    "model.max_sequence_tokens",
+    "sampler.threads",
+    "sampler.max_loras",
+    "sampler.max_loaded",
+    "sampler.max_concurrent",
+    "sampler.max_batched_tokens",
+    "publish.keep_versions",
+    "daemon.restart_limit",
+    "limits.frames",
+    "limits.inflight_per_tenant",
+)

@@ -1,0 +1,70 @@
+"""Where everything lies under the state directory. No other file builds these paths.
+
+<state>/loractl.toml       optional settings
+<state>/run/               0700: sockets, lock, pid, the config handed to actors
+<state>/logs/<actor>.log   JSON lines, and <actor>.out for what libraries print
+<state>/adapters/<id>/     one directory per adapter: adapter.json, checkpoints/<digest of name>/
+<state>/versions/<id>/<n>/ immutable published versions: PEFT files, version.json
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from .ids import AdapterId
+
+
+@dataclass(frozen=True, slots=True)
+class StateLayout:
+    root: Path
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def client_socket(self) -> str:
+        return f"ipc://{self.run / 'client.sock'}"
+
+    @property
+    def actor_socket(self) -> str:
+        return f"ipc://{self.run / 'actor.sock'}"
+
+    @property
+    def event_socket(self) -> str:
+        return f"ipc://{self.run / 'events.sock'}"
+
+    @property
+    def lock(self) -> Path:
+        return self.run / "daemon.lock"
+
+    @property
+    def pid(self) -> Path:
+        return self.run / "daemon.pid"
+
+    @property
+    def config(self) -> Path:
+        return self.run / "config.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def adapters(self) -> Path:
+        return self.root / "adapters"
+
+    @property
+    def versions(self) -> Path:
+        return self.root / "versions"
+
+    def adapter(self, adapter: AdapterId) -> Path:
+        return self.adapters / adapter
+
+    def checkpoint(self, adapter: AdapterId, name: str) -> Path:
+        """A client's checkpoint name never becomes a path: its digest does."""
+        digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+        return self.adapter(adapter) / "checkpoints" / digest
+
+    def version(self, adapter: AdapterId, number: int) -> Path:
+        return self.versions / adapter / str(number)
