@@ -1,0 +1,48 @@
+# make demo   set up everything and run the main job
+# make test   set up and run the tests
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# torch's compiler is never used; left on, it makes every import of megatron-core seconds slower.
+export TORCHDYNAMO_DISABLE := 1
+# No model hub is ever asked: the models of demo, tests and benchmarks are made in code.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: setup demo test lint bench gpu clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@sed -n 's/^# //p' Makefile
+	@echo 'make lint   format, lint, types'
+	@echo 'make bench  measurements, as tables'
+	@echo 'make gpu    the tests and measurements that need a CUDA device'
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements/lock.txt requirements/install.sh
+	./requirements/install.sh $(VENV) $(PYTHON)
+	@touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu"
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python bench/bus.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/sampler.py
+
+gpu: setup
+	$(BIN)/pytest -m gpu
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

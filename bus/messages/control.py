@@ -1,0 +1,108 @@
+"""Requests that the broker answers itself, and answers that any request may get."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .base import ActorPhase, ActorRole, Bytes, Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping(Message):
+    """Answered by the broker at once: is anyone there?"""
+
+    kind: ClassVar[str] = "ping"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Echo(Message):
+    """A no-op that goes all the way to an actor and back, for measurements and doctor."""
+
+    kind: ClassVar[str] = "echo"
+    payload: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetStatus(Message):
+    kind: ClassVar[str] = "get_status"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetVersions(Message):
+    """The current version table and the number of the last event it includes."""
+
+    kind: ClassVar[str] = "get_versions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown(Message):
+    """Stop the daemon: actors drain their mailboxes and answer what waits."""
+
+    kind: ClassVar[str] = "shutdown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(Message):
+    """The one error reply. `code` is stable, see `errors`."""
+
+    kind: ClassVar[str] = "failed"
+    code: str
+    message: str
+    retryable: bool
+    fault: Literal["user", "server"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting(Message):
+    """Not an answer yet: says what an admitted request waits for. Sent with `last` False."""
+
+    kind: ClassVar[str] = "waiting"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done(Message):
+    """The request was carried out and has nothing more to say."""
+
+    kind: ClassVar[str] = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pong(Message):
+    kind: ClassVar[str] = "pong"
+    daemon_version: str
+    uptime_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Echoed(Message):
+    kind: ClassVar[str] = "echoed"
+    payload: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorStatus:
+    """One actor as the daemon sees it. waiting: requests handed to it and not yet answered."""
+
+    actor: str
+    role: ActorRole
+    phase: ActorPhase
+    pid: int
+    restarts: int
+    rss_bytes: int
+    waiting: int
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonStatus(Message):
+    kind: ClassVar[str] = "daemon_status"
+    daemon_version: str
+    pid: int
+    uptime_s: float
+    state_dir: str
+    base_model: str
+    http: str
+    actors: tuple[ActorStatus, ...]
+    adapters: int
+    versions: int
+    last_event: int

@@ -1,0 +1,219 @@
+"""Requests to the trainer, and its answers.
+
+Legend: B = datums of a batch, T = all positions of the batch packed end to end.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..ids import AdapterId, LaneId
+from .base import Bytes, Floats, Ints, LossName, Message
+from .descriptions import AdapterDetails, LoraSpec, ModelDetails
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateAdapter(Message):
+    """Register a fresh adapter under a name that this tenant does not use yet."""
+
+    kind: ClassVar[str] = "create_adapter"
+    name: str
+    lora: LoraSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenLane(Message):
+    """Open an ordered stream of operations on an adapter. Its first operation has seq 1."""
+
+    kind: ClassVar[str] = "open_lane"
+    adapter: AdapterId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardBackward(Message):
+    """Run datums through the model and, unless forward_only, add to the adapter's gradients.
+
+    lengths [B]: positions of each datum; tokens [T], targets [T], weights [T]: the datums end to
+    end; position i predicts targets[i]. Losses are sums over positions, never means.
+    old_logprobs [T] and advantages [T] belong to importance_sampling and ppo, and are empty for
+    cross_entropy; for those two losses, weights [T] masks positions (0 leaves one out).
+    loss_config: named settings of the loss, such as clip_low_threshold; unknown ones are refused.
+    """
+
+    kind: ClassVar[str] = "forward_backward"
+    adapter: AdapterId
+    lane: LaneId
+    seq: int
+    lengths: Ints
+    tokens: Ints
+    targets: Ints
+    weights: Floats
+    old_logprobs: Floats
+    advantages: Floats
+    loss: LossName
+    loss_config: Mapping[str, float] = field(default_factory=dict)
+    forward_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimStep(Message):
+    """Apply AdamW to the gradients gathered since the last step, then zero them.
+
+    Decoupled weight decay (arXiv 1711.05101). grad_clip_norm 0 leaves gradients unclipped; else
+    the global norm over this adapter's gradients. Without any gradient nothing changes, and the
+    answer says so (`applied` False).
+    """
+
+    kind: ClassVar[str] = "optim_step"
+    adapter: AdapterId
+    lane: LaneId
+    seq: int
+    learning_rate: float
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveCheckpoint(Message):
+    """Write the adapter's whole training state under a name of its own."""
+
+    kind: ClassVar[str] = "save_checkpoint"
+    adapter: AdapterId
+    lane: LaneId
+    seq: int
+    name: str
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadCheckpoint(Message):
+    """Replace the adapter's state by a checkpoint of an adapter of the same tenant.
+
+    source: the adapter that saved it (may be this one). Pending gradients are dropped. Without
+    the optimizer, moments and step start at zero.
+    """
+
+    kind: ClassVar[str] = "load_checkpoint"
+    adapter: AdapterId
+    lane: LaneId
+    seq: int
+    source: AdapterId
+    name: str
+    with_optimizer: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportWeights(Message):
+    """Replace the adapter's weights by the files of a PEFT directory; the optimizer starts anew.
+
+    config_json: adapter_config.json as text; safetensors [bytes]: adapter_model.safetensors.
+    """
+
+    kind: ClassVar[str] = "import_weights"
+    adapter: AdapterId
+    lane: LaneId
+    seq: int
+    config_json: str
+    safetensors: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishAdapter(Message):
+    """Publish the adapter's present weights as its next version; answered with a receipt."""
+
+    kind: ClassVar[str] = "publish_adapter"
+    adapter: AdapterId
+    lane: LaneId
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteAdapter(Message):
+    kind: ClassVar[str] = "delete_adapter"
+    adapter: AdapterId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListAdapters(Message):
+    """All adapters of the tenant, or the one with this name."""
+
+    kind: ClassVar[str] = "list_adapters"
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribeModel(Message):
+    kind: ClassVar[str] = "describe_model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterCreated(Message):
+    kind: ClassVar[str] = "adapter_created"
+    details: AdapterDetails
+    lane: LaneId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneOpened(Message):
+    kind: ClassVar[str] = "lane_opened"
+    lane: LaneId
+    details: AdapterDetails
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassResult(Message):
+    """Answer to ForwardBackward. logprobs [T]: log p(targets[i] | tokens[:i+1]), at temperature 1.
+
+    loss_terms [T]: each position's part of the summed loss. metrics: `name:reduction` keys, always
+    with `loss:sum`.
+    """
+
+    kind: ClassVar[str] = "pass_result"
+    logprobs: Floats
+    loss_terms: Floats
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult(Message):
+    """Answer to OptimStep. grad_norm: before clipping. tokens: positions since the last step."""
+
+    kind: ClassVar[str] = "step_result"
+    applied: bool
+    step: int
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSaved(Message):
+    kind: ClassVar[str] = "checkpoint_saved"
+    adapter: AdapterId
+    name: str
+    step: int
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateLoaded(Message):
+    """Answer to LoadCheckpoint and ImportWeights."""
+
+    kind: ClassVar[str] = "state_loaded"
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterList(Message):
+    kind: ClassVar[str] = "adapter_list"
+    adapters: tuple[AdapterDetails, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescribed(Message):
+    kind: ClassVar[str] = "model_described"
+    model: ModelDetails
