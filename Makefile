@@ -22,7 +22,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml requirements/lock.txt requirements/install.sh
+$(STAMP): pyproject.toml requirements/cpu.lock requirements/cuda.lock requirements/install.sh
 	./requirements/install.sh $(VENV) $(PYTHON)
 	@touch $@
 

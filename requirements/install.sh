@@ -2,13 +2,12 @@
 # Fill a virtual environment: install.sh VENV PYTHON
 #
 #   CUDA (nvidia-smi answers)   the official vllm and the CUDA torch it is built for
-#   Linux without CUDA          torch's CPU build, vllm's CPU build, everything from lock.txt
+#   Linux without CUDA          torch's CPU build, vllm's CPU build, everything from cpu.lock
 #   elsewhere                   no vllm: the embedded torch engine samples
 set -eu
 venv=$1
 python=$2
 here=$(dirname "$0")
-lock=$here/lock.txt
 root=$here/..
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -30,11 +29,12 @@ install_cpu_torch() {
 
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then
     echo "setup: CUDA found, installing the CUDA builds"
-    pip_install -c "$lock" -e "$root[vllm,dev]"
+    pip_install -r "$here/cuda.lock"
+    pip_install --no-deps -e "$root"
 elif [ "$(uname -s)" = Linux ]; then
     echo "setup: no CUDA, installing the CPU builds"
     install_cpu_torch
-    pip_install --no-deps -r "$lock"
+    pip_install --no-deps -r "$here/cpu.lock"
     pip_install --no-deps -e "$root"
     # vllm's CPU build loads libnuma and runs lscpu; without them "auto" falls back to the torch engine.
     "$venv/bin/python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
@@ -43,5 +43,5 @@ elif [ "$(uname -s)" = Linux ]; then
         echo "setup: lscpu is missing, so vllm will not start: install the package util-linux" >&2
 else
     echo "setup: no vllm for this system, the embedded torch engine will sample"
-    pip_install -c "$lock" -e "$root[train,dev]"
+    pip_install -c "$here/cpu.lock" -e "$root[train,dev]"
 fi
