@@ -1,0 +1,138 @@
+"""What a sampling engine is: the Protocol that vLLM's and the embedded torch loop both fulfil.
+
+An engine speaks tokens only. Text, stop strings, streams, tenants, reference counts and the choice
+between engines belong to the actor (`actor.py` and the pure files beside it). One contract suite in
+`tests/sampler_actor` runs over both engines.
+
+Legend: P = prompt tokens.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from ..bus.ids import AdapterId
+from ..bus.messages import EngineName, Floats, StopReason, VersionRecord
+
+
+class VersionKey(NamedTuple):
+    """One published version of one adapter, for ever: numbers are never used again."""
+
+    adapter: AdapterId
+    number: int
+
+
+def key_of(record: VersionRecord) -> VersionKey:
+    return VersionKey(record.adapter, record.number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """All that an engine is built from; resolved once by the actor, "auto" is gone.
+
+    context_tokens: prompt and answer together never exceed it. max_rank: of any LoRA to come.
+    max_loras: versions that one step may mix; max_loaded: versions kept in memory at one time.
+    max_concurrent: jobs handed to the engine at one time; it never sees more.
+    """
+
+    model_path: str
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    context_tokens: int
+    threads: int
+    max_rank: int
+    max_loras: int
+    max_loaded: int
+    max_concurrent: int
+    max_batched_tokens: int
+    kv_cache_bytes: int
+    gpu_memory_utilization: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One sequence to sample. The actor has checked it: an engine may trust every field.
+
+    key: unique among all jobs of this engine's life. version None is the base model, otherwise it
+    has been added. 1 <= max_tokens, and prompt plus max_tokens fit the context. temperature 0 is
+    greedy (top_k, top_p and seed then count for nothing). top_k -1 and top_p 1 are off; top_k comes
+    first, then top_p over what it left. The same job gives the same tokens, whatever its
+    neighbours. stop_tokens are all that stops it early: the model's own end tokens are among them
+    when the caller wants them.
+    """
+
+    key: str
+    version: VersionKey | None
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    stop_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What came since the last delta: tokens and as many logprobs.
+
+    logprobs are log_softmax(logits / temperature) over the whole vocabulary, before top_k and
+    top_p, and at temperature 1 for a greedy job. `finished` is set on the last delta only, which
+    may carry no tokens. A stop token is among the tokens.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: StopReason | None = None
+
+
+class Engine(Protocol):
+    """One base model in memory, and the versions added to it. Used from one asyncio loop.
+
+    An engine that died raises `EngineFailed` from every call but `close`, and ends every stream
+    with it; the actor closes it and builds a new one.
+    """
+
+    @property
+    def name(self) -> EngineName: ...
+
+    async def start(self) -> None:
+        """Load the base model. Called once, before anything else.
+
+        Raises:
+            EngineFailed: it could not be started; the message says why.
+        """
+
+    async def add(self, record: VersionRecord) -> int:
+        """Load a version from its directory and return how many modules it bound to.
+
+        A version that is there already is left as it is. Other streams go on undisturbed.
+
+        Raises:
+            PublishFailed: files missing, broken or of another shape; the engine is unharmed and
+                the version is not there.
+        """
+
+    async def remove(self, key: VersionKey) -> None:
+        """Forget a version that no job uses; one that is not there is no error.
+
+        After it returns the version's directory may be deleted.
+        """
+
+    def sample(self, job: Job) -> AsyncIterator[Delta]:
+        """Run a job; deltas come as they are made, the last one has `finished` set.
+
+        Closing the iterator early, or cancelling the task that reads it, frees the sequence.
+        """
+
+    async def abort(self, job_key: str) -> None:
+        """End a job: its stream gets one more delta, `finished` "abort". Unknown keys are ignored."""
+
+    async def score(self, version: VersionKey | None, prompt: tuple[int, ...]) -> Floats:
+        """log p(t_i | t_<i) of a prompt at temperature 1, as [P]; the first entry is NaN."""
+
+    async def healthy(self) -> bool:
+        """False once the engine died and has to be built anew."""
+
+    async def close(self) -> None:
+        """Free everything, child processes too. Streams under way end with "abort"; safe to repeat."""
