@@ -89,6 +89,9 @@ class Delta:
 class Engine(Protocol):
     """One base model in memory, and the versions added to it. Used from one asyncio loop.
 
+    Made as `VllmEngine(settings)` or `TorchEngine(settings)`; `engines.open_engine` is the only
+    place that imports either.
+
     An engine that died raises `EngineFailed` from every call but `close`, and ends every stream
     with it; the actor closes it and builds a new one.
     """
