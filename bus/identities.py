@@ -1,0 +1,50 @@
+"""How an actor's two sockets are told apart, and how its own messages are told from answers.
+
+An actor has one socket for its work and one for its heartbeats, so that a busy loop never looks
+dead. The work socket's identity is the actor's name, the other one's is the name and `/heartbeat`.
+"""
+
+from typing import NamedTuple
+
+from .errors import BadFrame
+from .ids import ActorId, RequestId, TenantId
+from .messages import Envelope, Message
+
+_HEARTBEAT = "/heartbeat"
+# Reports, events and the broker's own words to an actor belong to no request and no tenant.
+NO_REQUEST = RequestId("")
+NO_TENANT = TenantId("")
+
+
+class PeerIdentity(NamedTuple):
+    actor: ActorId
+    is_heartbeat: bool
+
+
+def work_identity(actor: str) -> bytes:
+    return actor.encode("ascii")
+
+
+def heartbeat_identity(actor: str) -> bytes:
+    return work_identity(actor) + _HEARTBEAT.encode("ascii")
+
+
+def read_identity(identity: bytes) -> PeerIdentity:
+    """Which actor a ROUTER's peer is.
+
+    Raises:
+        BadFrame: the peer chose no identity, or one that cannot be an actor's name.
+    """
+    try:
+        name = identity.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise BadFrame("a peer without an actor's name") from error
+    actor = name.removesuffix(_HEARTBEAT)
+    if not actor or not actor.isprintable():
+        raise BadFrame("a peer without an actor's name")
+    return PeerIdentity(ActorId(actor), name.endswith(_HEARTBEAT))
+
+
+def unsolicited(body: Message) -> Envelope:
+    """The envelope of a message that answers nobody: a report, an event, a DropVersion, a Drain."""
+    return Envelope(request=NO_REQUEST, tenant=NO_TENANT, body=body)
