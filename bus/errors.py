@@ -166,6 +166,13 @@ class PublishFailed(LoractlError):
     fault = "server"
 
 
+class StorageFailed(LoractlError):
+    """The state directory cannot be written, such as for want of space. Nothing was changed."""
+
+    code = "storage_failed"
+    fault = "server"
+
+
 class Internal(LoractlError):
     """Our bug. The log has the details."""
 
