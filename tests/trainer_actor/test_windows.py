@@ -1,0 +1,74 @@
+"""The table of step windows."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from loractl.trainer_actor.windows import TRANSITIONS, Event, Phase, Window
+
+
+def test_forward_backward_opens_and_optim_step_commits() -> None:
+    window = Window().after(Event.GATHERED).after(Event.GATHERED)
+    committed = window.after(Event.COMMITTED, step=1)
+
+    assert window.phase is Phase.OPEN
+    assert committed == Window(Phase.CLOSED, step=1, unsaved=True)
+
+
+def test_a_failed_member_changes_nothing() -> None:
+    for window in (Window(), Window().after(Event.GATHERED)):
+        assert window.after(Event.FAILED) == window
+
+
+def test_a_step_on_nothing_is_an_exact_no_op() -> None:
+    assert Window().after(Event.STEPPED_ON_NOTHING) == Window()
+
+
+def test_an_open_window_cannot_step_on_nothing_and_a_closed_one_cannot_commit() -> None:
+    with pytest.raises(AssertionError, match="OPEN"):
+        Window().after(Event.GATHERED).after(Event.STEPPED_ON_NOTHING)
+    with pytest.raises(AssertionError, match="CLOSED"):
+        Window().after(Event.COMMITTED, step=1)
+
+
+@pytest.mark.parametrize("event", [Event.SAVED, Event.PUBLISHED, Event.SCORED])
+def test_looking_at_an_adapter_leaves_its_window_open(event: Event) -> None:
+    assert Window().after(Event.GATHERED).after(event).phase is Phase.OPEN
+
+
+def test_loading_drops_what_was_gathered_unless_the_checkpoint_brings_its_own() -> None:
+    window = Window().after(Event.GATHERED)
+
+    assert window.after(Event.REPLACED, step=7) == Window(Phase.CLOSED, step=7, unsaved=True)
+    assert window.after(Event.REPLACED_MIDWAY, step=7).phase is Phase.OPEN
+
+
+def test_only_saving_makes_an_adapter_saved() -> None:
+    window = Window().after(Event.GATHERED).after(Event.COMMITTED, step=1)
+
+    assert window.after(Event.PUBLISHED).unsaved
+    assert not window.after(Event.SAVED).unsaved
+    assert not window.after(Event.SAVED).after(Event.GATHERED).unsaved
+
+
+def test_nothing_follows_deletion() -> None:
+    assert not [event for (phase, event) in TRANSITIONS if phase is Phase.DELETED]
+
+
+def test_every_event_is_legal_somewhere() -> None:
+    assert {event for _, event in TRANSITIONS} == set(Event)
+    assert len(TRANSITIONS) < len(list(itertools.product(Phase, Event)))
+
+
+@given(st.lists(st.sampled_from(sorted(Event, key=lambda e: e.value)), max_size=30))
+def test_no_run_of_events_leaves_the_table_or_loses_a_step(events: list[Event]) -> None:
+    window = Window()
+    for event in events:
+        if (window.phase, event) not in TRANSITIONS:
+            continue
+        stepping = event in {Event.COMMITTED, Event.REPLACED, Event.REPLACED_MIDWAY}
+        after = window.after(event, step=window.step + 1 if stepping else None)
+
+        assert after.step == window.step + stepping
+        window = after

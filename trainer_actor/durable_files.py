@@ -1,0 +1,112 @@
+"""Files and directories that are whole or absent, whatever dies in between.
+
+Everything is written aside under a name that begins with a dot, synced, then renamed; so a reader
+never meets half of it, and whatever a crash left behind is recognised by its name. What the files
+mean is left to `registry`, `checkpoints` and `publishing`.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..bus.errors import StorageFailed
+
+_ASIDE = ".aside-"
+# Kept free on the disk, so that a small file such as adapter.json can always still be written.
+_SPARE_BYTES = 16 * 2**20
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn a failure of the disk into an error that the client can read."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageFailed(f"cannot {what}: {reason}; nothing was changed") from error
+
+
+def check_free(directory: Path, size_bytes: int, *, what: str) -> None:
+    """Refuse before any damage if `size_bytes` would not fit.
+
+    Raises:
+        StorageFailed: the message holds the numbers.
+    """
+    with storage_errors(what):
+        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+    if free < size_bytes + _SPARE_BYTES:
+        raise StorageFailed(f"cannot {what}: it takes {size_bytes} bytes and the disk has {free} free")
+
+
+def write_file(file: Path, data: bytes) -> None:
+    """Replace a file's content. A reader sees the old or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(file)
+    try:
+        aside.write_bytes(data)
+        _sync(aside)
+        aside.replace(file)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _sync(file.parent)
+
+
+@contextmanager
+def new_directory(final: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes `final` when the block ends, and vanishes if it raises."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(final)
+    aside.mkdir()
+    try:
+        yield aside
+        for file in aside.iterdir():
+            _sync(file)
+        _sync(aside)
+        aside.rename(final)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    _sync(final.parent)
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a directory so that no one ever sees half of it. Absent is fine."""
+    aside = _aside(directory)
+    try:
+        directory.rename(aside)
+    except FileNotFoundError:
+        return
+    _sync(directory.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what a crash left aside directly in `directory`."""
+    with suppress(FileNotFoundError):
+        for path in directory.iterdir():
+            if path.name.startswith(_ASIDE):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{_ASIDE}{secrets.token_hex(8)}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

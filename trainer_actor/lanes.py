@@ -1,0 +1,230 @@
+"""Ordered lanes: whatever order operations arrive in, a lane runs them as 1, 2, 3, …
+
+Owns the reorder buffers and, per adapter, the queue of operations that may run. A sequence number
+is used up whatever becomes of its operation; the same number with the same content is answered
+with the same outcome and never runs twice. What operations do is left to `operations`, which of
+them run next to `plan`. Pure: no sockets, and `now` is an argument.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..bus.errors import InvalidRequest, LoractlError, SequenceConflict, SequenceGap
+from ..bus.ids import AdapterId, LaneId
+from ..bus.messages import (
+    Envelope,
+    Failed,
+    ForwardBackward,
+    ImportWeights,
+    LoadCheckpoint,
+    Message,
+    OptimStep,
+    PublishAdapter,
+    SaveCheckpoint,
+)
+from .outcomes import Outcomes
+
+Operation = ForwardBackward | OptimStep | SaveCheckpoint | LoadCheckpoint | ImportWeights | PublishAdapter
+
+
+@dataclass(slots=True)
+class Queued:
+    """An operation that waits or runs, and all who asked for it: a resend joins the first."""
+
+    operation: Operation
+    fingerprint: bytes
+    askers: list[Envelope]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply that is now due."""
+
+    to: Envelope
+    body: Message
+
+
+@dataclass(slots=True)
+class _Lane:
+    """expected: the lowest number that has not arrived. early: arrived behind a missing number.
+    queued: in order, waiting for its turn or running."""
+
+    adapter: AdapterId
+    used: int
+    expected: int = 1
+    early: dict[int, Queued] = field(default_factory=dict)
+    queued: dict[int, Queued] = field(default_factory=dict)
+
+
+class Lanes:
+    """All lanes of all adapters.
+
+    max_ahead: how far beyond the next expected number an operation may be. lanes_per_adapter: when
+    more are opened, the longest unused idle one is forgotten. Both bound the memory that a client
+    can take.
+    """
+
+    def __init__(
+        self,
+        *,
+        gap_timeout_s: float,
+        kept_bytes: int,
+        max_ahead: int = 4096,
+        lanes_per_adapter: int = 64,
+    ) -> None:
+        self._gap_timeout_s = gap_timeout_s
+        self._max_ahead = max_ahead
+        self._lanes_per_adapter = lanes_per_adapter
+        self._lanes: dict[LaneId, _Lane] = {}
+        self._by_adapter: dict[AdapterId, list[LaneId]] = {}
+        # In the order in which adapters take their turns.
+        self._ready: dict[AdapterId, deque[Queued]] = {}
+        self._gap_since: dict[LaneId, float] = {}
+        self._outcomes = Outcomes(kept_bytes=kept_bytes)
+        self._uses = 0
+
+    def open(self, adapter: AdapterId, lane: LaneId) -> None:
+        siblings = self._by_adapter.setdefault(adapter, [])
+        if len(siblings) >= self._lanes_per_adapter:
+            self._forget_oldest_idle(siblings)
+        siblings.append(lane)
+        self._lanes[lane] = _Lane(adapter, self._next_use())
+
+    def knows(self, operation: Operation) -> bool:
+        """Whether the operation's lane is open, and on its adapter."""
+        lane = self._lanes.get(operation.lane)
+        return lane is not None and lane.adapter == operation.adapter
+
+    def admit(self, envelope: Envelope, operation: Operation, fingerprint: bytes, now: float) -> list[Answer]:
+        """Take in an operation of a known lane. Returns an answer only if it was settled before.
+
+        Raises:
+            SequenceConflict: its number was used with other content, or so long ago that the
+                outcome is no longer kept.
+            InvalidRequest: its number is below 1 or too far ahead. The number is not used up.
+        """
+        assert self.knows(operation)
+        lane, seq = self._lanes[operation.lane], operation.seq
+        lane.used = self._next_use()
+        if seq < 1 or seq > lane.expected + self._max_ahead:
+            raise InvalidRequest(
+                f"seq {seq} is out of range: this lane expects {lane.expected}, "
+                f"and takes up to {self._max_ahead} more"
+            )
+        if finished := self._outcomes.get(operation.lane, seq):
+            _check_same(finished.fingerprint, fingerprint, seq)
+            return [Answer(envelope, finished.outcome)]
+        if waiting := lane.early.get(seq) or lane.queued.get(seq):
+            _check_same(waiting.fingerprint, fingerprint, seq)
+            waiting.askers.append(envelope)
+            return []
+        if seq < lane.expected:
+            raise SequenceConflict(
+                f"seq {seq} of this lane was settled long ago and its answer is no longer kept; "
+                "it does not run again"
+            )
+        lane.early[seq] = Queued(operation, fingerprint, [envelope])
+        self._advance(operation.lane, lane, now)
+        return []
+
+    def runnable(self) -> Mapping[AdapterId, Sequence[Queued]]:
+        """Per adapter, what may run now, in order; adapters in the order of their turns."""
+        return self._ready
+
+    def take(self, adapter: AdapterId, count: int) -> list[Queued]:
+        """Take the first operations of an adapter, which then goes to the back of the rotation.
+
+        Each must be handed to `finish`.
+        """
+        queue = self._ready.pop(adapter)
+        taken = [queue.popleft() for _ in range(count)]
+        if queue:
+            self._ready[adapter] = queue
+        return taken
+
+    def finish(self, queued: Queued, outcome: Message) -> list[Answer]:
+        """Settle an operation that ran: one outcome, for all who asked."""
+        operation = queued.operation
+        lane = self._lanes.get(operation.lane)
+        if lane is not None:
+            del lane.queued[operation.seq]
+            self._outcomes.put(operation.lane, operation.seq, queued.fingerprint, outcome)
+        return [Answer(asker, outcome) for asker in queued.askers]
+
+    def expire(self, now: float) -> list[Answer]:
+        """Give up on numbers that did not arrive in time, and fail what waited behind them."""
+        late = [lane for lane, since in self._gap_since.items() if now - since >= self._gap_timeout_s]
+        return [answer for lane in late for answer in self._give_up(lane)]
+
+    def next_expiry(self) -> float | None:
+        """When `expire` is worth calling next, on the clock of `now`; None while no lane has a gap."""
+        return min(self._gap_since.values()) + self._gap_timeout_s if self._gap_since else None
+
+    def close(self, adapter: AdapterId, outcome: Message) -> list[Answer]:
+        """Forget an adapter's lanes and answer everything that waits in them."""
+        self._ready.pop(adapter, None)
+        closed = [(name, self._lanes.pop(name)) for name in self._by_adapter.pop(adapter, [])]
+        for name, _ in closed:
+            self._gap_since.pop(name, None)
+        return [Answer(asker, outcome) for _, lane in closed for asker in _askers(lane)]
+
+    def close_all(self, outcome: Message) -> list[Answer]:
+        return [answer for adapter in list(self._by_adapter) for answer in self.close(adapter, outcome)]
+
+    def _advance(self, name: LaneId, lane: _Lane, now: float) -> None:
+        """Move what is now in order from the reorder buffer to the adapter's queue."""
+        before = lane.expected
+        while (queued := lane.early.pop(lane.expected, None)) is not None:
+            lane.queued[lane.expected] = queued
+            self._ready.setdefault(lane.adapter, deque()).append(queued)
+            lane.expected += 1
+        if not lane.early:
+            self._gap_since.pop(name, None)
+        elif lane.expected != before or name not in self._gap_since:
+            # A new gap, or one further on: its number gets the whole time to arrive.
+            self._gap_since[name] = now
+
+    def _give_up(self, name: LaneId) -> list[Answer]:
+        lane = self._lanes[name]
+        missing, end = lane.expected, max(lane.early) + 1
+        outcome = failure(
+            SequenceGap(
+                f"operation {missing} of this lane did not arrive within {self._gap_timeout_s:g} s, so "
+                f"what waited behind it did not run; go on with seq {end}"
+            )
+        )
+        answers = []
+        for seq in range(missing, end):
+            queued = lane.early.pop(seq, None)
+            self._outcomes.put(name, seq, queued.fingerprint if queued else None, outcome)
+            answers += [Answer(asker, outcome) for asker in queued.askers] if queued else []
+        lane.expected = end
+        del self._gap_since[name]
+        return answers
+
+    def _forget_oldest_idle(self, siblings: list[LaneId]) -> None:
+        idle = [name for name in siblings if not self._lanes[name].early and not self._lanes[name].queued]
+        if idle:
+            oldest = min(idle, key=lambda name: self._lanes[name].used)
+            siblings.remove(oldest)
+            del self._lanes[oldest]
+
+    def _next_use(self) -> int:
+        self._uses += 1
+        return self._uses
+
+
+def failure(error: LoractlError) -> Failed:
+    """The reply that carries an error."""
+    return Failed(code=error.code, message=error.message, retryable=error.retryable, fault=error.fault)
+
+
+def _check_same(known: bytes | None, fingerprint: bytes, seq: int) -> None:
+    if known is not None and known != fingerprint:
+        raise SequenceConflict(f"seq {seq} of this lane was used before with other content; use the next one")
+
+
+def _askers(lane: _Lane) -> Iterator[Envelope]:
+    for queued in (*lane.queued.values(), *lane.early.values()):
+        yield from queued.askers

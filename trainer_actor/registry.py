@@ -1,0 +1,166 @@
+"""The adapters that exist: whose they are, what they are called, what they are made of.
+
+One small file each, `<state>/adapters/<id>/adapter.json`, replaced atomically; the directory is an
+adapter exactly as long as that file lies in it. Training state is left to `checkpoints`, versions
+to `publishing`.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from ..bus.errors import AdapterExists, AdapterNotFound
+from ..bus.ids import AdapterId, TenantId, checked_name, new_adapter_id
+from ..bus.layout import StateLayout
+from ..bus.messages import LoraSpec, ModelDetails
+from .durable_files import remove_directory, storage_errors, sweep, write_file
+
+log = structlog.get_logger()
+
+_FILE = "adapter.json"
+_OUR_DIRECTORY = re.compile(r"ad-[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRecord:
+    """One adapter for as long as it lives. base: signature of the base model it belongs to.
+
+    last_version: the highest version number ever begun; it only grows, so none is used twice.
+    """
+
+    adapter: AdapterId
+    tenant: TenantId
+    name: str
+    lora: LoraSpec
+    base: str
+    created_unix_s: float
+    last_version: int = 0
+
+
+class Registry:
+    """Adapters of one base model. Those that belong to another stay on disk, untouched."""
+
+    def __init__(self, layout: StateLayout, base: str, records: Iterable[AdapterRecord] = ()) -> None:
+        self._layout = layout
+        self._base = base
+        self._records = {record.adapter: record for record in records}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def all(self) -> list[AdapterRecord]:
+        return list(self._records.values())
+
+    def create(self, tenant: TenantId, name: str, lora: LoraSpec, *, now_unix_s: float) -> AdapterRecord:
+        """Raises AdapterExists, InvalidName, StorageFailed."""
+        checked_name(name, what="an adapter")
+        if self._named(tenant, name):
+            raise AdapterExists(f"{name!r} is the name of an adapter of yours already; choose another")
+        record = AdapterRecord(
+            adapter=new_adapter_id(),
+            tenant=tenant,
+            name=name,
+            lora=lora,
+            base=self._base,
+            created_unix_s=now_unix_s,
+        )
+        self._store(record)
+        return record
+
+    def owned(self, tenant: TenantId, adapter: AdapterId) -> AdapterRecord:
+        """Raises AdapterNotFound, the same for an adapter of another tenant as for none."""
+        record = self._records.get(adapter)
+        if record is None or record.tenant != tenant:
+            raise AdapterNotFound(f"there is no adapter {adapter!r}; `loractl adapters list` shows yours")
+        return record
+
+    def of(self, tenant: TenantId, name: str | None = None) -> list[AdapterRecord]:
+        """The tenant's adapters, oldest first, or the one with this name.
+
+        Raises:
+            AdapterNotFound: a name was given, and the tenant has no such adapter.
+        """
+        if name is None:
+            mine = [record for record in self._records.values() if record.tenant == tenant]
+            return sorted(mine, key=lambda record: record.created_unix_s)
+        if record := self._named(tenant, name):
+            return [record]
+        raise AdapterNotFound(f"you have no adapter named {name!r}; `loractl adapters list` shows yours")
+
+    def begin_version(self, adapter: AdapterId) -> int:
+        """Use up the next version number, on disk before anyone sees it."""
+        record = self._records[adapter]
+        self._store(replace(record, last_version=record.last_version + 1))
+        return record.last_version + 1
+
+    def remove(self, adapter: AdapterId) -> None:
+        """From the moment that adapter.json is gone the adapter is, checkpoints and all."""
+        with storage_errors("delete the adapter"):
+            (self._layout.adapter(adapter) / _FILE).unlink()
+        del self._records[adapter]
+        try:
+            remove_directory(self._layout.adapter(adapter))
+        except OSError as error:
+            # The adapter is gone either way; the next start removes what is left of it.
+            log.warning("registry.files_not_removed", adapter=adapter, reason=str(error))
+
+    def _store(self, record: AdapterRecord) -> None:
+        with storage_errors(f"write adapter {record.name!r} to disk"):
+            write_file(self._layout.adapter(record.adapter) / _FILE, msgspec.json.encode(record))
+        self._records[record.adapter] = record
+
+    def _named(self, tenant: TenantId, name: str) -> AdapterRecord | None:
+        same = (r for r in self._records.values() if (r.tenant, r.name) == (tenant, name))
+        return next(same, None)
+
+
+def open_registry(layout: StateLayout, base: str) -> Registry:
+    """Read what the disk holds. Foreign and broken directories are left alone and logged."""
+    layout.adapters.mkdir(parents=True, exist_ok=True)
+    sweep(layout.adapters)
+    records: list[AdapterRecord] = []
+    for directory in sorted(layout.adapters.iterdir()):
+        record = _read(directory)
+        if record is not None and record.base == base:
+            records.append(record)
+        elif record is not None:
+            log.info("registry.adapter_of_another_base", adapter=record.adapter, base=record.base)
+        elif _OUR_DIRECTORY.fullmatch(directory.name) and not (directory / _FILE).exists():
+            # A crash in the middle of a creation or a deletion: there is no adapter here.
+            shutil.rmtree(directory, ignore_errors=True)
+    return Registry(layout, base, records)
+
+
+def exists_on_disk(layout: StateLayout, adapter: AdapterId) -> bool:
+    """Whether a directory is an adapter of any base model."""
+    return (layout.adapter(adapter) / _FILE).is_file()
+
+
+def base_signature(model: ModelDetails) -> str:
+    """What must be equal for an adapter's state to belong to a base model.
+
+    The weights themselves are not part of it: hashing gigabytes at every start costs too much.
+    """
+    shape = f"{model.family}/{model.vocab_size}/{model.parameters}"
+    return f"{model.name} {hashlib.sha256(shape.encode()).hexdigest()[:16]}"
+
+
+def _read(directory: Path) -> AdapterRecord | None:
+    file = directory / _FILE
+    if not file.is_file():
+        return None
+    try:
+        record = msgspec.json.decode(file.read_bytes(), type=AdapterRecord)
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("registry.unreadable_adapter_ignored", file=str(file), reason=str(error))
+        return None
+    if record.adapter != directory.name:
+        log.warning("registry.misplaced_adapter_ignored", file=str(file), adapter=record.adapter)
+        return None
+    return record

@@ -1,0 +1,80 @@
+"""The step window of one adapter: which event may follow which, in one table.
+
+A window holds the operations since the adapter's last committed step: forward_backward opens it,
+optim_step commits and closes it. Pure data; the numbers themselves are the engine's.
+
+What the events mean here:
+- an operation that failed changes nothing: a forward_backward that failed contributed no gradient,
+  and the optim_step behind it applies what the others gathered, or nothing if there was nothing;
+- scoring (forward_only), saving and publishing leave the window as it is. They see the weights of
+  the last committed step, because gradients touch no weight before optim_step; a checkpoint also
+  holds the gradients gathered since;
+- loading and importing drop the gradients gathered so far, by definition. A checkpoint that was
+  saved inside a window opens that window again when it is loaded with its optimizer;
+- nothing follows deletion: the lanes of a deleted adapter are closed with it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+
+class Phase(Enum):
+    CLOSED = auto()
+    OPEN = auto()
+    DELETED = auto()
+
+
+class Event(Enum):
+    GATHERED = auto()  # a forward_backward added its gradients
+    SCORED = auto()  # a forward_only pass ran
+    FAILED = auto()  # any operation failed
+    COMMITTED = auto()  # an optim_step applied the gradients
+    STEPPED_ON_NOTHING = auto()  # an optim_step found no gradient: an exact no-op
+    REPLACED = auto()  # weights, moments and step came from elsewhere, without gradients
+    REPLACED_MIDWAY = auto()  # so did they, with gradients gathered since that step
+    SAVED = auto()
+    PUBLISHED = auto()
+    REMOVED = auto()
+
+
+TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
+    (Phase.CLOSED, Event.GATHERED): Phase.OPEN,
+    (Phase.CLOSED, Event.SCORED): Phase.CLOSED,
+    (Phase.CLOSED, Event.FAILED): Phase.CLOSED,
+    (Phase.CLOSED, Event.STEPPED_ON_NOTHING): Phase.CLOSED,
+    (Phase.CLOSED, Event.REPLACED): Phase.CLOSED,
+    (Phase.CLOSED, Event.REPLACED_MIDWAY): Phase.OPEN,
+    (Phase.CLOSED, Event.SAVED): Phase.CLOSED,
+    (Phase.CLOSED, Event.PUBLISHED): Phase.CLOSED,
+    (Phase.CLOSED, Event.REMOVED): Phase.DELETED,
+    (Phase.OPEN, Event.GATHERED): Phase.OPEN,
+    (Phase.OPEN, Event.SCORED): Phase.OPEN,
+    (Phase.OPEN, Event.FAILED): Phase.OPEN,
+    (Phase.OPEN, Event.COMMITTED): Phase.CLOSED,
+    (Phase.OPEN, Event.REPLACED): Phase.CLOSED,
+    (Phase.OPEN, Event.REPLACED_MIDWAY): Phase.OPEN,
+    (Phase.OPEN, Event.SAVED): Phase.OPEN,
+    (Phase.OPEN, Event.PUBLISHED): Phase.OPEN,
+    (Phase.OPEN, Event.REMOVED): Phase.DELETED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """step: optimizer steps committed. unsaved: weights or moments differ from every checkpoint."""
+
+    phase: Phase = Phase.CLOSED
+    step: int = 0
+    unsaved: bool = False
+
+    def after(self, event: Event, *, step: int | None = None) -> "Window":
+        """The window once `event` has happened. `step`: the new count, for events that change it."""
+        phase = TRANSITIONS.get((self.phase, event))
+        assert phase is not None, f"{event.name} cannot happen while a window is {self.phase.name}"
+        assert (step is not None) == (event in _CHANGE_STEP), f"{event.name} with step {step}"
+        unsaved = event in _CHANGE_STEP or (self.unsaved and event is not Event.SAVED)
+        return Window(phase, self.step if step is None else step, unsaved)
+
+
+_CHANGE_STEP = {Event.COMMITTED, Event.REPLACED, Event.REPLACED_MIDWAY}
