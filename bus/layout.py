@@ -5,6 +5,7 @@
 <state>/logs/<actor>.log   JSON lines, and <actor>.out for what libraries print
 <state>/adapters/<id>/     one directory per adapter: adapter.json, checkpoints/<digest of name>/
 <state>/versions/<id>/<n>/ immutable published versions: PEFT files, version.json
+<state>/training/<id>.json the settings of the `loractl train` run that made an adapter
 """
 
 import hashlib
@@ -68,3 +69,6 @@ class StateLayout:
 
     def version(self, adapter: AdapterId, number: int) -> Path:
         return self.versions / adapter / str(number)
+
+    def training_record(self, adapter: AdapterId) -> Path:
+        return self.root / "training" / f"{adapter}.json"
