@@ -7,7 +7,7 @@ between engines belong to the actor (`actor.py` and the pure files beside it). O
 Legend: P = prompt tokens.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -122,10 +122,10 @@ class Engine(Protocol):
         After it returns the version's directory may be deleted.
         """
 
-    def sample(self, job: Job) -> AsyncIterator[Delta]:
+    def sample(self, job: Job) -> AsyncGenerator[Delta, None]:
         """Run a job; deltas come as they are made, the last one has `finished` set.
 
-        Closing the iterator early, or cancelling the task that reads it, frees the sequence.
+        Closing the generator early, or cancelling the task that reads it, frees the sequence.
         """
 
     async def abort(self, job_key: str) -> None:
