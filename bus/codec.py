@@ -128,6 +128,8 @@ def check_sizes(frames: Sequence[Buffer], limits: LimitsConfig) -> None:
     """
     if not 0 < len(frames) <= limits.frames:
         raise BadFrame(f"{len(frames)} frames; a message has 1 to {limits.frames}")
+    if len(frames[0]) > limits.header_bytes:
+        raise BadFrame(f"a header of {len(frames[0])} bytes; at most {limits.header_bytes} are read")
     for frame in frames:
         if len(frame) > limits.frame_bytes:
             raise BadFrame(f"a frame of {len(frame)} bytes; at most {limits.frame_bytes} are read")

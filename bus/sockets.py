@@ -1,0 +1,140 @@
+"""How sockets are made, and what is the same for all of them.
+
+Nothing is dropped at a high-water mark (they are off; the broker limits what it admits), no frame
+is longer than the limits allow, and only ipc addresses are served: tcp waits for CURVE keys.
+Closing a socket keeps unsent messages for `LINGER_MS` at most, so that no process hangs at its end.
+"""
+
+import contextlib
+import socket as posix
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import zmq
+
+from .arrays import Buffer
+from .config import LimitsConfig
+from .errors import InvalidConfig, NotSupported
+
+Frames = list[Buffer]
+SocketT = TypeVar("SocketT", bound="zmq.Socket[Any]")
+PlainContext = zmq.Context["zmq.Socket[bytes]"]
+PlainSocket = zmq.Socket[bytes]
+
+LINGER_MS = 2000
+_IPC = "ipc://"
+# Below this, copying a frame costs less than keeping zmq's own buffer alive for it.
+_VIEW_FROM_BYTES = 65_536
+
+
+def new_context() -> PlainContext:
+    """One per client or link: closing it flushes and ends all of its sockets."""
+    return zmq.Context()
+
+
+def bind_router(
+    context: "zmq.Context[SocketT]", address: str, limits: LimitsConfig, *, handover: bool = False
+) -> SocketT:
+    """A ROUTER that says so (EHOSTUNREACH) when a peer is gone, instead of dropping silently.
+
+    handover: a peer that comes back under the identity of an older connection takes its place, as
+    a restarted actor does. Never for clients: one could take another's answers.
+    """
+    socket = _prepared(context, zmq.ROUTER, limits)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, int(handover))
+    socket.bind(checked_address(address))
+    return socket
+
+
+def bind_publisher(context: "zmq.Context[SocketT]", address: str, limits: LimitsConfig) -> SocketT:
+    socket = _prepared(context, zmq.PUB, limits)
+    socket.bind(checked_address(address))
+    return socket
+
+
+def connect_dealer(
+    context: "zmq.Context[SocketT]", address: str, limits: LimitsConfig, *, identity: bytes = b""
+) -> SocketT:
+    """identity: empty for a client, which gets one of zmq's own; see `identities` for actors."""
+    socket = _prepared(context, zmq.DEALER, limits)
+    if identity:
+        socket.setsockopt(zmq.IDENTITY, identity)
+    socket.connect(checked_address(address))
+    return socket
+
+
+def connect_subscriber(context: "zmq.Context[SocketT]", address: str, limits: LimitsConfig) -> SocketT:
+    socket = _prepared(context, zmq.SUB, limits)
+    socket.setsockopt(zmq.SUBSCRIBE, b"")
+    socket.connect(checked_address(address))
+    return socket
+
+
+def checked_address(address: str) -> str:
+    """Return an address that can be served.
+
+    Raises:
+        NotSupported: it is not an ipc address.
+        InvalidConfig: its path is longer than the system allows for a socket (about 100 bytes).
+    """
+    scheme = address.partition("://")[0]
+    if scheme == "tcp":
+        raise NotSupported(f"{address}: tcp needs CURVE keys, which loractl does not have yet; use ipc")
+    if not address.startswith(_IPC):
+        raise NotSupported(f"{address}: only ipc addresses are served")
+    length = len(address.removeprefix(_IPC).encode())
+    if length > zmq.IPC_PATH_MAX_LEN:
+        raise InvalidConfig(
+            f"{address} is {length} bytes long and a socket's path has room for {zmq.IPC_PATH_MAX_LEN}: "
+            "choose a shorter --state-dir"
+        )
+    return address
+
+
+def someone_listens(address: str) -> bool:
+    """Is a process behind this address? False for a missing path and for one that a dead process left.
+
+    Asks the kernel only, so the answer comes at once, however busy that process is.
+    """
+    with posix.socket(posix.AF_UNIX, posix.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(checked_address(address).removeprefix(_IPC))
+        except BlockingIOError:  # it listens, and its queue of connections is full
+            return True
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
+def receive_waiting(socket: "zmq.Socket[Any]") -> Iterator[Frames]:
+    """Every message that has already arrived, without waiting."""
+    while True:
+        try:
+            frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return
+        yield [buffer_of(frame) for frame in frames]
+
+
+def buffer_of(frame: zmq.Frame) -> Buffer:
+    """A frame's bytes: a view for a long one, so that arrays are never copied on their way in."""
+    return frame.bytes if len(frame) < _VIEW_FROM_BYTES else frame.buffer
+
+
+def close(context: "zmq.Context[Any]", *sockets: "zmq.Socket[Any]") -> None:
+    """Close everything that was made; waits up to `LINGER_MS` for what is still being sent."""
+    for socket in sockets:
+        with contextlib.suppress(zmq.ZMQError):
+            socket.close(linger=LINGER_MS)
+    context.term()
+
+
+def _prepared(context: "zmq.Context[SocketT]", kind: int, limits: LimitsConfig) -> SocketT:
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.MAXMSGSIZE, limits.frame_bytes)
+    return socket
