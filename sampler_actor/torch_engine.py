@@ -1,0 +1,165 @@
+"""The embedded sampling engine: torch over the Hugging Face model, for where vLLM is not, or not exact.
+
+This file is its asyncio face. A worker thread (`torch_worker`) owns the model and runs steps
+(`torch_steps`); `torch_plan` decides who runs in each; `torch_attention` and `torch_cache` keep
+sequences apart; `torch_lora` adds each token's own adapter; `torch_sampling` picks tokens.
+
+The same job gives the same tokens whatever its neighbours, as far as rounding allows: products over
+batches of another size may differ in the last bits, nothing else does.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator
+from concurrent.futures import Future
+
+import numpy as np
+
+from ..bus.errors import EngineFailed, LoractlError
+from ..bus.messages import EngineName, Floats, VersionRecord
+from .engine import Delta, EngineSettings, Job, VersionKey, key_of
+from .torch_adapter import read_adapter
+from .torch_model import PackedModel
+from .torch_steps import Events, Scored, answer, score
+from .torch_worker import Bind, Cancel, Command, Stop, Submit, Unbind, Worker
+
+
+class TorchEngine:
+    """Fulfils `engine.Engine`."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._streams: dict[str, _Stream] = {}
+        self._scores: dict[str, asyncio.Future[tuple[float, ...]]] = {}
+        self._score_numbers = itertools.count(1)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._worker: Worker | None = None
+        self._model: PackedModel | None = None
+
+    @property
+    def name(self) -> EngineName:
+        return "torch"
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._worker = Worker(self._settings, self._post)
+        self._worker.start()
+        self._model = await asyncio.wrap_future(self._worker.started)
+
+    async def add(self, record: VersionRecord) -> int:
+        model = self._model
+        if model is None:
+            raise EngineFailed("the torch engine is not running")
+        # In a thread of its own: steps go on while files are read.
+        adapter = await asyncio.to_thread(
+            read_adapter, record, model.lora.shapes, dtype=model.dtype, device=model.device
+        )
+        done: Future[int] = Future()
+        self._send(Bind(key_of(record), adapter, done))
+        return await asyncio.wrap_future(done)
+
+    async def remove(self, key: VersionKey) -> None:
+        done: Future[None] = Future()
+        self._send(Unbind(key, done))
+        await asyncio.wrap_future(done)
+
+    async def sample(self, job: Job) -> AsyncGenerator[Delta, None]:
+        stream = _Stream()
+        self._streams[job.key] = stream
+        try:
+            self._send(Submit(answer(job)))
+            while not stream.exhausted:
+                yield await stream.next()
+        finally:
+            del self._streams[job.key]
+            if not stream.ended:
+                self._send(Cancel(job.key))
+
+    async def abort(self, job_key: str) -> None:
+        self._send(Cancel(job_key))
+
+    async def score(self, version: VersionKey | None, prompt: tuple[int, ...]) -> Floats:
+        key = f"score {next(self._score_numbers)}"
+        future: asyncio.Future[tuple[float, ...]] = asyncio.get_running_loop().create_future()
+        self._scores[key] = future
+        try:
+            self._send(Submit(score(key, version, prompt)))
+            return np.array(await future, dtype=np.float32)
+        finally:
+            del self._scores[key]
+            if future.cancelled():
+                self._send(Cancel(key))
+
+    async def healthy(self) -> bool:
+        return self._model is not None and self._worker is not None and not self._worker.failed
+
+    async def close(self) -> None:
+        worker, self._worker, self._model = self._worker, None, None
+        if worker is not None:
+            worker.send(Stop())
+            await asyncio.to_thread(worker.join)
+
+    def _send(self, command: Command) -> None:
+        if self._worker is None:
+            raise EngineFailed("the torch engine is not running")
+        self._worker.send(command)
+
+    def _post(self, events: Events) -> None:
+        """In the worker's thread: one wake-up of the loop for all events of a step."""
+        assert self._loop is not None, "the worker starts after the loop is known"
+        if events:
+            self._loop.call_soon_threadsafe(self._deliver, events)
+
+    def _deliver(self, events: Events) -> None:
+        """Back in the loop. Who gave up in the meantime is no longer in the tables."""
+        for key, event in events:
+            if stream := self._streams.get(key):
+                stream.put(event)
+            elif (future := self._scores.get(key)) and not future.done():
+                match event:
+                    case Scored(logprobs):
+                        future.set_result(logprobs)
+                    case Delta():
+                        future.set_exception(EngineFailed("the torch engine was closed"))
+                    case error:
+                        future.set_exception(error)
+
+
+class _Stream:
+    """Deltas of one job on their way to its reader; a slow reader gets several as one."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.exhausted = False
+        self._tokens: list[int] = []
+        self._logprobs: list[float] = []
+        self._last: Delta | None = None
+        self._error: LoractlError | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, event: Delta | Scored | LoractlError) -> None:
+        match event:
+            case Delta(tokens=tokens, logprobs=logprobs):
+                self._tokens += tokens
+                self._logprobs += logprobs
+                self._last = event
+                self.ended = event.finished is not None
+            case Scored():
+                raise AssertionError("a job is never scored")
+            case error:
+                self._error = error
+                self.ended = True
+        self._changed.set()
+
+    async def next(self) -> Delta:
+        await self._changed.wait()
+        self._changed.clear()
+        if self._error is not None:
+            raise self._error
+        assert self._last is not None, "woken without a delta"
+        delta = Delta(
+            tokens=tuple(self._tokens), logprobs=tuple(self._logprobs), finished=self._last.finished
+        )
+        self._tokens, self._logprobs = [], []
+        self.exhausted = self.ended
+        return delta
