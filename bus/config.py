@@ -38,13 +38,15 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerConfig:
-    """threads 0: one fewer than the machine has, at least 1. logits_chunk: positions whose logits
-    exist at one time."""
+    """threads 0: one fewer than the machine has, at least 1. pass_tokens: positions that run through
+    the model at one time, 0 for what suits the device; a longer sequence runs alone. logits_chunk:
+    positions whose logits exist at one time."""
 
     slots: int = 8
     max_rank: int = 32
     threads: int = 0
     host_bytes: int = 8 * 2**30
+    pass_tokens: int = 0
     logits_chunk: int = 256
     lane_gap_timeout_s: float = 120.0
 

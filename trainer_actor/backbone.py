@@ -1,0 +1,159 @@
+"""The frozen base model: a stock megatron-core GPTModel with our attention, rotary and linears in it.
+
+Everything of ours goes in through the layer spec or an attribute that megatron-core offers; nothing
+is patched. One process, tensor and pipeline parallel size 1, the same on CPU and CUDA. The output
+layer's product is not computed here: `output` does that in chunks.
+
+Legend: T = packed positions, H = hidden.
+"""
+
+from functools import partial
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from ..bus.errors import StartFailed
+from .attention import PackedAttention, PackedRotary
+from .hf_config import BaseModel
+from .hf_weights import load_weights
+from .lora import LoraColumnParallelLinear, LoraRowParallelLinear
+from .pass_frame import PassFrame
+from .row_layout import RowLayout, Site
+
+
+class Backbone:
+    """frame: set it around every call of `hidden` and the backward of what it returned."""
+
+    def __init__(self, base: BaseModel, layout: RowLayout, dtype: torch.dtype, device: torch.device) -> None:
+        self.frame = PassFrame()
+        self._model = _gpt_model(base, self.frame, dtype, device)
+        for layer in self._model.decoder.layers:
+            # Stock RMSNorms know no dtype of their own.
+            layer.to(dtype=dtype, device=device)
+        self._model.decoder.final_layernorm.to(dtype=dtype, device=device)
+        load_weights(self._model, base)
+        self._model.requires_grad_(False)
+        refuse_trainable(self._model)
+        self._attach(layout)
+        self.parameters = sum(each.numel() for each in self._model.parameters())
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[V, H]; the embedding itself where the model ties them."""
+        weight: Tensor | None = self._model.output_layer.weight
+        return self._model.shared_embedding_or_output_weight() if weight is None else weight
+
+    def hidden(self, tokens_T: Tensor) -> Tensor:
+        """The final hidden states [T, H] of the frame's packed sequences."""
+        embedded_T1H = self._model.embedding(input_ids=tokens_T[None], position_ids=None)
+        hidden_T1H: Tensor = self._model.decoder(
+            hidden_states=embedded_T1H,
+            attention_mask=None,
+            rotary_pos_emb=self._model.rotary_pos_emb(len(tokens_T)),
+        )
+        return hidden_T1H.squeeze(1)
+
+    def _attach(self, layout: RowLayout) -> None:
+        for site in layout.sites:
+            linear = self._linear_at(site)
+            if linear is not None:
+                linear.attach(self.frame, site)
+
+    def _linear_at(self, site: Site) -> LoraColumnParallelLinear | LoraRowParallelLinear | None:
+        if site.kind == "unembed":
+            return None  # `output` adds the adapters there
+        layer = self._model.decoder.layers[site.layer]
+        linears = {
+            "qkv": layer.self_attention.linear_qkv,
+            "proj": layer.self_attention.linear_proj,
+            "fc1": layer.mlp.linear_fc1,
+            "fc2": layer.mlp.linear_fc2,
+        }
+        linear: LoraColumnParallelLinear | LoraRowParallelLinear = linears[site.kind]
+        return linear
+
+
+def refuse_trainable(model: torch.nn.Module) -> None:
+    """Only adapters are trained, and they live in the bank: a parameter that wants gradients is a fault.
+
+    Raises:
+        StartFailed: names the parameters.
+    """
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if trainable:
+        raise StartFailed(f"parameters of the base model would be trained: {', '.join(trainable[:5])}")
+
+
+def _gpt_model(base: BaseModel, frame: PassFrame, dtype: torch.dtype, device: torch.device) -> GPTModel:
+    _initialize_parallel_state()
+    config = _transformer_config(base, dtype, device)
+    model = GPTModel(
+        config,
+        _layer_spec(base, frame),
+        vocab_size=base.shape.vocab,
+        max_sequence_length=base.max_positions,
+        share_embeddings_and_output_weights=base.tied,
+        position_embedding_type="rope",
+        parallel_output=True,
+    )
+    # The model computes its own from a base; these are Hugging Face's, scaled as the model wants.
+    model.rotary_pos_emb = PackedRotary(frame=frame, inverse_frequencies=base.inverse_frequencies.to(device))
+    return model
+
+
+def _initialize_parallel_state() -> None:
+    """A group of one process, with no port and no other process to wait for."""
+    if not dist.is_initialized():
+        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel()
+
+
+def _transformer_config(base: BaseModel, dtype: torch.dtype, device: torch.device) -> TransformerConfig:
+    return TransformerConfig(
+        num_layers=base.shape.layers,
+        hidden_size=base.shape.hidden,
+        ffn_hidden_size=base.shape.ffn,
+        num_attention_heads=base.shape.heads,
+        num_query_groups=base.shape.kv_heads,
+        kv_channels=base.shape.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=base.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=base.family.qkv_bias,
+        qk_layernorm=base.family.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        # The fused forms compile at their first use and gain nothing without dropout and bias.
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        use_cpu_initialization=device.type == "cpu",
+        # Parameters stay uninitialised until `load_weights` has filled every one of them.
+        perform_initialization=False,
+        params_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        pipeline_dtype=dtype,
+    )
+
+
+def _layer_spec(base: BaseModel, frame: PassFrame) -> ModuleSpec:
+    spec = get_gpt_layer_local_spec(qk_layernorm=base.family.qk_norm, normalization="RMSNorm")
+    attention = spec.submodules.self_attention.submodules
+    attention.linear_qkv = LoraColumnParallelLinear
+    attention.linear_proj = LoraRowParallelLinear
+    attention.core_attention = partial(PackedAttention, frame=frame)
+    mlp = spec.submodules.mlp.submodules
+    mlp.linear_fc1 = LoraColumnParallelLinear
+    mlp.linear_fc2 = LoraRowParallelLinear
+    return spec

@@ -1,0 +1,125 @@
+"""A training state as checkpoint tensors and metadata, and back. Writes no files.
+
+Tensors are `<piece>/<PEFT name>` for the pieces main, gradients, exp_avg and exp_avg_sq, float32 and
+without padding, so a checkpoint fits whatever rank the bank is built for. Metadata says what the
+numbers belong to; all of it must fit before a tensor is used.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+from torch import Tensor
+
+from ..bus.errors import CheckpointMismatch
+from ..bus.messages import LoraSpec
+from .bank import HostState
+from .naming import from_named, listed, to_named
+from .row_layout import RowLayout
+
+_FORMAT = "loractl-state-1"
+
+
+def state_tensors(
+    layout: RowLayout, state: HostState, base_model: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors = {
+        f"{piece}/{name}": tensor
+        for piece, active_N in _pieces(state).items()
+        for name, tensor in to_named(layout, state.lora, active_N).items()
+    }
+    metadata = {
+        **_belongs_to(layout, state.lora, base_model),
+        "step": str(state.step),
+        "tokens": str(state.tokens),
+        "pieces": json.dumps(sorted(_pieces(state))),
+    }
+    return tensors, metadata
+
+
+def read_state(
+    layout: RowLayout,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    lora: LoraSpec,
+    base_model: str,
+    *,
+    with_optimizer: bool,
+) -> HostState:
+    """The state of an adapter `lora`, whose seed may be another's: it only drew the first weights.
+
+    Without the optimizer, what is left are the weights, at step 0.
+
+    Raises:
+        CheckpointMismatch: the message lists what differs.
+    """
+    _check_belongs(_belongs_to(layout, lora, base_model), metadata)
+    step, tokens, pieces = _counters(metadata)
+    by_piece: dict[str, dict[str, Tensor]] = {piece: {} for piece in pieces}
+    for key, tensor in tensors.items():
+        piece, _, name = key.partition("/")
+        if piece not in by_piece:
+            raise CheckpointMismatch(
+                f"the checkpoint holds a tensor {key!r} that its metadata does not announce"
+            )
+        by_piece[piece][name] = tensor
+    read = {
+        piece: from_named(layout, lora, named, what=f"the checkpoint's {piece}")
+        for piece, named in by_piece.items()
+    }
+    state = HostState(
+        lora=lora,
+        step=step,
+        tokens=tokens,
+        main=read["main"],
+        gradients=read.get("gradients"),
+        exp_avg=read.get("exp_avg"),
+        exp_avg_sq=read.get("exp_avg_sq"),
+    )
+    if with_optimizer:
+        return state
+    return replace(state, step=0, tokens=0, gradients=None, exp_avg=None, exp_avg_sq=None)
+
+
+def _pieces(state: HostState) -> dict[str, Tensor]:
+    pieces = {
+        "main": state.main,
+        "gradients": state.gradients,
+        "exp_avg": state.exp_avg,
+        "exp_avg_sq": state.exp_avg_sq,
+    }
+    return {name: piece for name, piece in pieces.items() if piece is not None}
+
+
+def _belongs_to(layout: RowLayout, lora: LoraSpec, base_model: str) -> dict[str, str]:
+    """What must be equal between a checkpoint and the adapter that loads it."""
+    return {
+        "format": _FORMAT,
+        "base_model": base_model,
+        "base_shape": json.dumps(asdict(layout.shape), sort_keys=True),
+        "lora": json.dumps(asdict(replace(lora, seed=0, alpha=float(lora.alpha))), sort_keys=True),
+    }
+
+
+def _check_belongs(wanted: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+    differences = [
+        f"{key} is {metadata.get(key, 'absent')} and should be {value}"
+        for key, value in wanted.items()
+        if metadata.get(key) != value
+    ]
+    if differences:
+        raise CheckpointMismatch(f"the checkpoint belongs to something else: {listed(differences)}")
+
+
+def _counters(metadata: Mapping[str, str]) -> tuple[int, int, list[str]]:
+    """step, tokens and the pieces, which must make a whole state."""
+    try:
+        step, tokens = int(metadata["step"]), int(metadata["tokens"])
+        pieces = json.loads(metadata["pieces"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointMismatch(f"the checkpoint's metadata cannot be read: {error!r}") from error
+    moments = ["exp_avg", "exp_avg_sq"] if step > 0 else []
+    possible = [sorted(["main", *moments]), sorted(["main", "gradients", *moments])]
+    if step < 0 or tokens < 0 or pieces not in possible:
+        raise CheckpointMismatch(f"the checkpoint holds {pieces} at step {step}, which is no whole state")
+    return step, tokens, pieces

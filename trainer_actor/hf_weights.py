@@ -1,0 +1,153 @@
+"""Hugging Face safetensors into a megatron-core GPTModel: strictly, every tensor once.
+
+The model is a plain `torch.nn.Module` here; its parameters are known by their names (megatron-core
+0.16.1, local layer spec):
+
+    linear_qkv = for each key-value group [its query heads; its key; its value]
+    linear_fc1 = [gate; up]
+
+Legend: H = hidden, D = head dimension, g = key-value group.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..bus.errors import InvalidConfig
+from .hf_config import BaseModel
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+# Files that older versions of transformers wrote hold these buffers; they are computed, not loaded.
+_BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+
+
+def load_weights(model: torch.nn.Module, base: BaseModel) -> None:
+    """Fill every parameter of the model from the directory's safetensors.
+
+    Raises:
+        InvalidConfig: a file that is missing or broken, a tensor that is missing, left over or of
+            another shape. The model is then of no use.
+    """
+    source = _Tensors(base.path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = _value_of(name, base, source)
+            if value.shape != parameter.shape:
+                shapes = f"{tuple(value.shape)} and not {tuple(parameter.shape)}"
+                raise InvalidConfig(f"{base.path}: the weights for {name} have the shape {shapes}")
+            if not value.is_floating_point():
+                raise InvalidConfig(
+                    f"{base.path}: the weights for {name} are {value.dtype}, not floating point"
+                )
+            parameter.copy_(value)
+    left_over = source.unused()
+    if base.tied:
+        left_over.discard("lm_head.weight")  # some files hold the tied matrix twice
+    if left_over:
+        some = ", ".join(sorted(left_over)[:5])
+        raise InvalidConfig(f"{base.path}: {len(left_over)} tensors that the model has no place for: {some}")
+
+
+def _value_of(name: str, base: BaseModel, source: "_Tensors") -> Tensor:
+    """The value of one megatron-core parameter, put together from Hugging Face tensors."""
+    if name in _WHOLE_MODEL:
+        return source.take(_WHOLE_MODEL[name])
+    found = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
+    if found is None:
+        raise InvalidConfig(f"the model has a parameter {name} that Hugging Face files have no value for")
+    prefix = f"model.layers.{found[1]}."
+    return _IN_LAYER[found[2]](lambda tensor: source.take(prefix + tensor), base)
+
+
+Take = Callable[[str], Tensor]
+
+
+def _plain(tensor: str) -> Callable[[Take, BaseModel], Tensor]:
+    return lambda take, _base: take(tensor)
+
+
+def _qkv(kind: str) -> Callable[[Take, BaseModel], Tensor]:
+    def join(take: Take, base: BaseModel) -> Tensor:
+        groups = base.shape.kv_heads
+        parts = [take(f"self_attn.{each}_proj.{kind}") for each in "qkv"]
+        parts = [part.view(groups, -1, *part.shape[1:]) for part in parts]
+        return torch.cat(parts, dim=1).flatten(0, 1)
+
+    return join
+
+
+def _gate_up(take: Take, _base: BaseModel) -> Tensor:
+    return torch.cat([take("mlp.gate_proj.weight"), take("mlp.up_proj.weight")])
+
+
+_WHOLE_MODEL = {
+    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
+    "decoder.final_layernorm.weight": "model.norm.weight",
+    "output_layer.weight": "lm_head.weight",
+}
+_IN_LAYER: dict[str, Callable[[Take, BaseModel], Tensor]] = {
+    "input_layernorm.weight": _plain("input_layernorm.weight"),
+    "self_attention.linear_qkv.weight": _qkv("weight"),
+    "self_attention.linear_qkv.bias": _qkv("bias"),
+    "self_attention.linear_proj.weight": _plain("self_attn.o_proj.weight"),
+    "self_attention.q_layernorm.weight": _plain("self_attn.q_norm.weight"),
+    "self_attention.k_layernorm.weight": _plain("self_attn.k_norm.weight"),
+    "pre_mlp_layernorm.weight": _plain("post_attention_layernorm.weight"),
+    "mlp.linear_fc1.weight": _gate_up,
+    "mlp.linear_fc2.weight": _plain("mlp.down_proj.weight"),
+}
+
+
+class _Tensors:
+    """The tensors of a model directory, one file or several, each handed out when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened: dict[str, safe_open] = {}
+        self._taken: set[str] = set()
+        for file in _files(path):
+            opened = _open(file)
+            names: list[str] = opened.keys()  # type: ignore[no-untyped-call]
+            for name in names:
+                if name in self._opened:
+                    raise InvalidConfig(f"{path}: {name} is in {file.name} and in another file")
+                self._opened[name] = opened
+
+    def take(self, name: str) -> Tensor:
+        if name not in self._opened:
+            raise InvalidConfig(f"{self._path}: there is no tensor {name}")
+        self._taken.add(name)
+        tensor: Tensor = self._opened[name].get_tensor(name)  # type: ignore[no-untyped-call]
+        return tensor
+
+    def unused(self) -> set[str]:
+        return {name for name in self._opened if name not in self._taken and not _BUFFERS.fullmatch(name)}
+
+
+def _files(path: Path) -> list[Path]:
+    index = path / _INDEX
+    if not index.is_file():
+        if not (path / _SINGLE).is_file():
+            raise InvalidConfig(f"{path} holds neither {_SINGLE} nor {_INDEX}")
+        return [path / _SINGLE]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InvalidConfig(f"cannot read {index}: {error!r}") from error
+    for name in names:
+        if Path(name).name != name or not (path / name).is_file():
+            raise InvalidConfig(f"{index} names {name!r}, which is no file beside it")
+    return [path / name for name in names]
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise InvalidConfig(f"cannot read {file}: {error}") from error

@@ -1,0 +1,95 @@
+"""Slot AdamW: one adapter's step, on its own rows, with its own counters.
+
+Semantics of megatron-core's DistributedOptimizer (0.16.1), which a test compares bit for bit:
+float32 gradients and main weights, the global norm as the norm of the parts' norms, the clip
+coefficient max_norm / (norm + 1e-6) applied when below 1 (clip_grads.py), then AdamW with decoupled
+weight decay, then the weights rounded from the main weights. Parts here are the contiguous active
+ranges of a row.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from ..bus.errors import InvalidRequest, NotFinite
+from .bank import ActiveRange, Bank
+from .passes import AdamParams, StepOutcome
+
+_CLIP_EPSILON = 1e-6  # megatron-core, optimizer/clip_grads.py
+
+
+def adam_step(bank: Bank, slot: int, params: AdamParams) -> StepOutcome:
+    """Apply the slot's gradients and zero them. Without gradients nothing changes.
+
+    Raises:
+        InvalidRequest: a setting out of range.
+        NotFinite: the gradients' norm is not finite. Nothing changed; the gradients are still there.
+    """
+    _check(params)
+    record = bank.record(slot)
+    if not record.has_gradient:
+        return StepOutcome(applied=False, step=record.step, grad_norm=0.0, tokens=record.tokens)
+    parts = bank.active(slot)
+    norm = gradient_norm([part.gradients for part in parts])
+    if not math.isfinite(norm):
+        raise NotFinite(
+            f"the gradient norm is {norm}: the step was refused, and weights, moments and gradients are as "
+            "they were; load a checkpoint to drop these gradients"
+        )
+    _update(parts, params, record.step, norm)
+    outcome = StepOutcome(applied=True, step=record.step + 1, grad_norm=norm, tokens=record.tokens)
+    record.step, record.tokens, record.has_gradient = outcome.step, 0, False
+    return outcome
+
+
+def gradient_norm(gradients: list[Tensor]) -> float:
+    """The L2 norm over all of them, as megatron-core's local_multi_tensor_l2_norm computes it."""
+    norms = torch.stack([torch.linalg.vector_norm(each) for each in gradients])
+    return float((torch.linalg.vector_norm(norms) ** 2).item() ** 0.5)
+
+
+def _update(parts: list[ActiveRange], params: AdamParams, step: int, norm: float) -> None:
+    coefficient = params.grad_clip_norm / (norm + _CLIP_EPSILON) if params.grad_clip_norm else 1.0
+    if coefficient < 1.0:
+        for part in parts:
+            part.gradients.mul_(coefficient)
+    device = parts[0].main.device
+    adamw(
+        [part.main for part in parts],
+        [part.gradients for part in parts],
+        [part.exp_avg for part in parts],
+        [part.exp_avg_sq for part in parts],
+        [],
+        [torch.tensor(float(step), device=device) for _ in parts],  # counted up inside
+        fused=True,
+        amsgrad=False,
+        beta1=params.beta1,
+        beta2=params.beta2,
+        lr=params.learning_rate,
+        weight_decay=params.weight_decay,
+        eps=params.eps,
+        maximize=False,
+    )
+    for part in parts:
+        if part.main.data_ptr() != part.weights.data_ptr():
+            part.weights.copy_(part.main)
+        part.gradients.zero_()
+
+
+def _check(params: AdamParams) -> None:
+    def refuse(name: str, value: float, wanted: str) -> InvalidRequest:
+        return InvalidRequest(f"{name} is {value}; it must be {wanted}")
+
+    for name in ("learning_rate", "weight_decay", "grad_clip_norm"):
+        value = getattr(params, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise refuse(name, value, "a finite number and not negative")
+    for name in ("beta1", "beta2"):
+        value = getattr(params, name)
+        if not 0 <= value < 1:
+            raise refuse(name, value, "at least 0 and below 1")
+    # Padding and fresh moments are zero: with eps 0 in float32 they would become 0 / 0.
+    if not (math.isfinite(params.eps) and float(torch.tensor(params.eps, dtype=torch.float32)) > 0):
+        raise refuse("eps", params.eps, "a positive number that float32 can hold")

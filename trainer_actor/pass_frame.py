@@ -1,0 +1,38 @@
+"""What the modules of the model need to know of the pass that is running: set before it, cleared after.
+
+megatron-core calls our modules with its own arguments only, so each holds this frame instead.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .packing import Packing
+
+if TYPE_CHECKING:
+    from .lora import LoraPass
+
+
+class PassFrame:
+    def __init__(self) -> None:
+        self._packing: Packing | None = None
+        self._lora: LoraPass | None = None
+
+    @property
+    def packing(self) -> Packing:
+        assert self._packing is not None, "the model runs outside of a pass"
+        return self._packing
+
+    @property
+    def lora(self) -> "LoraPass | None":
+        """None: the base model without any adapter."""
+        return self._lora
+
+    @contextmanager
+    def running(self, packing: Packing, lora: "LoraPass | None") -> Iterator[None]:
+        """The frame of one pass, from its forward to the end of its backward."""
+        self._packing, self._lora = packing, lora
+        try:
+            yield
+        finally:
+            self._packing = self._lora = None
