@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..bus.errors import InvalidRequest, LoractlError, SequenceConflict, SequenceGap
+from ..bus.errors import InvalidRequest, SequenceConflict, SequenceGap
+from ..bus.failures import failed
 from ..bus.ids import AdapterId, LaneId
 from ..bus.messages import (
     Envelope,
-    Failed,
     ForwardBackward,
     ImportWeights,
     LoadCheckpoint,
@@ -188,7 +188,7 @@ class Lanes:
     def _give_up(self, name: LaneId) -> list[Answer]:
         lane = self._lanes[name]
         missing, end = lane.expected, max(lane.early) + 1
-        outcome = failure(
+        outcome = failed(
             SequenceGap(
                 f"operation {missing} of this lane did not arrive within {self._gap_timeout_s:g} s, so "
                 f"what waited behind it did not run; go on with seq {end}"
@@ -213,11 +213,6 @@ class Lanes:
     def _next_use(self) -> int:
         self._uses += 1
         return self._uses
-
-
-def failure(error: LoractlError) -> Failed:
-    """The reply that carries an error."""
-    return Failed(code=error.code, message=error.message, retryable=error.retryable, fault=error.fault)
 
 
 def _check_same(known: bytes | None, fingerprint: bytes, seq: int) -> None:

@@ -57,12 +57,16 @@ class Registry:
     def all(self) -> list[AdapterRecord]:
         return list(self._records.values())
 
-    def create(self, tenant: TenantId, name: str, lora: LoraSpec, *, now_unix_s: float) -> AdapterRecord:
-        """Raises AdapterExists, InvalidName, StorageFailed."""
+    def draft(self, tenant: TenantId, name: str, lora: LoraSpec, *, now_unix_s: float) -> AdapterRecord:
+        """Make up a fresh adapter; it exists once it is added.
+
+        Raises:
+            AdapterExists, InvalidName
+        """
         checked_name(name, what="an adapter")
         if self._named(tenant, name):
-            raise AdapterExists(f"{name!r} is the name of an adapter of yours already; choose another")
-        record = AdapterRecord(
+            raise AdapterExists(f"you have an adapter named {name!r} already; choose another name")
+        return AdapterRecord(
             adapter=new_adapter_id(),
             tenant=tenant,
             name=name,
@@ -70,8 +74,11 @@ class Registry:
             base=self._base,
             created_unix_s=now_unix_s,
         )
+
+    def add(self, record: AdapterRecord) -> None:
+        """Raises StorageFailed: the adapter does not exist then."""
+        assert record.adapter not in self._records
         self._store(record)
-        return record
 
     def owned(self, tenant: TenantId, adapter: AdapterId) -> AdapterRecord:
         """Raises AdapterNotFound, the same for an adapter of another tenant as for none."""

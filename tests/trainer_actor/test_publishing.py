@@ -1,0 +1,153 @@
+"""Published versions on disk."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from loractl.bus.errors import NotFinite
+from loractl.bus.ids import AdapterId, TenantId
+from loractl.bus.layout import StateLayout
+from loractl.bus.messages import LoraSpec, VersionRecord
+from loractl.trainer_actor.publishing import Versions, probe_sequence
+
+A, B = AdapterId("ad-" + "a" * 32), AdapterId("ad-" + "b" * 32)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> StateLayout:
+    return StateLayout(tmp_path)
+
+
+def record(number: int, adapter: AdapterId = A) -> VersionRecord:
+    return VersionRecord(
+        adapter=adapter,
+        tenant=TenantId("me"),
+        name="poet",
+        number=number,
+        step=3,
+        directory="",
+        digest="",
+        lora=LoraSpec(rank=4, alpha=8.0, seed=1),
+        modules=7,
+        probe_tokens=(1, 2, 3),
+        probe_logprobs=(-0.5, -1.25),
+    )
+
+
+def test_a_version_lies_whole_in_its_directory(layout: StateLayout) -> None:
+    written = Versions(layout).write(record(1), "{}", b"weights")
+
+    directory = Path(written.directory)
+    assert directory == layout.version(A, 1)
+    assert written.digest == hashlib.sha256(b"weights").hexdigest()
+    assert {path.name for path in directory.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "version.json",
+    }
+
+
+def test_a_restart_finds_what_was_published(layout: StateLayout) -> None:
+    versions = Versions(layout)
+    written = [versions.write(record(number), "{}", b"w%d" % number) for number in (1, 2)]
+
+    again = Versions(layout)
+    again.scan([A], [A])
+
+    assert again.all() == tuple(written)
+    assert again.newest(A) == 2
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors", "version.json"])
+def test_a_version_that_is_not_whole_is_ignored(layout: StateLayout, file: str) -> None:
+    versions = Versions(layout)
+    kept = versions.write(record(1), "{}", b"one")
+    broken = versions.write(record(2), "{}", b"two")
+    (Path(broken.directory) / file).unlink()
+
+    versions.scan([A], [A])
+
+    assert versions.all() == (kept,)
+
+
+def test_changed_weights_are_ignored(layout: StateLayout) -> None:
+    versions = Versions(layout)
+    written = versions.write(record(1), "{}", b"one")
+    (Path(written.directory) / "adapter_model.safetensors").write_bytes(b"two")
+
+    versions.scan([A], [A])
+
+    assert versions.all() == ()
+
+
+def test_foreign_and_half_written_directories_are_ignored(layout: StateLayout) -> None:
+    versions = Versions(layout)
+    kept = versions.write(record(1), "{}", b"one")
+    home = layout.versions / A
+    (home / "step_latest").mkdir()
+    (home / ".aside-0011").mkdir()
+    (layout.versions / "junk").mkdir()
+
+    versions.scan([A], [A])
+
+    assert versions.all() == (kept,)
+    assert not (home / ".aside-0011").exists()
+    assert (home / "step_latest").exists()
+    assert (layout.versions / "junk").exists()
+
+
+def test_versions_that_a_deletion_left_are_removed_and_those_of_another_base_stay(
+    layout: StateLayout,
+) -> None:
+    versions = Versions(layout)
+    versions.write(record(1), "{}", b"one")
+    versions.write(record(1, B), "{}", b"one")
+
+    versions.scan([], [B])
+
+    assert versions.all() == ()
+    assert not layout.version(A, 1).exists()
+    assert layout.version(B, 1).exists()
+
+
+def test_dropping_deletes_one_version_and_dropping_again_is_fine(layout: StateLayout) -> None:
+    versions = Versions(layout)
+    versions.write(record(1), "{}", b"one")
+    kept = versions.write(record(2), "{}", b"two")
+
+    versions.drop(A, 1)
+    versions.drop(A, 1)
+
+    assert versions.all() == (kept,)
+    assert not layout.version(A, 1).exists()
+    versions.drop(A, 2)
+    assert not (layout.versions / A).exists()
+
+
+def test_weights_that_are_not_finite_are_not_published(layout: StateLayout) -> None:
+    with pytest.raises(NotFinite):
+        Versions(layout).write(replace(record(1), probe_logprobs=(float("nan"),)), "{}", b"one")
+
+    assert not layout.versions.exists()
+
+
+def test_a_moved_state_directory_is_served_from_where_it_is_now(layout: StateLayout, tmp_path: Path) -> None:
+    Versions(layout).write(record(1), "{}", b"one")
+    moved = StateLayout(tmp_path / "moved")
+    moved.root.mkdir()
+    layout.versions.rename(moved.versions)
+
+    versions = Versions(moved)
+    versions.scan([A], [A])
+
+    assert [each.directory for each in versions.all()] == [str(moved.version(A, 1))]
+
+
+def test_the_probe_is_the_same_every_time_and_within_the_vocabulary() -> None:
+    probe = probe_sequence(vocab_size=300, count=16)
+
+    assert probe == probe_sequence(vocab_size=300, count=16)
+    assert len(probe) == 16
+    assert all(0 <= token < 300 for token in probe)
+    assert len(set(probe)) > 8

@@ -1,0 +1,66 @@
+"""`python -m loractl.trainer_actor --config FILE --actor NAME`: the trainer's process.
+
+Settings for libraries are made before any of them loads; then the link comes first, so that the
+daemon sees a live process while the base model is still being read.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+
+from ..bus.actor_link import ActorLink
+from ..bus.config import Config, config_from_json, set_process_environment
+from ..bus.errors import LoractlError
+from ..bus.layout import StateLayout
+from ..bus.logs import configure_logs
+
+# The base model cannot be loaded or the daemon is not there: trying again changes nothing.
+CANNOT_START = 3
+
+log = structlog.get_logger()
+
+
+def main() -> int:
+    """Returns 0 after a clean stop, 1 after a bug, 3 when the trainer cannot start."""
+    parser = argparse.ArgumentParser(prog="python -m loractl.trainer_actor")
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="as the daemon wrote it")
+    parser.add_argument("--actor", default="trainer", metavar="NAME")
+    arguments = parser.parse_args()
+    try:
+        config = config_from_json(arguments.config.read_text(encoding="utf-8"))
+        configure_logs(config.log, arguments.actor, StateLayout(Path(config.state_dir)).logs)
+        return _serve(config, arguments.actor)
+    except (LoractlError, OSError) as error:
+        message = error.message if isinstance(error, LoractlError) else str(error)
+        log.error("trainer.not_started", reason=message)  # noqa: TRY400  # a reason, not a bug
+        sys.stderr.write(f"{arguments.actor} cannot start: {message}\n")
+        return CANNOT_START
+
+
+def _serve(config: Config, actor: str) -> int:
+    threads = config.trainer.threads or max(1, (os.cpu_count() or 2) - 1)
+    set_process_environment(
+        {
+            "OMP_NUM_THREADS": str(threads),
+            # Nothing here is compiled, and loading the compiler costs seconds.
+            "TORCHDYNAMO_DISABLE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+    )
+    with ActorLink(config, actor, "trainer") as link:
+        # Here, not above: torch reads its settings when it is imported.
+        from .actor import TrainerActor
+        from .engine import TrainEngine
+
+        trainer = TrainerActor.build(config, link, TrainEngine.build(config))
+        signal.signal(signal.SIGTERM, lambda *_: trainer.stop())
+        return trainer.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""What the trainer knows of each adapter: who owns it, how far it is, where its state lies.
+
+Owns the life of an adapter: created, taken up from disk, saved for a restart, deleted. What a
+client's operations do to it is left to `operations`.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import structlog
+
+from ..bus.config import Config
+from ..bus.errors import CheckpointMismatch
+from ..bus.ids import AdapterId, TenantId
+from ..bus.layout import StateLayout
+from ..bus.messages import AdapterDetails, LoraSpec
+from .bank import HostState
+from .checkpoints import AUTOMATIC, CheckpointRecord, Checkpoints, check_fits
+from .engine import TrainEngine
+from .publishing import Versions
+from .registry import AdapterRecord, Registry, base_signature, exists_on_disk, open_registry
+from .resident import Residents
+from .slot_table import SlotTable
+from .windows import Event, Window
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Adapter:
+    """checkpoint_step: step of the newest checkpoint, -1 when there is none."""
+
+    record: AdapterRecord
+    window: Window
+    checkpoint_step: int
+
+    @property
+    def id(self) -> AdapterId:
+        return self.record.adapter
+
+    @property
+    def lora(self) -> LoraSpec:
+        return self.record.lora
+
+    def happened(self, event: Event, *, step: int | None = None) -> None:
+        self.window = self.window.after(event, step=step)
+
+
+class Adapters:
+    """All adapters of this base model."""
+
+    def __init__(
+        self,
+        engine: TrainEngine,
+        residents: Residents,
+        registry: Registry,
+        checkpoints: Checkpoints,
+        versions: Versions,
+    ) -> None:
+        self.residents = residents
+        self.checkpoints = checkpoints
+        self.versions = versions
+        self._engine = engine
+        self._registry = registry
+        self._live = {record.adapter: self._found(record) for record in registry.all()}
+
+    @classmethod
+    def open(cls, config: Config, layout: StateLayout, engine: TrainEngine) -> Self:
+        """Read what the disk holds. States are read when their adapters are first needed."""
+        registry = open_registry(layout, base_signature(engine.details))
+        known = [record.adapter for record in registry.all()]
+        versions, checkpoints = Versions(layout), Checkpoints(layout)
+        versions.scan(known, on_disk(layout))
+        for adapter in known:
+            checkpoints.sweep(adapter)
+        table = SlotTable(slots=config.trainer.slots, host_bytes=config.trainer.host_bytes)
+        return cls(engine, Residents(engine, table), registry, checkpoints, versions)
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def all(self) -> Iterable[Adapter]:
+        return list(self._live.values())
+
+    def owned(self, tenant: TenantId, adapter: AdapterId) -> Adapter:
+        """Raises AdapterNotFound, the same for an adapter of another tenant as for none."""
+        return self._live[self._registry.owned(tenant, adapter).adapter]
+
+    def of(self, tenant: TenantId, name: str | None) -> list[Adapter]:
+        """Raises AdapterNotFound: a name was given, and the tenant has no such adapter."""
+        return [self._live[record.adapter] for record in self._registry.of(tenant, name)]
+
+    def create(self, tenant: TenantId, name: str, lora: LoraSpec) -> Adapter:
+        """Register a fresh adapter. Whatever is raised leaves neither a name nor memory in use.
+
+        Raises:
+            AdapterExists, InvalidName, InvalidRequest, OutOfSlots, StorageFailed
+        """
+        self._engine.check_lora(lora)
+        record = self._registry.draft(tenant, name, lora, now_unix_s=time.time())
+        self.residents.admit(record.adapter, lora, lambda: None)
+        try:
+            self._registry.add(record)
+        except BaseException:
+            self.residents.remove(record.adapter)
+            raise
+        self._live[record.adapter] = Adapter(record, Window(), checkpoint_step=-1)
+        return self._live[record.adapter]
+
+    def delete(self, adapter: Adapter) -> None:
+        """Delete everything but published versions, which the broker retires when no one holds them."""
+        self._registry.remove(adapter.id)
+        adapter.happened(Event.REMOVED)
+        del self._live[adapter.id]
+        self.residents.remove(adapter.id)
+
+    def take_up(self, adapter: Adapter) -> None:
+        """Have the adapter's state in memory: after a restart, from its newest whole checkpoint.
+
+        Raises:
+            OutOfSlots
+        """
+        if not self.residents.admitted(adapter.id):
+            self.residents.admit(adapter.id, adapter.lora, lambda: self._restored(adapter))
+
+    def save(self, adapter: Adapter, name: str, state: HostState) -> CheckpointRecord:
+        """Write a state of the adapter as a checkpoint. Raises StorageFailed."""
+        tensors, metadata = self._engine.checkpoint_tensors(state)
+        record = self.checkpoints.save(
+            adapter.id,
+            name,
+            tensors,
+            metadata,
+            step=state.step,
+            lora=adapter.lora,
+            base=adapter.record.base,
+        )
+        adapter.checkpoint_step = record.step
+        return record
+
+    def save_unsaved(self, adapter: Adapter) -> None:
+        """Keep what a restart would lose, under a name that no client can use. Raises StorageFailed."""
+        if adapter.window.unsaved:
+            self.save(adapter, AUTOMATIC, self.residents.state(adapter.id))
+            adapter.happened(Event.SAVED)
+            log.info("adapter.saved", adapter=adapter.id, step=adapter.window.step)
+
+    def begin_version(self, adapter: Adapter) -> int:
+        """Use up the adapter's next version number. Raises StorageFailed."""
+        return self._registry.begin_version(adapter.id)
+
+    def details(self, adapter: Adapter) -> AdapterDetails:
+        return AdapterDetails(
+            adapter=adapter.id,
+            tenant=adapter.record.tenant,
+            name=adapter.record.name,
+            lora=adapter.lora,
+            step=adapter.window.step,
+            version=self.versions.newest(adapter.id),
+            checkpoint_step=adapter.checkpoint_step,
+            parameters=self._engine.parameters(adapter.lora),
+            state_bytes=self._engine.state_bytes(adapter.lora),
+            created_unix_s=adapter.record.created_unix_s,
+        )
+
+    def _found(self, record: AdapterRecord) -> Adapter:
+        newest = self.checkpoints.newest(record.adapter)
+        step = newest.step if newest is not None else 0
+        return Adapter(record, Window(step=step), newest.step if newest is not None else -1)
+
+    def _restored(self, adapter: Adapter) -> HostState | None:
+        """The state at the newest checkpoint that is whole, or None for a fresh one.
+
+        Gradients that it holds are dropped: its lanes are lost, so the client begins the window
+        anew and would otherwise gather them twice.
+        """
+        for record in reversed(self.checkpoints.all(adapter.id)):
+            try:
+                check_fits(record, adapter.lora, adapter.record.base)
+                tensors, metadata = self.checkpoints.load(record)
+                state = self._engine.state_from_checkpoint(
+                    tensors, metadata, adapter.lora, with_optimizer=True
+                )
+            except CheckpointMismatch as error:
+                log.warning("checkpoint.damaged_one_skipped", adapter=adapter.id, reason=error.message)
+                continue
+            adapter.window = Window(step=record.step)
+            return replace(state, gradients=None, tokens=0)
+        adapter.window = Window()
+        return None
+
+
+def on_disk(layout: StateLayout) -> set[AdapterId]:
+    """Every directory that is an adapter, of any base model."""
+    names = (AdapterId(path.name) for path in layout.adapters.iterdir())
+    return {name for name in names if exists_on_disk(layout, name)}

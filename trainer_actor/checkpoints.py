@@ -1,0 +1,193 @@
+"""Checkpoints on disk: an adapter's whole training state under a name.
+
+`<state>/adapters/<id>/checkpoints/<digest of name>/<sequence>/` holds `state.safetensors` and
+`checkpoint.json`. Sequences grow over all checkpoints of an adapter, so the newest is known after a
+restart without trusting a clock. Overwriting writes the next sequence beside the old one and then
+removes the old: at every moment one whole checkpoint of that name exists. Whatever does not have
+this shape (`step_latest`, half a directory, a stray file) is no checkpoint and is left alone.
+
+What the tensors mean is the engine's business.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import structlog
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound
+from ..bus.ids import AdapterId, checked_name
+from ..bus.layout import StateLayout
+from ..bus.messages import LoraSpec
+from .durable_files import check_free, file_digest, new_directory, remove_directory, storage_errors, sweep
+
+log = structlog.get_logger()
+
+# Parentheses are in no name that a client may choose, so the trainer's own checkpoints stay apart.
+AUTOMATIC = "(automatic)"
+
+_TENSORS = "state.safetensors"
+_DESCRIPTION = "checkpoint.json"
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRecord:
+    """One whole checkpoint. digest: SHA-256 of the tensors' file, hex. base: see `registry`."""
+
+    adapter: AdapterId
+    name: str
+    sequence: int
+    step: int
+    lora: LoraSpec
+    base: str
+    digest: str
+    size_bytes: int
+
+
+class Checkpoints:
+    """Those of every adapter, as the disk holds them. Keeps nothing but what it read there."""
+
+    def __init__(self, layout: StateLayout) -> None:
+        self._layout = layout
+
+    def all(self, adapter: AdapterId) -> list[CheckpointRecord]:
+        """Oldest first. A name that was being overwritten may be there twice for a moment."""
+        directory = self._layout.adapter(adapter) / "checkpoints"
+        if not directory.is_dir():
+            return []
+        found = [self._read(path) for path in directory.glob("*/*")]
+        return sorted((each for each in found if each is not None), key=lambda each: each.sequence)
+
+    def newest(self, adapter: AdapterId) -> CheckpointRecord | None:
+        return next(reversed(self.all(adapter)), None)
+
+    def find(self, adapter: AdapterId, name: str) -> CheckpointRecord:
+        """Raises CheckpointNotFound, InvalidName."""
+        checked_name(name, what="a checkpoint")
+        record = self._named(adapter, name)
+        if record is None:
+            raise CheckpointNotFound(f"the adapter has no checkpoint named {name!r}")
+        return record
+
+    def check_new(self, adapter: AdapterId, name: str, *, overwrite: bool) -> None:
+        """Raises CheckpointExists, InvalidName: before the state is copied anywhere."""
+        checked_name(name, what="a checkpoint")
+        if not overwrite and self._named(adapter, name) is not None:
+            raise CheckpointExists(
+                f"a checkpoint {name!r} exists already; choose another name or overwrite it"
+            )
+
+    def save(
+        self,
+        adapter: AdapterId,
+        name: str,
+        tensors: Tensors,
+        metadata: Mapping[str, str],
+        *,
+        step: int,
+        lora: LoraSpec,
+        base: str,
+    ) -> CheckpointRecord:
+        """Write a checkpoint and, once it is whole, remove older ones of the same name.
+
+        Raises:
+            StorageFailed: no space, or the disk refused. Checkpoints are as they were.
+        """
+        what = f"save checkpoint {name!r}"
+        directory = self._layout.checkpoint(adapter, name)
+        check_free(directory, sum(tensor.nbytes for tensor in tensors.values()), what=what)
+        sequence = max((each.sequence for each in self.all(adapter)), default=0) + 1
+        with storage_errors(what), new_directory(directory / str(sequence)) as aside:
+            file = aside / _TENSORS
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file, dict(metadata))
+            record = CheckpointRecord(
+                adapter=adapter,
+                name=name,
+                sequence=sequence,
+                step=step,
+                lora=lora,
+                base=base,
+                digest=file_digest(file),
+                size_bytes=file.stat().st_size,
+            )
+            (aside / _DESCRIPTION).write_bytes(msgspec.json.encode(record))
+        self._remove_older(directory, sequence)
+        return record
+
+    def load(self, record: CheckpointRecord) -> tuple[Tensors, dict[str, str]]:
+        """Read the tensors (on the CPU) and their metadata.
+
+        Raises:
+            CheckpointMismatch: the file is not the one that was written.
+        """
+        file = self._directory(record) / _TENSORS
+        if not file.is_file() or file_digest(file) != record.digest:
+            raise CheckpointMismatch(
+                f"checkpoint {record.name!r} of step {record.step} is damaged: "
+                "its file is not the one that was saved; load another"
+            )
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+
+    def sweep(self, adapter: AdapterId) -> None:
+        """Remove what a crash left of checkpoints that were being written or removed."""
+        checkpoints = self._layout.adapter(adapter) / "checkpoints"
+        for directory in (path for path in checkpoints.glob("*") if path.is_dir()):
+            sweep(directory)
+        newest = {record.name: record for record in self.all(adapter)}
+        for record in newest.values():
+            self._remove_older(self._layout.checkpoint(adapter, record.name), record.sequence)
+
+    def _named(self, adapter: AdapterId, name: str) -> CheckpointRecord | None:
+        return next((each for each in reversed(self.all(adapter)) if each.name == name), None)
+
+    def _directory(self, record: CheckpointRecord) -> Path:
+        return self._layout.checkpoint(record.adapter, record.name) / str(record.sequence)
+
+    def _read(self, directory: Path) -> CheckpointRecord | None:
+        """The checkpoint that lies in a directory; None for anything foreign, partial or misplaced."""
+        try:
+            record = msgspec.json.decode((directory / _DESCRIPTION).read_bytes(), type=CheckpointRecord)
+            size_bytes = (directory / _TENSORS).stat().st_size
+        except (OSError, msgspec.DecodeError):
+            return None
+        whole = directory == self._directory(record) and size_bytes == record.size_bytes
+        return record if whole else None
+
+    def _remove_older(self, directory: Path, newest: int) -> None:
+        for path in directory.iterdir():
+            record = self._read(path)
+            if record is not None and record.sequence < newest:
+                try:
+                    remove_directory(path)
+                except OSError as error:
+                    # The newest one wins anyway; the next start tries again.
+                    log.warning("checkpoint.old_one_stays", path=str(path), reason=str(error))
+
+
+def check_fits(record: CheckpointRecord, lora: LoraSpec, base: str) -> None:
+    """Refuse a checkpoint of other geometry, with every difference. The seed may differ.
+
+    Raises:
+        CheckpointMismatch
+    """
+    pairs = {
+        "base model": (record.base, base),
+        "rank": (record.lora.rank, lora.rank),
+        "alpha": (record.lora.alpha, lora.alpha),
+        "train_attn": (record.lora.train_attn, lora.train_attn),
+        "train_mlp": (record.lora.train_mlp, lora.train_mlp),
+        "train_unembed": (record.lora.train_unembed, lora.train_unembed),
+    }
+    different = [f"{what} {saved} is not {ours}" for what, (saved, ours) in pairs.items() if saved != ours]
+    if different:
+        raise CheckpointMismatch(
+            f"checkpoint {record.name!r} does not fit this adapter: {', '.join(different)}; "
+            "create an adapter like the one that was saved"
+        )

@@ -1,0 +1,130 @@
+"""Published versions on disk: `<state>/versions/<adapter>/<number>/`, immutable, whole or absent.
+
+Owns writing, finding again after a restart, and deleting. A version holds the two PEFT files and
+`version.json`, the `VersionRecord` that samplers need. What the PEFT files contain is the engine's;
+when a version goes is decided by the broker.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import structlog
+
+from ..bus.errors import NotFinite
+from ..bus.ids import AdapterId
+from ..bus.layout import StateLayout
+from ..bus.messages import VersionRecord
+from .durable_files import check_free, file_digest, new_directory, remove_directory, storage_errors, sweep
+
+log = structlog.get_logger()
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+_DESCRIPTION = "version.json"
+_PROBE_SEED = 20240213
+_OUR_DIRECTORY = re.compile(r"ad-[0-9a-f]{32}")
+
+
+class Versions:
+    """The whole versions that the disk holds, newest known per adapter."""
+
+    def __init__(self, layout: StateLayout) -> None:
+        self._layout = layout
+        self._records: dict[AdapterId, dict[int, VersionRecord]] = {}
+
+    def all(self) -> tuple[VersionRecord, ...]:
+        return tuple(record for numbers in self._records.values() for record in numbers.values())
+
+    def newest(self, adapter: AdapterId) -> int:
+        """Number of the newest version, 0 when there is none."""
+        return max(self._records.get(adapter, ()), default=0)
+
+    def write(self, record: VersionRecord, config_json: str, safetensors: bytes) -> VersionRecord:
+        """Write a version; the record returned has its directory and digest filled in.
+
+        Raises:
+            StorageFailed: no space, or the disk refused. Nothing is there then.
+            NotFinite: the probe shows that the weights are not finite.
+        """
+        if not np.all(np.isfinite(record.probe_logprobs)):
+            raise NotFinite("the adapter's logprobs are not finite, so nobody could sample from it")
+        what = f"publish version {record.number}"
+        directory = self._layout.version(record.adapter, record.number)
+        check_free(directory, len(safetensors), what=what)
+        digest = hashlib.sha256(safetensors).hexdigest()
+        whole = replace(record, directory=str(directory), digest=digest)
+        with storage_errors(what), new_directory(directory) as aside:
+            (aside / PEFT_CONFIG).write_text(config_json, encoding="utf-8")
+            (aside / PEFT_WEIGHTS).write_bytes(safetensors)
+            (aside / _DESCRIPTION).write_bytes(msgspec.json.encode(whole))
+        self._records.setdefault(record.adapter, {})[record.number] = whole
+        return whole
+
+    def drop(self, adapter: AdapterId, number: int) -> None:
+        """Delete a version that no sampler holds. Deleting it again is fine."""
+        with storage_errors(f"delete version {number}"):
+            remove_directory(self._layout.version(adapter, number))
+        numbers = self._records.get(adapter, {})
+        numbers.pop(number, None)
+        if not numbers:
+            self._records.pop(adapter, None)
+            self._remove_if_empty(self._layout.versions / adapter)
+
+    def scan(self, known: Collection[AdapterId], existing: Collection[AdapterId]) -> None:
+        """Find what the disk holds.
+
+        known: adapters whose versions are served. existing: all adapters on disk, whatever their
+        base model; versions of any other were left by a deletion, and are removed.
+        """
+        self._records = {}
+        for directory in sorted(self._layout.versions.glob("*")):
+            adapter = AdapterId(directory.name)
+            if adapter in known:
+                sweep(directory)
+                whole = {record.number: record for record in self._whole(directory)}
+                if whole:
+                    self._records[adapter] = dict(sorted(whole.items()))
+            elif adapter not in existing and _OUR_DIRECTORY.fullmatch(directory.name):
+                log.info("version.orphans_removed", adapter=adapter)
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _whole(self, directory: Path) -> Iterator[VersionRecord]:
+        for path in directory.iterdir():
+            record = self._read(path)
+            if record is not None:
+                yield record
+            else:
+                log.warning("version.broken_or_foreign_ignored", path=str(path))
+
+    def _read(self, directory: Path) -> VersionRecord | None:
+        try:
+            record = msgspec.json.decode((directory / _DESCRIPTION).read_bytes(), type=VersionRecord)
+            digest = file_digest(directory / PEFT_WEIGHTS)
+        except (OSError, msgspec.DecodeError):
+            return None
+        placed = self._layout.version(record.adapter, record.number) == directory
+        whole = digest == record.digest and (directory / PEFT_CONFIG).is_file()
+        # The state directory may have been moved since; where the files lie now is what counts.
+        return replace(record, directory=str(directory)) if placed and whole else None
+
+    def _remove_if_empty(self, directory: Path) -> None:
+        try:
+            directory.rmdir()
+        except OSError:
+            # Something foreign lies in it, or it never existed: neither is ours to remove.
+            return
+
+
+def probe_sequence(*, vocab_size: int, count: int) -> tuple[int, ...]:
+    """Token ids on which trainer and sampler compare logprobs: the same for every version.
+
+    PCG64 draws them, whose stream numpy keeps across its releases.
+    """
+    stream = np.random.Generator(np.random.PCG64(_PROBE_SEED))
+    return tuple(int(token) for token in stream.integers(0, vocab_size, count))
