@@ -63,6 +63,7 @@ def make_version(
     adapter: AdapterId = ALICE,
     number: int = 1,
     rank: int = 4,
+    alpha: float | None = None,
     seed: int = 1,
     train_mlp: bool = True,
     train_unembed: bool = False,
@@ -70,8 +71,9 @@ def make_version(
 ) -> VersionRecord:
     """Write a random adapter as PEFT would, and describe it as the trainer would, probe included."""
     torch.manual_seed(seed)
+    alpha = 2 * rank if alpha is None else alpha
     targets = ATTENTION + (MLP if train_mlp else []) + (["lm_head"] if train_unembed else [])
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
+    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
     peft = get_peft_model(Qwen3ForCausalLM.from_pretrained(model), lora)
     for name, parameter in peft.named_parameters():
         if "lora_" in name:
@@ -89,7 +91,7 @@ def make_version(
         step=number,
         directory=str(directory),
         digest=hashlib.sha256(weights).hexdigest(),
-        lora=LoraSpec(rank=rank, alpha=2 * rank, seed=seed, train_mlp=train_mlp, train_unembed=train_unembed),
+        lora=LoraSpec(rank=rank, alpha=alpha, seed=seed, train_mlp=train_mlp, train_unembed=train_unembed),
         modules=LAYERS * (4 + 3 * train_mlp) + train_unembed,
         probe_tokens=probe,
         probe_logprobs=tuple(float(x) for x in logprobs[1:]),
