@@ -35,6 +35,10 @@ class Datum:
     advantages: Floats
 
     @property
+    def arrays(self) -> tuple[Ints, Ints, Floats, Floats, Floats]:
+        return self.tokens, self.targets, self.weights, self.old_logprobs, self.advantages
+
+    @property
     def trained(self) -> int:
         """Positions that are learned from."""
         return int(np.count_nonzero(self.weights))
@@ -79,6 +83,24 @@ def sampled_datum(
         old_logprobs=np.concatenate([before, np.asarray(logprobs, np.float32)]),
         advantages=np.concatenate([before, np.asarray(advantages, np.float32)]),
     )
+
+
+def cut_datum(datum: Datum, length: int) -> Datum:
+    """The first `length` positions.
+
+    Raises:
+        InvalidData: nothing that is learned lies within them.
+    """
+    cut = Datum(
+        tokens=datum.tokens[:length],
+        targets=datum.targets[:length],
+        weights=datum.weights[:length],
+        old_logprobs=datum.old_logprobs[:length],
+        advantages=datum.advantages[:length],
+    )
+    if not cut.trained:
+        raise InvalidData(f"nothing to learn within the first {length} of {len(datum.tokens)} tokens")
+    return cut
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,6 +181,6 @@ def digest_of(datums: Iterable[Datum]) -> str:
     sha = hashlib.sha256()
     for datum in datums:
         sha.update(len(datum.tokens).to_bytes(8, "little"))
-        for array in (datum.tokens, datum.targets, datum.weights, datum.old_logprobs, datum.advantages):
+        for array in datum.arrays:
             sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()

@@ -10,7 +10,7 @@ What rows become for a model is left to `datums`.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +56,22 @@ class BadRow:
     reason: str
 
 
-def read_rows(file: Path, loss: LossName) -> tuple[list[Row], list[BadRow]]:
-    """Read a whole file, the bad rows beside the good ones.
+class BadRows(InvalidData):
+    """Some rows of a file cannot be used; `rows` says which and why."""
+
+    def __init__(self, file: Path, rows: Sequence[BadRow], of: int) -> None:
+        super().__init__(
+            f"{len(rows)} of {of} rows of {file} cannot be used: mend or remove them; nothing was trained"
+        )
+        self.file = file
+        self.rows = tuple(rows)
+
+
+def read_rows(file: Path, loss: LossName) -> list[Row]:
+    """Read a whole file.
 
     Raises:
+        BadRows: some rows cannot be used.
         InvalidData: the file cannot be read, or holds no row at all.
     """
     try:
@@ -70,7 +82,9 @@ def read_rows(file: Path, loss: LossName) -> tuple[list[Row], list[BadRow]]:
     good, bad = parse_rows(lines, loss)
     if not good and not bad:
         raise InvalidData(f"{file} is empty: write one JSON object a line, such as {EXAMPLES[loss]}")
-    return good, bad
+    if bad:
+        raise BadRows(file, bad, of=len(good) + len(bad))
+    return good
 
 
 def parse_rows(lines: Iterable[str], loss: LossName) -> tuple[list[Row], list[BadRow]]:

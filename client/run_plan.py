@@ -7,6 +7,7 @@ that never stopped.
 import functools
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from ..bus.errors import InvalidRequest
@@ -31,6 +32,18 @@ class RunSettings:
     epochs: int | None = None
     max_steps: int | None = None
     save_every: int = 50
+
+    @classmethod
+    def of_lora(cls, lora: LoraSpec) -> "RunSettings":
+        """Settings for an adapter that exists, the rest as when nothing is said."""
+        return cls(
+            rank=lora.rank,
+            alpha=lora.alpha,
+            train_attn=lora.train_attn,
+            train_mlp=lora.train_mlp,
+            train_unembed=lora.train_unembed,
+            seed=lora.seed,
+        )
 
     @property
     def lora(self) -> LoraSpec:
@@ -73,25 +86,19 @@ class GivenSettings:
         return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
-# What makes a run this run: with another value, its steps would be other steps.
-_FIXED = (
-    "rank",
-    "alpha",
-    "train_attn",
-    "train_mlp",
-    "train_unembed",
-    "seed",
-    "batch_size",
-    "loss",
-    "max_length",
-)
+# What an adapter is made of, and what makes a run this run: with another value, its steps would
+# be other steps.
+LORA_SETTINGS = ("rank", "alpha", "train_attn", "train_mlp", "train_unembed", "seed")
+FIXED_SETTINGS = (*LORA_SETTINGS, "batch_size", "loss", "max_length")
 
 
-def differences(recorded: RunSettings, wanted: RunSettings) -> list[str]:
-    """Why a run cannot go on with these settings, as "--rank 8 (it was trained with 16)"."""
+def differences(
+    recorded: RunSettings, wanted: RunSettings, names: Sequence[str] = FIXED_SETTINGS
+) -> list[str]:
+    """Why a run cannot go on with these settings, as "--rank 8 (so far: 16)"."""
     return [
         f"{option_name(name)} {_shown(getattr(wanted, name))} (so far: {_shown(getattr(recorded, name))})"
-        for name in _FIXED
+        for name in names
         if getattr(wanted, name) != getattr(recorded, name)
     ]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loractl.bus.errors import InvalidData
-from loractl.client.rows import ChatRow, SampledRow, Turn, parse_rows, read_rows
+from loractl.client.rows import BadRows, ChatRow, SampledRow, Turn, parse_rows, read_rows
 
 SAMPLED = {"prompt_tokens": [1, 2], "tokens": [3, 4], "logprobs": [-1.0, -2], "advantages": [0.5, 1]}
 
@@ -114,6 +114,16 @@ def test_an_empty_or_missing_file_is_refused(tmp_path: Path):
         read_rows(empty, "cross_entropy")
     with pytest.raises(InvalidData, match="cannot read"):
         read_rows(tmp_path / "missing.jsonl", "cross_entropy")
+
+
+def test_a_file_with_bad_rows_is_refused_with_all_of_them(tmp_path: Path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n{}\n\n[]\n')
+
+    with pytest.raises(BadRows, match="2 of 3 rows") as caught:
+        read_rows(file, "cross_entropy")
+
+    assert [row.line for row in caught.value.rows] == [2, 4]
 
 
 @given(st.text())

@@ -1,0 +1,211 @@
+"""loractl from Python: connect to a daemon, train adapters, sample from them.
+
+    with connect() as service:
+        pirate = service.create_adapter("pirate", rank=8)
+        for batch in batches:
+            pirate.forward_backward(batch)
+            pirate.optim_step(1e-3)
+        print(pirate.publish().result())
+        print(service.sample("Where is the treasure?", adapter="pirate").texts[0])
+
+Operations on an adapter are sent at once and answered in order; each returns a `Future`. A service
+and its adapters belong to one thread; another thread connects for itself.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Self, TypedDict, Unpack
+
+import numpy as np
+
+from ..bus.client import Client
+from ..bus.config import Config, load_config
+from ..bus.errors import AdapterNotFound
+from ..bus.messages import (
+    AdapterCreated,
+    AdapterDetails,
+    AdapterList,
+    CreateAdapter,
+    DaemonStatus,
+    DeleteAdapter,
+    DescribeModel,
+    Done,
+    GetStatus,
+    GetVersions,
+    LaneOpened,
+    ListAdapters,
+    LoraSpec,
+    ModelDescribed,
+    ModelDetails,
+    OpenLane,
+    Sample,
+    SampleChunk,
+    SampleResult,
+    VersionRecord,
+    VersionTable,
+)
+from .adapter import Adapter
+from .futures import Future, ask, checked
+from .text import ModelText, load_tokenizer
+
+Prompt = str | Sequence[int]
+
+
+class SampleOptions(TypedDict, total=False):
+    """adapter: a name, None for the base model. version: None for the newest published.
+    max_tokens: 256 unless given. temperature: 1.0 unless given, 0 is greedy. seed: None draws one.
+    raw: leave text bare instead of making it a user's turn."""
+
+    adapter: str | None
+    version: int | None
+    max_tokens: int
+    temperature: float
+    seed: int | None
+    num_samples: int
+    raw: bool
+
+
+def connect(
+    state_dir: str | None = None,
+    *,
+    config: Config | None = None,
+    on_waiting: Callable[[str], None] | None = None,
+) -> "Service":
+    """Connect to the daemon of a state directory, by default the one that the command line uses.
+
+    on_waiting: told why a request waits, when the daemon says so.
+
+    Raises:
+        DaemonNotRunning: no daemon runs there.
+        InvalidConfig: the settings cannot be read.
+    """
+    return Service(Client(config or load_config(state_dir=state_dir), on_waiting=on_waiting))
+
+
+class Service:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @cached_property
+    def model(self) -> ModelDetails:
+        """The base model that the daemon serves."""
+        return ask(self._client, DescribeModel(), ModelDescribed).model
+
+    @cached_property
+    def text(self) -> ModelText:
+        """The base model's tokenizer and chat template."""
+        return ModelText(self.model, load_tokenizer(self.model))
+
+    def status(self) -> DaemonStatus:
+        return ask(self._client, GetStatus(), DaemonStatus)
+
+    def adapters(self) -> tuple[AdapterDetails, ...]:
+        return ask(self._client, ListAdapters(), AdapterList).adapters
+
+    def find(self, name: str) -> AdapterDetails | None:
+        """The adapter of that name, if there is one."""
+        found = ask(self._client, ListAdapters(name=name), AdapterList).adapters
+        return found[0] if found else None
+
+    def details(self, name: str) -> AdapterDetails:
+        """Raises:
+        AdapterNotFound: there is no adapter of that name.
+        """
+        found = self.find(name)
+        if found is None:
+            raise AdapterNotFound(f"there is no adapter named {name!r}: `loractl adapters list` shows all")
+        return found
+
+    def create_adapter(
+        self,
+        name: str,
+        *,
+        rank: int = 16,
+        alpha: float = 32.0,
+        seed: int = 0,
+        train_attn: bool = True,
+        train_mlp: bool = True,
+        train_unembed: bool = False,
+    ) -> Adapter:
+        """Register a fresh adapter.
+
+        Raises:
+            AdapterExists: the name is taken.
+        """
+        lora = LoraSpec(
+            rank=rank,
+            alpha=alpha,
+            seed=seed,
+            train_attn=train_attn,
+            train_mlp=train_mlp,
+            train_unembed=train_unembed,
+        )
+        return self.create_adapter_like(name, lora)
+
+    def create_adapter_like(self, name: str, lora: LoraSpec) -> Adapter:
+        """As `create_adapter`, with everything about it in one piece."""
+        created = ask(self._client, CreateAdapter(name=name, lora=lora), AdapterCreated)
+        return Adapter(self._client, created.details, created.lane)
+
+    def open_adapter(self, name: str) -> Adapter:
+        """An existing adapter, to train it further, save, load or publish it.
+
+        Raises:
+            AdapterNotFound: there is no adapter of that name.
+        """
+        opened = ask(self._client, OpenLane(adapter=self.details(name).adapter), LaneOpened)
+        return Adapter(self._client, opened.details, opened.lane)
+
+    def delete_adapter(self, name: str) -> None:
+        """Delete an adapter with its checkpoints and versions, after what is under way on it."""
+        ask(self._client, DeleteAdapter(adapter=self.details(name).adapter), Done)
+
+    def versions(self, name: str) -> list[VersionRecord]:
+        """The published versions of an adapter that are still kept, oldest first."""
+        adapter = self.details(name).adapter
+        table = ask(self._client, GetVersions(), VersionTable)
+        return sorted((r for r in table.records if r.adapter == adapter), key=lambda r: r.number)
+
+    def sample(self, prompt: Prompt, **options: Unpack[SampleOptions]) -> SampleResult:
+        """Continue a prompt and wait for the whole answer; `submit_sample` does not wait."""
+        return self.submit_sample(self.sample_request(prompt, **options)).result()
+
+    def sample_request(
+        self, prompt: Prompt, *, stream: bool = False, **options: Unpack[SampleOptions]
+    ) -> Sample:
+        """The request for a prompt, to be sent by `submit_sample` or `stream_sample`.
+
+        prompt: text, as one user turn of a chat (`raw` leaves it bare), or token ids.
+
+        Raises:
+            AdapterNotFound: there is no adapter of that name.
+        """
+        raw, adapter = options.get("raw", False), options.get("adapter")
+        tokens = self.text.prompt(prompt, raw=raw) if isinstance(prompt, str) else prompt
+        return Sample(
+            adapter=None if adapter is None else self.details(adapter).adapter,
+            version=options.get("version"),
+            prompt=np.asarray(tokens, np.int64),
+            max_tokens=options.get("max_tokens", 256),
+            temperature=options.get("temperature", 1.0),
+            seed=options.get("seed"),
+            num_samples=options.get("num_samples", 1),
+            stream=stream,
+        )
+
+    def submit_sample(self, request: Sample) -> Future[SampleResult]:
+        return Future(self._client.submit(request), SampleResult)
+
+    def stream_sample(self, request: Sample) -> Iterator[SampleChunk | SampleResult]:
+        """Parts of the answer as they come, then the whole. Leaving it early aborts the request."""
+        for part in self._client.stream(request):
+            yield part if isinstance(part, SampleChunk) else checked(part, SampleResult)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,97 @@
+"""Text to tokens, as the served base model has them: prompts for sampling, rows for training.
+
+The tokenizer is read from the model's own directory, which the daemon names; no hub is asked.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..bus.chat import ChatTokenizer, render_chat, render_prompt
+from ..bus.errors import InvalidConfig, InvalidData
+from ..bus.messages import ModelDetails
+from .datums import Datum, cut_datum, sampled_datum, supervised_datum
+from .rows import BadRow, ChatRow, Row, SampledRow
+
+
+class ModelText:
+    def __init__(self, model: ModelDetails, tokenizer: ChatTokenizer) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+
+    def prompt(self, text: str, *, raw: bool = False) -> tuple[int, ...]:
+        """A prompt as one user turn that the assistant answers, or the bare text.
+
+        Raises:
+            InvalidData: no text, or the model has no chat template.
+        """
+        if not text:
+            raise InvalidData("the prompt is empty")
+        if raw:
+            return tuple(self._tokenizer.encode(text, add_special_tokens=True))
+        return render_prompt(self._tokenizer, [{"role": "user", "content": text}])
+
+    def datums(self, rows: Sequence[Row], max_length: int | None) -> tuple[list[Datum], list[BadRow], int]:
+        """Rows as datums, the rows that cannot be used, and how many were cut to `max_length` tokens."""
+        datums: list[Datum] = []
+        bad: list[BadRow] = []
+        cut = 0
+        for row in rows:
+            try:
+                datum = self._datum(row)
+                shortened = self._shortened(datum, max_length)
+            except InvalidData as error:
+                bad.append(BadRow(row.line, error.message))
+            else:
+                cut += shortened is not datum
+                datums.append(shortened)
+        return datums, bad, cut
+
+    def _datum(self, row: Row) -> Datum:
+        match row:
+            case ChatRow():
+                rendered = render_chat(
+                    self._tokenizer, [{"role": turn.role, "content": turn.content} for turn in row.turns]
+                )
+                return supervised_datum(rendered.tokens, [weight > 0 for weight in rendered.weights])
+            case SampledRow():
+                return self._sampled(row)
+
+    def _sampled(self, row: SampledRow) -> Datum:
+        largest = max(*row.prompt_tokens, *row.tokens)
+        if largest >= self._model.vocab_size:
+            raise InvalidData(
+                f"token {largest} is not in the vocabulary, which ends at {self._model.vocab_size - 1}"
+            )
+        return sampled_datum(row.prompt_tokens, row.tokens, row.logprobs, row.advantages)
+
+    def _shortened(self, datum: Datum, max_length: int | None) -> Datum:
+        limit = self._model.max_sequence_tokens
+        length = len(datum.tokens)
+        if max_length is None and length > limit:
+            raise InvalidData(
+                f"{length} tokens, and this daemon takes at most {limit} (model.max_sequence_tokens): "
+                "shorten it, or cut long rows with --max-length"
+            )
+        if max_length is None or length <= max_length:
+            return datum
+        return cut_datum(datum, max_length)
+
+
+def load_tokenizer(model: ModelDetails) -> ChatTokenizer:
+    """Read the tokenizer of a model directory. Takes a second or two, for the import of its library.
+
+    Raises:
+        InvalidConfig: it cannot be read here.
+    """
+    try:
+        if (Path(model.path) / "tokenizer.json").is_file():
+            # Everything that a tokenizer does is in that file; `AutoTokenizer` would import torch.
+            from transformers import PreTrainedTokenizerFast as Tokenizer
+        else:
+            from transformers import AutoTokenizer as Tokenizer
+        tokenizer: ChatTokenizer = Tokenizer.from_pretrained(model.path, local_files_only=True)
+    except ImportError as error:
+        raise InvalidConfig("text needs the transformers package: pip install 'loractl[train]'") from error
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(f"cannot read the tokenizer in {model.path}: {error}") from error
+    return tokenizer
