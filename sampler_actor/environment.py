@@ -9,7 +9,12 @@ def thread_environment(threads: int) -> dict[str, str]:
     Spinning OpenMP threads collapse by a factor of 80 as soon as another process wants the core, and
     the trainer is such a process; PASSIVE keeps them from spinning.
     """
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
 
 def vllm_environment(device: Literal["cpu", "cuda"]) -> dict[str, str]:

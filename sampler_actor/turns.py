@@ -26,12 +26,10 @@ class Turns(Generic[Who]):
 
     def leave(self, who: Who) -> list[Who]:
         """Done, or gave up waiting. Returns who may start now."""
-        self._running.discard(who)
-        for tenant, queue in list(self._waiting.items()):
-            if who in queue:
-                queue.remove(who)
-            if not queue:
-                del self._waiting[tenant]
+        if who in self._running:
+            self._running.remove(who)
+        else:
+            self._forget(who)
         return self._grant()
 
     @property
@@ -41,6 +39,14 @@ class Turns(Generic[Who]):
     @property
     def waiting(self) -> int:
         return sum(len(queue) for queue in self._waiting.values())
+
+    def _forget(self, who: Who) -> None:
+        for tenant, queue in self._waiting.items():
+            if who in queue:
+                queue.remove(who)
+                if not queue:
+                    del self._waiting[tenant]
+                return
 
     def _grant(self) -> list[Who]:
         granted = []

@@ -1,0 +1,132 @@
+"""Carries out one `Sample`: takes turns, runs its sequences, streams them, gathers the answer."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing, nullcontext
+
+import numpy as np
+
+from ..bus.errors import EngineFailed, LoractlError
+from ..bus.ids import TenantId
+from ..bus.messages import EngineName, Floats, SampleChunk, SampleResult
+from .engine import Delta, Engine, Job, VersionKey
+from .hosts import EngineHost, Engines
+from .library import Library
+from .requests import Plan
+from .sequences import GrowingSequence, Piece
+from .text import Tokenizer
+
+
+class Answering:
+    """One Sample under way. stream: receives chunks as they come, if they were asked for."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        tenant: TenantId,
+        *,
+        engines: Engines,
+        library: Library,
+        tokenizer: Tokenizer,
+        stream: Callable[[SampleChunk], None],
+    ) -> None:
+        self._plan = plan
+        self._tenant = tenant
+        self._engines = engines
+        self._library = library
+        self._stream = stream
+        self._sequences = [GrowingSequence(tokenizer, plan.stop_strings) for _ in plan.jobs]
+        self._prompt_logprobs: Floats = np.empty(0, np.float32)
+        # What has not reached an engine yet can be cancelled; what has is aborted there.
+        self._tasks: dict[Job | None, asyncio.Task[None]] = {}
+        self._on_engine: dict[str, Engine] = {}
+        self._aborted = False
+
+    async def run(self) -> SampleResult:
+        """Sample everything. One sequence that fails fails the request.
+
+        Raises:
+            VersionNotFound, PublishFailed: the version does not exist, or cannot be served.
+            EngineFailed: the engine died under it.
+        """
+        version = self._plan.version
+        async with self._library.pinned(version) if version else nullcontext():
+            host = self._library.host(version) if version else self._engines.host(self._engines.base.engine)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    if self._plan.score_prompt:
+                        self._tasks[None] = group.create_task(self._score(host))
+                    for index, job in enumerate(self._plan.jobs):
+                        self._tasks[job] = group.create_task(self._sample(index, job, host))
+            except ExceptionGroup as errors:
+                raise _first(errors) from errors
+            return self._result(host.name)
+
+    async def abort(self) -> None:
+        """End every sequence where it is; `run` then returns what there is."""
+        self._aborted = True
+        for job, task in self._tasks.items():
+            if job is None or job.key not in self._on_engine:
+                task.cancel()
+        for key, engine in list(self._on_engine.items()):
+            try:
+                await engine.abort(key)
+            except EngineFailed:
+                return  # its streams end by themselves
+
+    async def _score(self, host: EngineHost) -> None:
+        try:
+            async with host.gate.turn(self._tenant):
+                engine = await self._engine(host)
+                self._prompt_logprobs = await engine.score(self._plan.version, self._plan.prompt)
+        except asyncio.CancelledError:
+            if not self._aborted:
+                raise
+
+    async def _sample(self, index: int, job: Job, host: EngineHost) -> None:
+        sequence = self._sequences[index]
+        try:
+            async with host.gate.turn(self._tenant):
+                engine = await self._engine(host)
+                self._on_engine[job.key] = engine
+                async with aclosing(engine.sample(job)) as deltas:
+                    async for delta in deltas:
+                        self._take(index, sequence, delta)
+                        if sequence.reason is not None:
+                            break
+        except asyncio.CancelledError:
+            if not self._aborted:
+                raise
+            sequence.abort()
+        finally:
+            self._on_engine.pop(job.key, None)
+
+    async def _engine(self, host: EngineHost) -> Engine:
+        version: VersionKey | None = self._plan.version
+        return await (self._library.engine_with(version) if version else host.engine())
+
+    def _take(self, index: int, sequence: GrowingSequence, delta: Delta) -> None:
+        piece: Piece = sequence.take(delta)
+        if self._plan.stream and (piece.tokens or piece.text):
+            tokens = np.array(piece.tokens, np.int64)
+            self._stream(SampleChunk(index=index, tokens=tokens, text=piece.text))
+
+    def _result(self, engine: EngineName) -> SampleResult:
+        sequences = self._sequences
+        reasons = [sequence.reason for sequence in sequences]
+        return SampleResult(
+            version=self._plan.version.number if self._plan.version else 0,
+            engine=engine,
+            lengths=np.array([len(s.tokens) for s in sequences], np.int64),
+            tokens=np.array([t for s in sequences for t in s.tokens], np.int64),
+            logprobs=np.array([x for s in sequences for x in s.logprobs], np.float32),
+            texts=tuple(s.text for s in sequences),
+            stop_reasons=tuple(reason for reason in reasons if reason is not None),
+            prompt_logprobs=self._prompt_logprobs,
+        )
+
+
+def _first(errors: ExceptionGroup[Exception]) -> Exception:
+    """One error for the caller: a bug before anything that was meant, else whichever came first."""
+    bugs = [error for error in errors.exceptions if not isinstance(error, LoractlError)]
+    return [*bugs, *errors.exceptions][0]
