@@ -15,7 +15,7 @@ from .failures import error_of
 from .ids import RequestId, TenantId, new_request_id
 from .messages import Envelope, Failed, Message, Pong, Waiting
 
-PING_EVERY_S = 1.0
+PING_EVERY_S = 0.5
 GONE_AFTER_S = 20.0
 
 OnWaiting = Callable[[str], None]

@@ -124,10 +124,14 @@ def buffer_of(frame: zmq.Frame) -> Buffer:
 
 
 def close(context: "zmq.Context[Any]", *sockets: "zmq.Socket[Any]") -> None:
-    """Close everything that was made; waits up to `LINGER_MS` for what is still being sent."""
+    """Close everything that was made; waits up to `LINGER_MS` for what is still being sent.
+
+    It does not wait for a peer that has left the address it was connected to.
+    """
     for socket in sockets:
         with contextlib.suppress(zmq.ZMQError):
-            socket.close(linger=LINGER_MS)
+            listened = someone_listens(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+            socket.close(linger=LINGER_MS if listened else 0)
     context.term()
 
 
