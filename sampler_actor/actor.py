@@ -197,6 +197,9 @@ class Sampler:
         if isinstance(envelope.body, Drain):
             self.stop()
             return
+        if self._stopping.is_set():
+            self._link.reply(envelope, failed(_stopping()))
+            return
         task = self._group.create_task(self._answer(envelope))
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
@@ -213,7 +216,7 @@ class Sampler:
             bound.info("request.failed", code=error.code, error=error.message)
             answer = failed(error)
         except asyncio.CancelledError:
-            self._link.reply(envelope, failed(ActorStopping("the sampler is stopping: send it again")))
+            self._link.reply(envelope, failed(_stopping()))
             raise
         except Exception:  # noqa: BLE001 - our bug: logged, and the client reads `internal`
             bound.exception("request.crashed")
@@ -221,8 +224,6 @@ class Sampler:
         self._link.reply(envelope, answer)
 
     async def _carried_out(self, envelope: Envelope) -> Message:
-        if self._stopping.is_set():
-            raise ActorStopping("the sampler is stopping: send it again")
         match envelope.body:
             case Sample() as sample:
                 return await self._sample(envelope, sample)
@@ -280,6 +281,10 @@ class Sampler:
 
     async def _close_engines(self) -> None:
         await _within(_CLOSE_SHARE * self._config.daemon.stop_timeout_s, self._engines.close())
+
+
+def _stopping() -> ActorStopping:
+    return ActorStopping("the sampler is stopping: send the request once more")
 
 
 async def _within(timeout_s: float, work: Coroutine[object, object, None]) -> None:

@@ -151,6 +151,16 @@ class Reference:
                 tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
         return tuple(tokens[len(prompt) :])
 
+    def assert_greedy(
+        self, version: VersionKey | None, prompt: tuple[int, ...], answer: tuple[int, ...]
+    ) -> None:
+        """Every token is a likeliest one, within rounding. One forward pass, for long answers."""
+        model = self._base if version is None else self._versions[version]
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        chosen_T = logits_TV.gather(-1, torch.tensor(answer)[:, None])[:, 0]
+        assert float((logits_TV.max(-1).values - chosen_T).max()) < 1e-4
+
 
 def logprobs_of(model: torch.nn.Module, tokens: tuple[int, ...], *, temperature: float = 1.0) -> Floats:
     with torch.no_grad():
