@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -70,7 +71,7 @@ def read_base_model(path: Path) -> BaseModel:
             raise InvalidConfig(f"{file} holds no JSON object")
         _check_architecture(file, plain)
         config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise InvalidConfig(f"cannot read {file}: {error}") from error
     _check_settings(file, config)
     return BaseModel(

@@ -5,12 +5,13 @@ y += (alpha / r) * (x A^T) B^T. The matrices are views of bank rows and no param
 backward writes their gradients into scratch rows, and the engine decides what becomes of them.
 
 A pass holds the rows of each adapter end to end, in the order of their slots. Two ways to multiply:
-`SegmentedPass`, one adapter after the other on views cut to its rank: for a pass of one adapter,
+`SegmentedPass`, one adapter after the other on views cut to r: for a pass of one adapter,
 and the reference; `GroupedPass`, all adapters in one `grouped_mm` at the bank's rank, straight from
 the bank. The scale is applied to x A^T in float32 and rounded once, so both round alike.
 
 Legend: T = positions of the pass, t = of one adapter, k = projections of a site, R = rank of the
-bank, r = of an adapter, G = slots from the lowest to the highest in the pass, I/O = inputs/outputs.
+bank, r = rank of an adapter up to the next multiple of 8, G = slots from the lowest to the highest
+in the pass, I/O = inputs/outputs.
 """
 
 from abc import ABC, abstractmethod
@@ -31,13 +32,15 @@ from .row_layout import Projection, RowLayout, Section, Site
 class LoraSegment:
     """Rows start:stop of a pass belong to the adapter in `slot`. sections: those it trains.
 
+    width: r. Its padding is zero and yields zero; without it a rank of 1 would go through other
+    kernels, with other bits, than in a pass of several adapters.
     gradients [N], float32: a scratch row that backward adds to; None when none are wanted.
     """
 
     slot: int
     start: int
     stop: int
-    rank: int
+    width: int
     scale: float
     sections: tuple[Section, ...]
     gradients: Tensor | None
@@ -69,7 +72,7 @@ class SegmentedPass(LoraPass):
     def add(self, site: Site, x_TI: Tensor, y_TO: Tensor) -> list[Tensor]:
         saved = []
         for segment in self._segments(site):
-            row, r, rows = self.weights[segment.slot], segment.rank, slice(segment.start, segment.stop)
+            row, r, rows = self.weights[segment.slot], segment.width, slice(segment.start, segment.stop)
             mid_tkr = (x_TI[rows] @ stacked_a(row, site, self.rank, r).t()).mul_(segment.scale)
             for mid_tr, projection in zip(torch.split(mid_tkr, r, dim=1), site.projections, strict=True):
                 delta = mid_tr @ b_matrix(row, projection, self.rank, r).t()
@@ -89,7 +92,7 @@ class SegmentedPass(LoraPass):
     def _backward_segment(
         self, site: Site, segment: LoraSegment, x_tI: Tensor, mid_tkr: Tensor, dy_tO: Tensor
     ) -> Tensor:
-        row, r, gradients = self.weights[segment.slot], segment.rank, segment.gradients
+        row, r, gradients = self.weights[segment.slot], segment.width, segment.gradients
         dmid_tkr = torch.empty_like(mid_tkr)
         parts = zip(torch.split(mid_tkr, r, 1), torch.split(dmid_tkr, r, 1), site.projections, strict=True)
         for mid_tr, dmid_tr, projection in parts:
@@ -179,15 +182,15 @@ def a_matrices(row_N: Tensor, site: Site, bank_rank: int) -> Tensor:
     return row_N[site.a_offset : site.a_offset + size].view(-1, bank_rank, site.inputs)
 
 
-def stacked_a(row_N: Tensor, site: Site, bank_rank: int, rank: int) -> Tensor:
-    """The A's of a site cut to the rank, [k * r, I]; a copy where they do not lie end to end."""
-    return a_matrices(row_N, site, bank_rank)[:, :rank].reshape(-1, site.inputs)
+def stacked_a(row_N: Tensor, site: Site, bank_rank: int, width: int) -> Tensor:
+    """The A's of a site cut to r, [k * r, I]; a copy where they do not lie end to end."""
+    return a_matrices(row_N, site, bank_rank)[:, :width].reshape(-1, site.inputs)
 
 
-def b_matrix(row_N: Tensor, projection: Projection, bank_rank: int, rank: int) -> Tensor:
-    """A projection's B cut to the rank, as a view [O, r]."""
+def b_matrix(row_N: Tensor, projection: Projection, bank_rank: int, width: int) -> Tensor:
+    """A projection's B cut to r, as a view [O, r]."""
     size = projection.outputs * bank_rank
-    return row_N[projection.b_offset : projection.b_offset + size].view(-1, bank_rank)[:, :rank]
+    return row_N[projection.b_offset : projection.b_offset + size].view(-1, bank_rank)[:, :width]
 
 
 def _columns(y_TO: Tensor, projection: Projection) -> Tensor:

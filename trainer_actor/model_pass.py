@@ -20,7 +20,7 @@ from .losses import LossInputs, checked_settings, loss_terms
 from .output import OutputHead, token_logprobs
 from .packing import pack
 from .passes import PassPart
-from .row_layout import active_sections
+from .row_layout import active_sections, padded_rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ def lora_pass(bank: Bank, rows: Sequence[Rows]) -> LoraPass:
                 slot=each.part.slot,
                 start=start,
                 stop=stop,
-                rank=lora.rank,
+                width=padded_rank(lora.rank),
                 scale=lora.alpha / lora.rank,
                 sections=active_sections(lora),
                 gradients=each.gradients,

@@ -4,7 +4,8 @@ Forward computes log p for every position; backward computes the logits of a chu
 for positions whose log p has a gradient. A chunk never holds positions of two adapters, so the
 products here have the same shapes, and give the same bits, whoever else is in the pass.
 
-Legend: T = positions of the pass, C = of a chunk, H = hidden, V = vocabulary, r = rank.
+Legend: T = positions of the pass, C = of a chunk, H = hidden, V = vocabulary,
+r = rank of an adapter up to the next multiple of 8.
 """
 
 from collections.abc import Iterator
@@ -111,7 +112,7 @@ class _Adapter:
         gradients = self._segment.gradients
         if gradients is not None:
             self._b(gradients).add_(dlogits_CV.t() @ self._mid(hidden_CH, row))
-            a_1rH = a_matrices(gradients, self._head.site, self._head.bank_rank)[:, : self._segment.rank]
+            a_1rH = a_matrices(gradients, self._head.site, self._head.bank_rank)[:, : self._segment.width]
             a_1rH[0].add_(dmid_Cr.t() @ hidden_CH)
         return dmid_Cr @ self._a(row)
 
@@ -119,7 +120,7 @@ class _Adapter:
         return (hidden_CH @ self._a(row).t()).mul_(self._segment.scale)
 
     def _a(self, row: Tensor) -> Tensor:
-        return stacked_a(row, self._head.site, self._head.bank_rank, self._segment.rank)
+        return stacked_a(row, self._head.site, self._head.bank_rank, self._segment.width)
 
     def _b(self, row: Tensor) -> Tensor:
-        return b_matrix(row, self._head.site.projections[0], self._head.bank_rank, self._segment.rank)
+        return b_matrix(row, self._head.site.projections[0], self._head.bank_rank, self._segment.width)

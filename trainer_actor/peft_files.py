@@ -17,27 +17,24 @@ from .bank import HostState
 from .naming import from_named, listed, to_named
 from .row_layout import RowLayout
 
-# Settings of a PEFT LoRA that change what it computes, with the values that mean "not used".
-_UNUSED: Mapping[str, tuple[object, ...]] = {
-    "bias": ("none",),
-    "use_dora": (False,),
-    "use_rslora": (False,),
-    "use_qalora": (False,),
-    "fan_in_fan_out": (False,),
-    "lora_bias": (False,),
-    "modules_to_save": ([],),
-    "rank_pattern": ({},),
-    "alpha_pattern": ({},),
-    "layers_to_transform": ([],),
-    "layers_pattern": ([],),
-    "layer_replication": ([],),
-    "exclude_modules": ([],),
-    "target_parameters": ([],),
-    "trainable_token_indices": ([], {}),
-    "alora_invocation_tokens": ([],),
-    "arrow_config": (),
-    "megatron_config": (),
+# Settings that say nothing about what the tensors compute. Any other that is set is refused: a PEFT
+# feature that this trainer does not know must not be dropped in silence.
+_SILENT = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "eva_config",
+    "inference_mode",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "task_type",
 }
+# Ways to draw the first weights that leave the base model as it is (PiSSA, for one, does not).
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+_CHECKED = {"peft_type", "r", "lora_alpha", "target_modules", "init_lora_weights"}
+_EMPTY: tuple[object, ...] = (None, False, "none", [], {})
 
 
 def write_peft(
@@ -115,8 +112,10 @@ def _config_differences(layout: RowLayout, lora: LoraSpec, config: Mapping[str, 
         differences.append(
             f"target_modules are {sorted(map(str, modules))} and the adapter's are {sorted(expected)}"
         )
-    for key, unused in _UNUSED.items():
-        value = config.get(key)
-        if value is not None and value not in unused:
+    start = config.get("init_lora_weights")
+    if start not in _PLAIN_STARTS:
+        differences.append(f"init_lora_weights = {start!r} is not supported: it changes the base model")
+    for key, value in config.items():
+        if key not in _SILENT | _CHECKED and value not in _EMPTY:
             differences.append(f"{key} = {value!r} is not supported")
     return differences

@@ -138,7 +138,7 @@ def active_sections(lora: LoraSpec) -> tuple[Section, ...]:
 
 def row_layout(shape: ModelShape, max_rank: int) -> RowLayout:
     """Lay out a row for adapters of rank 1 to max_rank."""
-    rank = -(-max_rank // _RANK_MULTIPLE) * _RANK_MULTIPLE
+    rank = padded_rank(max_rank)
     sites: list[Site] = []
     bounds: dict[Section, tuple[int, int]] = {}
     offset = 0
@@ -150,6 +150,11 @@ def row_layout(shape: ModelShape, max_rank: int) -> RowLayout:
                 sites.append(site)
         bounds[section] = (start, offset)
     return RowLayout(shape=shape, rank=rank, size=offset, sites=tuple(sites), bounds=bounds)
+
+
+def padded_rank(rank: int) -> int:
+    """Up to the next multiple of 8."""
+    return -(-rank // _RANK_MULTIPLE) * _RANK_MULTIPLE
 
 
 @dataclass(frozen=True, slots=True)
