@@ -4,6 +4,7 @@ It has a socket of its own, because zmq sockets belong to one thread each. The l
 and this thread reads it: each field is one plain value with one writer, so no lock is needed.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -122,7 +123,8 @@ class _Family:
 
     def rss_bytes(self, now: float) -> int:
         if now - self._listed_at >= _FAMILY_EVERY_S:
-            self._children = self._self.children(recursive=True)
+            with contextlib.suppress(psutil.Error):  # one that ends while it is being listed
+                self._children = self._self.children(recursive=True)
             self._listed_at = now
         return sum(_rss_bytes(process) for process in (self._self, *self._children))
 
