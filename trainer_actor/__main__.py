@@ -14,7 +14,7 @@ import structlog
 
 from ..bus.actor_link import ActorLink
 from ..bus.config import Config, config_from_json, set_process_environment
-from ..bus.errors import LoractlError
+from ..bus.errors import InvalidConfig, LoractlError
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 
@@ -31,14 +31,20 @@ def main() -> int:
     parser.add_argument("--actor", default="trainer", metavar="NAME")
     arguments = parser.parse_args()
     try:
-        config = config_from_json(arguments.config.read_text(encoding="utf-8"))
+        config = _read(arguments.config)
         configure_logs(config.log, arguments.actor, StateLayout(Path(config.state_dir)).logs)
         return _serve(config, arguments.actor)
-    except (LoractlError, OSError) as error:
-        message = error.message if isinstance(error, LoractlError) else str(error)
-        log.error("trainer.not_started", reason=message)  # noqa: TRY400  # a reason, not a bug
-        sys.stderr.write(f"{arguments.actor} cannot start: {message}\n")
+    except LoractlError as error:
+        log.error("trainer.not_started", reason=error.message)  # noqa: TRY400  # a reason, not a bug
+        sys.stderr.write(f"{arguments.actor} cannot start: {error.message}\n")
         return CANNOT_START
+
+
+def _read(file: Path) -> Config:
+    try:
+        return config_from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(f"cannot read {file}: {error}") from error
 
 
 def _serve(config: Config, actor: str) -> int:

@@ -102,7 +102,7 @@ class Checkpoints:
         what = f"save checkpoint {name!r}"
         directory = self._layout.checkpoint(adapter, name)
         check_free(directory, sum(tensor.nbytes for tensor in tensors.values()), what=what)
-        sequence = max((each.sequence for each in self.all(adapter)), default=0) + 1
+        sequence = self._next_sequence(adapter)
         with storage_errors(what), new_directory(directory / str(sequence)) as aside:
             file = aside / _TENSORS
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file, dict(metadata))
@@ -146,6 +146,11 @@ class Checkpoints:
 
     def _named(self, adapter: AdapterId, name: str) -> CheckpointRecord | None:
         return next((each for each in reversed(self.all(adapter)) if each.name == name), None)
+
+    def _next_sequence(self, adapter: AdapterId) -> int:
+        """Above every number in use, those of damaged checkpoints included: they still take the place."""
+        paths = (self._layout.adapter(adapter) / "checkpoints").glob("*/*")
+        return max((int(path.name) for path in paths if path.name.isdecimal()), default=0) + 1
 
     def _directory(self, record: CheckpointRecord) -> Path:
         return self._layout.checkpoint(record.adapter, record.name) / str(record.sequence)

@@ -45,7 +45,7 @@ def check_free(directory: Path, size_bytes: int, *, what: str) -> None:
 
 def write_file(file: Path, data: bytes) -> None:
     """Replace a file's content. A reader sees the old or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    _make_directory(file.parent)
     aside = _aside(file)
     try:
         aside.write_bytes(data)
@@ -60,7 +60,7 @@ def write_file(file: Path, data: bytes) -> None:
 @contextmanager
 def new_directory(final: Path) -> Iterator[Path]:
     """Yield an empty directory that becomes `final` when the block ends, and vanishes if it raises."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    _make_directory(final.parent)
     aside = _aside(final)
     aside.mkdir()
     try:
@@ -98,6 +98,13 @@ def file_digest(file: Path) -> str:
     """SHA-256 in hex."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _make_directory(directory: Path) -> None:
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
 
 
 def _aside(path: Path) -> Path:

@@ -1,0 +1,168 @@
+"""Stopping, bugs, copies that fail: nobody is left without an answer, nothing is left half done."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from loractl.bus.errors import StorageFailed
+from loractl.bus.messages import (
+    DescribeModel,
+    Drain,
+    Failed,
+    OptimStep,
+    PassResult,
+    PublishAdapter,
+    SaveCheckpoint,
+)
+from loractl.tests.trainer_actor.loop.harness import Office, create, pass_over, same, start, stop
+from loractl.trainer_actor.bank import HostState
+from loractl.trainer_actor.engine import TrainEngine
+from loractl.trainer_actor.passes import PartOutcome, PassPart
+
+OpenOffice = Callable[..., Office]
+
+
+class BrittleEngine(TrainEngine):
+    """Raises `trouble` once, at the call that `at` names."""
+
+    at: str = ""
+    trouble: Exception
+
+    def copy_out(self, slot: int) -> HostState:
+        self._trip("copy_out")
+        return super().copy_out(slot)
+
+    def copy_in(self, slot: int, state: HostState) -> None:
+        if self.at == "copy_in":
+            self.clear(slot)  # as if the copy had begun
+        self._trip("copy_in")
+        super().copy_in(slot, state)
+
+    def forward_backward(self, parts: Sequence[PassPart]) -> list[PartOutcome]:
+        self._trip("forward_backward")
+        return super().forward_backward(parts)
+
+    def peft_files(self, slot: int) -> tuple[str, bytes, int]:
+        self._trip("peft_files")
+        return super().peft_files(slot)
+
+    def _trip(self, call: str) -> None:
+        if BrittleEngine.at == call:
+            BrittleEngine.at = ""
+            raise BrittleEngine.trouble
+
+
+@pytest.fixture
+def trip() -> Iterator[Callable[[str, Exception], None]]:
+    def arm(at: str, trouble: Exception) -> None:
+        BrittleEngine.trouble = trouble
+        BrittleEngine.at = at
+
+    yield arm
+    BrittleEngine.at = ""
+
+
+def test_a_drain_finishes_what_runs_and_answers_all_that_waits(open_office: OpenOffice) -> None:
+    office = open_office()
+    trainer, _ = start(office)
+    adapter = create(office, "poet")
+    adapter.next()
+    early = [office.send(pass_over(data, **adapter.next())) for data in range(3)]
+    office.tell(Drain())
+    late = office.send(DescribeModel())
+
+    answers = [office.wait(request) for request in (*early, late)]
+
+    assert [answer.code for answer in answers if isinstance(answer, Failed)] == ["actor_stopping"] * 4
+    assert all(answer.retryable for answer in answers if isinstance(answer, Failed))
+    assert trainer.join() == 0
+
+
+@pytest.mark.parametrize("at", ["forward_backward", "peft_files"])
+def test_a_bug_is_answered_the_others_are_told_and_their_steps_are_kept(
+    open_office: OpenOffice, trip: Callable[[str, Exception], None], at: str
+) -> None:
+    office = open_office()
+    trainer, _ = start(office, BrittleEngine)
+    victim, bystander, waiting = (create(office, name) for name in ("victim", "bystander", "waiting"))
+    bystander.forward_backward(1)
+    bystander.step()
+    bystander.forward_backward(2, forward_only=True)
+    waiting.next()
+    held = office.send(pass_over(1, **waiting.next()))
+
+    trip(at, RuntimeError("a bug"))
+    operation = pass_over(1, **victim.next()) if at == "forward_backward" else PublishAdapter(**victim.next())
+    crashed = office.refused(operation)
+
+    assert crashed.code == "internal"
+    assert "a bug" not in crashed.message
+    assert office.wait(held).code == "actor_restarting"  # type: ignore[attr-defined]
+    assert trainer.join() == 1
+
+    trainer, _ = start(office)
+    bystander.reopen()
+    assert bystander.details.step == 1
+    bystander.forward_backward(2, forward_only=True)
+    assert same(bystander.results[1:2], bystander.results[2:])
+    victim.reopen()
+    victim.forward_backward(1)
+    stop(office, trainer)
+
+
+@pytest.mark.parametrize("at", ["copy_out", "copy_in"])
+def test_a_swap_that_fails_half_way_loses_neither_adapter(
+    open_office: OpenOffice, trip: Callable[[str, Exception], None], at: str
+) -> None:
+    office = open_office("trainer.slots=1")
+    trainer, _ = start(office, BrittleEngine)
+    first, second = create(office, "first"), create(office, "second")
+    for adapter in (first, second, first):
+        adapter.forward_backward(1)
+        adapter.step()
+    expected = []
+    for adapter in (first, second):
+        adapter.forward_backward(2, forward_only=True)
+        expected.append(adapter.results.pop())
+
+    trip(at, StorageFailed("as if"))
+    first_failed = office.refused(pass_over(5, **first.next()))
+
+    assert first_failed.code == "storage_failed"
+    for adapter, before in zip((second, first), reversed(expected), strict=True):
+        adapter.forward_backward(2, forward_only=True)
+        assert same([adapter.results.pop()], [before])
+    assert first.step().applied is False
+    stop(office, trainer)
+
+
+def test_an_error_on_purpose_is_the_askers_alone_and_the_loop_lives(
+    open_office: OpenOffice, trip: Callable[[str, Exception], None]
+) -> None:
+    office = open_office()
+    trainer, _ = start(office, BrittleEngine)
+    adapter = create(office, "poet")
+
+    trip("peft_files", StorageFailed("the disk is full"))
+
+    assert adapter.refused(PublishAdapter).code == "storage_failed"
+    assert office.ask(pass_over(1, **adapter.next()), PassResult).logprobs.shape == (12,)
+    stop(office, trainer)
+
+
+def test_a_disk_that_refuses_leaves_adapter_and_window_as_they_were(open_office: OpenOffice) -> None:
+    office = open_office()
+    trainer, _ = start(office)
+    adapter = create(office, "poet")
+    adapter.forward_backward(1)
+    checkpoints = office.layout.adapter(adapter.id) / "checkpoints"
+    checkpoints.write_text("a file where the directory should be")
+    office.layout.versions.write_text("and here")
+
+    assert adapter.refused(SaveCheckpoint, name="one").code == "storage_failed"
+    assert adapter.refused(PublishAdapter).code == "storage_failed"
+
+    step = office.send(OptimStep(learning_rate=0.1, **adapter.next()))
+    assert office.wait(step).tokens == 12  # type: ignore[attr-defined]
+    checkpoints.unlink()
+    office.layout.versions.unlink()
+    stop(office, trainer)
