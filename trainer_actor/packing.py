@@ -52,9 +52,9 @@ def pack(lengths: Sequence[int], device: torch.device) -> Packing:
 
 
 def padded_length(length: int) -> int:
-    """Round up to a multiple of 8, or of an eighth of the next power of two: at most 1/8 is wasted
+    """Round up to a multiple of 8, or of a sixteenth of the next power of two: less than 1/8 is added
     beyond 64."""
-    step = max(8, (1 << (length - 1).bit_length()) // 8)
+    step = max(8, (1 << (length - 1).bit_length()) // 16)
     return -(-length // step) * step
 
 

@@ -114,7 +114,7 @@ def spec(rank: int = 4, seed: int = 1, **changes: Any) -> LoraSpec:
 
 
 def batch(
-    seed: int, lengths: Sequence[int], slot: int = 0, lora: LoraSpec | None = None, **changes: Any
+    seed: int, lengths: Sequence[int], /, slot: int = 0, lora: LoraSpec | None = None, **changes: Any
 ) -> PassPart:
     """Random datums; about a third of the positions have weight 0."""
     draw = np.random.default_rng(seed)
