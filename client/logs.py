@@ -22,13 +22,15 @@ class LogLine:
     facts: dict[str, object] = field(default_factory=dict)
 
     def text(self) -> Text:
-        facts = " ".join(f"{name}={_shown(value)}" for name, value in self.facts.items())
+        facts = " ".join(f"{n}={_shown(value)}" for n, value in self.facts.items() if n != "exception")
+        trace = str(self.facts.get("exception", "")).rstrip()
         return Text.assemble(
             (f"{_clock(self.at):12} ", "dim"),
             (f"{self.actor:10} ", "cyan"),
             (f"{self.level:8}", _LEVEL_STYLES.get(self.level, "")),
             (self.event, "bold" if self.level in ("warning", "error") else ""),
             (f"  {facts}" if facts else "", "" if self.level in ("warning", "error") else "dim"),
+            f"\n{trace}" if trace else "",
         )
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bus.errors import CheckpointMismatch, InvalidData, VersionNotFound
-from ..bus.messages import LoraSpec, VersionRecord
+from ..bus.messages import LoraSpec, Receipt, VersionRecord
+from .service import Service
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -104,6 +105,18 @@ def read_peft_folder(directory: Path, seed: int = 0) -> PeftFolder:
     if not isinstance(config, dict):
         raise InvalidData(f"{directory / CONFIG_FILE} holds no object")
     return PeftFolder(config_json, safetensors, lora_of(config, seed))
+
+
+def import_adapter(service: Service, name: str, folder: PeftFolder) -> Receipt:
+    """Make an adapter of these files, save and publish it. When that fails, no adapter is left behind."""
+    adapter = service.create_adapter_like(name, folder.lora)
+    try:
+        adapter.import_weights(folder.config_json, folder.safetensors).result()
+        adapter.save("import").result()
+    except BaseException:
+        service.delete_adapter(name)
+        raise
+    return adapter.publish().result()
 
 
 def lora_of(config: Mapping[str, object], seed: int) -> LoraSpec:

@@ -1,14 +1,36 @@
 """Sampled text for a terminal, a pipe, or a program that reads JSON."""
 
+import time
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import IO
 
 import numpy as np
+from rich.text import Text
 
-from ..bus.messages import Floats, SampleChunk, SampleResult
+from ..bus.messages import Floats, Sample, SampleChunk, SampleResult
+from .terminal import data_console, show_json, talk_console
 
 
-def write_stream(out: TextIO, parts: Iterator[SampleChunk | SampleResult]) -> SampleResult:
+def show_answer(
+    parts: Iterator[SampleChunk | SampleResult], request: Sample, adapter: str | None, *, as_json: bool
+) -> None:
+    """Show an answer as it comes: text on stdout and a line about it on stderr, or one JSON object."""
+    begun = time.monotonic()
+    out = data_console()
+    if request.stream:
+        result = write_stream(out.file, parts)
+    else:
+        result = [part for part in parts if isinstance(part, SampleResult)][-1]
+        if as_json:
+            show_json(out, result_data(result, adapter=adapter, prompt=request.prompt.tolist()))
+        else:
+            write_all(out.file, result)
+    if not as_json:
+        seconds = time.monotonic() - begun
+        talk_console().print(Text(result_text(result, adapter=adapter, seconds=seconds), "dim"))
+
+
+def write_stream(out: IO[str], parts: Iterator[SampleChunk | SampleResult]) -> SampleResult:
     """Write the one sampled text as it comes; returns the whole answer."""
     written = ""
     for part in parts:
@@ -22,7 +44,7 @@ def write_stream(out: TextIO, parts: Iterator[SampleChunk | SampleResult]) -> Sa
     raise AssertionError("a stream ends with its result or raises")
 
 
-def write_all(out: TextIO, result: SampleResult) -> None:
+def write_all(out: IO[str], result: SampleResult) -> None:
     """Write several sampled texts, an empty line between two."""
     _write(out, "\n\n".join(result.texts) + "\n")
 
@@ -63,7 +85,7 @@ def _finite(logprobs: Floats) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in logprobs]
 
 
-def _write(out: TextIO, text: str) -> None:
+def _write(out: IO[str], text: str) -> None:
     """A model may say anything: on a terminal, what would steer it is shown as a harmless mark."""
     if out.isatty():
         text = "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)

@@ -10,6 +10,7 @@ from rich.text import Text
 from ..bus.messages import ActorStatus, AdapterDetails, DaemonStatus, Receipt, VersionRecord
 from .terminal import count_text, duration_text, show_facts, show_table, size_text
 
+NO_ADAPTERS = "no adapters yet: make one with `loractl train DATA.jsonl --adapter NAME`"
 _PHASE_STYLES = {"ready": "green", "failed": "bold red"}
 
 
@@ -29,7 +30,7 @@ def show_status(console: Console, status: DaemonStatus, adapters: Sequence[Adapt
     if adapters:
         show_adapters(console, adapters)
     else:
-        console.print("no adapters yet: make one with `loractl train DATA.jsonl --adapter NAME`")
+        console.print(NO_ADAPTERS)
 
 
 def show_actors(console: Console, actors: Sequence[ActorStatus]) -> None:

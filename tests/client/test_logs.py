@@ -35,6 +35,12 @@ def test_a_line_reads_as_time_actor_level_event_and_facts():
     assert text.endswith('slot.swapped  slot=3 why="it was needed" ratio=0.123457')
 
 
+def test_a_traceback_stands_below_its_line():
+    line = parse_line("trainer", event(1, "loop.failed", exception="Traceback:\n  boom"))
+
+    assert str(line.text()).endswith("loop.failed\nTraceback:\n  boom")
+
+
 def test_a_line_that_is_not_json_is_shown_as_it_is():
     assert str(parse_line("trainer", "Killed").text()).split() == ["trainer", "Killed"]
     assert parse_line("trainer", "[" * 100_000).event.startswith("[[")

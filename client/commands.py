@@ -1,0 +1,153 @@
+"""What the commands do once their options are read. Each returns its exit code.
+
+stdout gets data, stderr gets talk. Starting and stopping the daemon itself is `daemon.launch`'s.
+"""
+
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Unpack
+
+from ..bus.config import Config
+from ..bus.layout import StateLayout
+from ..bus.messages import DaemonStatus
+from . import doctor, screens
+from .logs import merged_log
+from .peft_folders import choose_version, export_version, import_adapter, read_peft_folder
+from .run_command import Talk, drive_run
+from .run_record import remove_record
+from .runs import Job, prepare_run
+from .sampling import show_answer
+from .service import SampleOptions, Service, connect
+from .startup import check_same_base_model
+from .terminal import EXIT_FAILED, data_console, show_json, talk_console
+from .tiny_model import make_tiny_model
+
+_LOG_LOOK_S = 0.25
+
+
+@contextmanager
+def _service(config: Config) -> Iterator[Service]:
+    with connect(config=config, on_waiting=Talk(talk_console()).waiting) as service:
+        yield service
+
+
+def show_status(config: Config, *, as_json: bool) -> int:
+    with _service(config) as service:
+        state, adapters = service.status(), service.adapters()
+    if as_json:
+        show_json(
+            data_console(),
+            {"daemon": screens.plain_data(state), "adapters": screens.plain_data(adapters)},
+        )
+    else:
+        screens.show_status(data_console(), state, adapters)
+    return 0
+
+
+def show_logs(config: Config, *, follow: bool, lines: int) -> int:
+    pause = threading.Event()
+
+    def wait() -> None:
+        pause.wait(_LOG_LOOK_S)
+
+    console = data_console()
+    for line in merged_log(
+        StateLayout(Path(config.state_dir)).logs, last=lines, wait=wait if follow else None
+    ):
+        console.print(line.text())
+    return 0
+
+
+def train(config: Config, job: Job, *, again: str, base_model_given: bool) -> int:
+    """Train on the daemon that runs. again: the command that resumes this run."""
+    console = talk_console()
+    talk = Talk(console)
+    with connect(config=config, on_waiting=talk.waiting) as service:
+        if base_model_given:
+            check_same_base_model(config, service.status())
+        ready = prepare_run(service, StateLayout(Path(config.state_dir)), job, talk.say)
+        return drive_run(ready, data_console(), console, resume_command=again)
+
+
+def sample(config: Config, prompt: str, *, as_json: bool, **options: Unpack[SampleOptions]) -> int:
+    """Continue a prompt; `-` stands for what is on stdin."""
+    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    with _service(config) as service:
+        stream = options.get("num_samples", 1) == 1 and not as_json
+        request = service.sample_request(text, stream=stream, **options)
+        show_answer(service.stream_sample(request), request, options.get("adapter"), as_json=as_json)
+    return 0
+
+
+def list_adapters(config: Config, *, as_json: bool) -> int:
+    with _service(config) as service:
+        found = service.adapters()
+    if as_json:
+        show_json(data_console(), screens.plain_data(found))
+    elif found:
+        screens.show_adapters(data_console(), found)
+    else:
+        talk_console().print(screens.NO_ADAPTERS)
+    return 0
+
+
+def show_adapter(config: Config, name: str, *, as_json: bool) -> int:
+    with _service(config) as service:
+        details, versions = service.details(name), service.versions(name)
+    if as_json:
+        data = {"adapter": screens.plain_data(details), "versions": screens.plain_data(versions)}
+        show_json(data_console(), data)
+    else:
+        screens.show_adapter(data_console(), details, versions)
+    return 0
+
+
+def remove_adapter(config: Config, name: str) -> int:
+    with _service(config) as service:
+        details = service.details(name)
+        service.delete_adapter(name)
+    remove_record(StateLayout(Path(config.state_dir)).training_record(details.adapter))
+    talk_console().print(f"removed {name}")
+    return 0
+
+
+def export_adapter(config: Config, name: str, directory: Path, version: int | None) -> int:
+    with _service(config) as service:
+        record = choose_version(name, service.versions(name), version)
+    export_version(record, directory)
+    talk_console().print(f"exported {name} version {record.number} (step {record.step}) to {directory}")
+    return 0
+
+
+def import_directory(config: Config, directory: Path, name: str) -> int:
+    folder = read_peft_folder(directory)
+    with _service(config) as service:
+        data_console().print(screens.receipt_text(import_adapter(service, name, folder)))
+    return 0
+
+
+def make_tiny(directory: Path, seed: int) -> int:
+    with talk_console().status("making a tiny model"):
+        made = make_tiny_model(directory, seed=seed)
+    talk_console().print(
+        f"made {made.directory}: {made.parameters:,} parameters, a vocabulary of {made.vocab_size}\n"
+        f"serve it with: loractl daemon start --base-model tiny={shlex.quote(str(made.directory))}"
+    )
+    return 0
+
+
+def run_doctor(config: Config) -> int:
+    checks = doctor.examine(config, _asker(config))
+    return 0 if doctor.show_checks(data_console(), checks) else EXIT_FAILED
+
+
+def _asker(config: Config) -> Callable[[], DaemonStatus]:
+    def ask() -> DaemonStatus:
+        with connect(config=config) as service:
+            return service.status()
+
+    return ask
