@@ -18,6 +18,8 @@ from .bank import ActiveRange, Bank
 from .passes import AdamParams, StepOutcome
 
 _CLIP_EPSILON = 1e-6  # megatron-core, optimizer/clip_grads.py
+_CPU_PIECE = 1 << 18
+_CUDA_PIECE = 1 << 26
 
 
 def adam_step(bank: Bank, slot: int, params: AdamParams) -> StepOutcome:
@@ -55,27 +57,42 @@ def _update(parts: list[ActiveRange], params: AdamParams, step: int, norm: float
     if coefficient < 1.0:
         for part in parts:
             part.gradients.mul_(coefficient)
-    device = parts[0].main.device
-    adamw(
-        [part.main for part in parts],
-        [part.gradients for part in parts],
-        [part.exp_avg for part in parts],
-        [part.exp_avg_sq for part in parts],
-        [],
-        [torch.tensor(float(step), device=device) for _ in parts],  # counted up inside
-        fused=True,
-        amsgrad=False,
-        beta1=params.beta1,
-        beta2=params.beta2,
-        lr=params.learning_rate,
-        weight_decay=params.weight_decay,
-        eps=params.eps,
-        maximize=False,
-    )
+    for part in parts:
+        _adamw(part, params, step)
     for part in parts:
         if part.main.data_ptr() != part.weights.data_ptr():
             part.weights.copy_(part.main)
         part.gradients.zero_()
+
+
+def _adamw(part: ActiveRange, params: AdamParams, step: int) -> None:
+    """torch's AdamW loop, the one that megatron-core runs where Transformer Engine is absent.
+
+    Its fused form is four times faster and ends in other last bits. Piece by piece, so that its
+    temporaries stay small and in the cache; the pieces do not change a bit.
+    """
+    size = _CPU_PIECE if part.main.device.type == "cpu" else _CUDA_PIECE
+    pieces = (part.main, part.gradients, part.exp_avg, part.exp_avg_sq)
+    for main, gradients, exp_avg, exp_avg_sq in zip(
+        *(torch.split(each, size) for each in pieces), strict=True
+    ):
+        adamw(
+            [main],
+            [gradients],
+            [exp_avg],
+            [exp_avg_sq],
+            [],
+            [torch.tensor(float(step))],  # counted up inside
+            foreach=False,
+            fused=False,
+            amsgrad=False,
+            beta1=params.beta1,
+            beta2=params.beta2,
+            lr=params.learning_rate,
+            weight_decay=params.weight_decay,
+            eps=params.eps,
+            maximize=False,
+        )
 
 
 def _check(params: AdamParams) -> None:
