@@ -141,6 +141,7 @@ def make_tiny(directory: Path, seed: int) -> int:
 
 
 def run_doctor(config: Config) -> int:
+    talk_console().print("trying torch and vllm, too, which takes some seconds")
     checks = doctor.examine(config, _asker(config))
     return 0 if doctor.show_checks(data_console(), checks) else EXIT_FAILED
 

@@ -60,17 +60,22 @@ class Check:
 def examine(config: Config, ask_daemon: Callable[[], DaemonStatus]) -> Iterator[Check]:
     """All checks, cheap ones first. ask_daemon: asks the daemon how it is, raising when none runs."""
     with ThreadPoolExecutor(max_workers=2) as tries:
-        torch = tries.submit(_try_import, "torch", _TRY_TORCH)
-        vllm = tries.submit(_try_import, "vllm", _TRY_VLLM)
-        yield _python()
-        yield from (_package(name) for name in ("megatron-core", "transformers", "safetensors"))
-        yield _state_dir(Path(config.state_dir))
-        yield _socket_path(Path(config.state_dir))
-        yield _disk(Path(config.state_dir))
-        yield _memory()
-        yield _daemon(ask_daemon)
-        yield _torch(torch.result())
-        yield _vllm(vllm.result(), needed=config.sampler.engine == "vllm")
+        torch = tries.submit(try_import, "torch", _TRY_TORCH)
+        vllm = tries.submit(try_import, "vllm", _TRY_VLLM)
+        yield from examine_cheaply(config, ask_daemon)
+        yield torch_check(torch.result())
+        yield vllm_check(vllm.result(), needed=config.sampler.engine == "vllm")
+
+
+def examine_cheaply(config: Config, ask_daemon: Callable[[], DaemonStatus]) -> Iterator[Check]:
+    """The checks that take no time."""
+    yield _python()
+    yield from (_package(name) for name in ("megatron-core", "transformers", "safetensors"))
+    yield _state_dir(Path(config.state_dir))
+    yield _socket_path(Path(config.state_dir))
+    yield _disk(Path(config.state_dir))
+    yield _memory()
+    yield _daemon(ask_daemon)
 
 
 def show_checks(console: Console, checks: Iterator[Check]) -> bool:
@@ -102,7 +107,7 @@ def _package(name: str) -> Check:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tried:
+class Tried:
     """How an import in its own process ended. version None: the package is not installed."""
 
     version: str | None
@@ -110,11 +115,11 @@ class _Tried:
     said: str
 
 
-def _try_import(package: str, script: str) -> _Tried:
+def try_import(package: str, script: str) -> Tried:
     """vllm's CPU build is another distribution that installs the same package."""
     found = next((v for v in map(_version_or_none, (package, f"{package}-cpu")) if v), None)
     if found is None:
-        return _Tried(None, False, "not installed")
+        return Tried(None, False, "not installed")
     try:
         run = subprocess.run(
             [sys.executable, "-c", script],
@@ -125,10 +130,10 @@ def _try_import(package: str, script: str) -> _Tried:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return _Tried(found, False, f"its import took longer than {_IMPORT_TIMEOUT_S:.0f} s")
+        return Tried(found, False, f"its import took longer than {_IMPORT_TIMEOUT_S:.0f} s")
     lines = (run.stdout if run.returncode == 0 else run.stderr).strip().splitlines()
     said = lines[-1] if lines else f"its import ended with code {run.returncode}"
-    return _Tried(found, run.returncode == 0, one_line(said)[:200])
+    return Tried(found, run.returncode == 0, one_line(said)[:200])
 
 
 def _version_or_none(distribution: str) -> str | None:
@@ -138,14 +143,14 @@ def _version_or_none(distribution: str) -> str | None:
         return None
 
 
-def _torch(tried: _Tried) -> Check:
+def torch_check(tried: Tried) -> Check:
     if tried.works:
         return Check("torch", "ok", tried.said)
     found = tried.said if tried.version is None else f"{tried.version} cannot be imported: {tried.said}"
     return Check("torch", "missing", found, "pip install 'loractl[train]', or `make setup` in a checkout")
 
 
-def _vllm(tried: _Tried, *, needed: bool) -> Check:
+def vllm_check(tried: Tried, *, needed: bool) -> Check:
     if tried.works:
         return Check("vllm", "ok", f"{tried.version} {tried.said}")
     found = tried.said if tried.version is None else f"{tried.version} cannot be imported: {tried.said}"
@@ -177,7 +182,7 @@ def _socket_path(directory: Path) -> Check:
     try:
         checked_address(StateLayout(directory).event_socket)
     except InvalidConfig as error:
-        return Check("socket path", "missing", error.message, "give a shorter --state-dir")
+        return Check("socket path", "missing", "too long", error.message)
     return Check("socket path", "ok", "short enough")
 
 
@@ -204,6 +209,8 @@ def _daemon(ask: Callable[[], DaemonStatus]) -> Check:
         status = ask()
     except DaemonNotRunning:
         return Check("daemon", "note", "not running", "loractl daemon start --base-model NAME=PATH")
+    except InvalidConfig:
+        return Check("daemon", "note", "none can run there")
     except LoractlError as error:
         return Check("daemon", "note", one_line(error.message), "loractl daemon logs")
     ready = sum(actor.phase == "ready" for actor in status.actors)

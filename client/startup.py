@@ -15,10 +15,10 @@ def base_model_settings(text: str) -> list[str]:
     """`NAME`, `NAME=PATH` or a directory as settings. Paths are made absolute: the daemon has a
     working directory of its own."""
     name, equals, path = text.partition("=")
+    if not name or (equals and not path):
+        raise InvalidConfig(f"--base-model {text!r}: write NAME, or NAME=PATH to a model directory")
     if not equals and Path(name).expanduser().is_dir():
         name, path = Path(name).expanduser().absolute().name, name
-    elif not name or (equals and not path):
-        raise InvalidConfig(f"--base-model {text!r}: write NAME, or NAME=PATH to a model directory")
     settings = [f"model.name={name}"]
     return [*settings, f"model.path={Path(path).expanduser().absolute()}"] if path else settings
 

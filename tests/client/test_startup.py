@@ -1,0 +1,43 @@
+"""What the daemon shall serve, as people write it."""
+
+from pathlib import Path
+
+import pytest
+from loractl.bus.config import load_config
+from loractl.bus.errors import InvalidConfig
+from loractl.client.startup import base_model_settings, check_base_model
+
+
+def test_a_name_with_a_path_keeps_both_and_the_path_is_absolute(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert base_model_settings("Qwen/Qwen3=models/q=3") == [
+        "model.name=Qwen/Qwen3",
+        f"model.path={tmp_path / 'models/q=3'}",
+    ]
+
+
+def test_a_directory_alone_gives_its_name(tmp_path: Path):
+    (tmp_path / "tiny").mkdir()
+
+    assert base_model_settings(f"{tmp_path}/tiny") == ["model.name=tiny", f"model.path={tmp_path / 'tiny'}"]
+
+
+@pytest.mark.parametrize("text", ["", "=x", "name="])
+def test_half_a_base_model_is_refused(text):
+    with pytest.raises(InvalidConfig, match="NAME=PATH"):
+        base_model_settings(text)
+
+
+def test_a_daemon_without_a_base_model_says_both_ways_to_give_one(tmp_path: Path):
+    with pytest.raises(InvalidConfig, match=r"--base-model NAME=PATH.*loractl\.toml"):
+        check_base_model(load_config(state_dir=str(tmp_path), environ={}))
+
+
+def test_a_directory_without_a_model_is_refused_before_anything_starts(tmp_path: Path):
+    config = load_config(
+        state_dir=str(tmp_path), environ={}, overrides=[f"model.path={tmp_path}", "model.name=x"]
+    )
+
+    with pytest.raises(InvalidConfig, match=r"no config\.json"):
+        check_base_model(config)
