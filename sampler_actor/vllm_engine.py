@@ -30,7 +30,7 @@ from ..bus.errors import EngineFailed, PublishFailed
 from ..bus.messages import EngineName, Floats, StopReason, VersionRecord
 from .engine import Delta, EngineSettings, Job, VersionKey, key_of
 from .null_adapter import write_null_adapter
-from .vllm_worker import WorkerExtension
+from .vllm_worker import SEED, WorkerExtension
 
 _TARGETS: Final = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -67,7 +67,7 @@ class VllmEngine:
             llm = await asyncio.to_thread(AsyncLLM.from_engine_args, engine_arguments(self._settings))
             self._llm = llm
             await llm.collective_rpc("end_with_parent")
-            await llm.collective_rpc("keep_unfiltered_logprobs")
+            await llm.collective_rpc("sample_exactly")
             await self._add_null_adapter()
         except (RuntimeError, ValueError, OSError, EngineDeadError) as error:
             await self.close()
@@ -220,7 +220,7 @@ def _parameters(job: Job) -> SamplingParams:
         temperature=job.temperature,
         top_k=job.top_k,
         top_p=job.top_p,
-        seed=job.seed,
+        extra_args={SEED: job.seed},
         stop_token_ids=list(job.stop_tokens),
         ignore_eos=True,
         logprobs=0,

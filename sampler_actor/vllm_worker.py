@@ -6,16 +6,19 @@ vllm: the Protocols say which of its objects are touched, and how.
 Legend: N = rows of the batch, V = vocabulary.
 """
 
+import hashlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
 
 import torch
 
-_PARENT_CHECK_S = 0.5
+# A job's seed travels under this name in vLLM's `extra_args`, see `ExactSampler`.
+SEED: Final = "loractl_seed"
+_PARENT_CHECK_S: Final = 0.5
 
 
 class _Weights(Protocol):
@@ -41,9 +44,25 @@ class _Sampler(Protocol):
     topk_topp_sampler: torch.nn.Module
 
 
+class _Parameters(Protocol):
+    extra_args: Mapping[str, int] | None
+
+
+class _Request(Protocol):
+    sampling_params: _Parameters
+
+
+class _Batch(Protocol):
+    # By row: whose it is, and how many tokens it has, prompt and answer.
+    req_ids: Sequence[str]
+    num_tokens_no_spec: Sequence[int]
+
+
 class _ModelRunner(Protocol):
     model: _Model
     sampler: _Sampler
+    input_batch: _Batch
+    requests: Mapping[str, _Request]
 
 
 class WorkerExtension:
@@ -62,42 +81,61 @@ class WorkerExtension:
         bound = (lora.get_lora(name) for name in manager.modules)
         return sum(_parts(weights) for weights in bound if weights is not None)
 
-    def keep_unfiltered_logprobs(self) -> None:
-        """Let processed logprobs mean log_softmax(logits / T), with or without top_k and top_p."""
+    def sample_exactly(self) -> None:
+        """Have tokens drawn by `ExactSampler` from now on."""
         sampler = self.model_runner.sampler
-        sampler.topk_topp_sampler = UnfilteredLogprobs(sampler.topk_topp_sampler)
+        sampler.topk_topp_sampler = ExactSampler(sampler.topk_topp_sampler, self.model_runner)
 
     def end_with_parent(self) -> None:
         """Kill this process soon after its parent is gone: vLLM's own would live on for ever."""
         threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
 
 
-class UnfilteredLogprobs(torch.nn.Module):
-    """vLLM's sampler of temperature-scaled logits, except that logprobs are taken before its filters.
+class ExactSampler(torch.nn.Module):
+    """vLLM's sampler of temperature-scaled logits, with two differences.
 
-    As it comes, its processed logprobs are those of the distribution that top_k and top_p leave.
+    The draw for a token depends on the job's seed and the token's position, and on nothing else. With
+    vLLM's own seeds a generator's state counts: it has to be wound back when a prompt is computed in
+    parts, which a CPU generator cannot do, and the engine dies ("does not use offset").
+
+    Logprobs are taken before top_k and top_p; vLLM's are those of the distribution that is left.
     """
 
-    def __init__(self, sampler: torch.nn.Module) -> None:
+    def __init__(self, sampler: torch.nn.Module, runner: _ModelRunner) -> None:
         super().__init__()
         self._sampler = sampler
+        self._runner = runner
 
     def forward(
         self,
         logits_NV: torch.Tensor,
-        generators: dict[int, torch.Generator],
+        _generators: dict[int, torch.Generator],
         k_N: torch.Tensor | None,
         p_N: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if k_N is None and p_N is None:
-            sampled: tuple[torch.Tensor, torch.Tensor | None] = self._sampler(
-                logits_NV, generators, None, None
-            )
-            return sampled
+        filtered = k_N is not None or p_N is not None
         # Before the call, because filtering overwrites the logits.
-        logprobs_NV = logits_NV.log_softmax(dim=-1, dtype=torch.float32)
-        tokens_N, _ = self._sampler(logits_NV, generators, k_N, p_N)
-        return tokens_N, logprobs_NV
+        whole_NV = logits_NV.log_softmax(dim=-1, dtype=torch.float32) if filtered else None
+        generators = self._generators(logits_NV.device)
+        tokens_N, logprobs_NV = self._sampler(logits_NV, generators, k_N, p_N)
+        return tokens_N, whole_NV if filtered else logprobs_NV
+
+    def _generators(self, device: torch.device) -> dict[int, torch.Generator]:
+        """One for each row that has a seed; fresh ones, so there is no state to keep."""
+        batch = self._runner.input_batch
+        generators = {}
+        for row, request in enumerate(batch.req_ids):
+            extra = self._runner.requests[request].sampling_params.extra_args
+            if extra is not None and SEED in extra:
+                drawn = draw_seed(extra[SEED], int(batch.num_tokens_no_spec[row]))
+                generators[row] = torch.Generator(device=device).manual_seed(drawn)
+        return generators
+
+
+def draw_seed(seed: int, position: int) -> int:
+    """63 bits that neighbouring seeds and positions do not share."""
+    digest = hashlib.blake2b(f"{seed} {position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def _parts(weights: _Weights) -> int:

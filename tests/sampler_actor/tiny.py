@@ -151,6 +151,12 @@ class Reference:
                 tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
         return tuple(tokens[len(prompt) :])
 
+    def most_often_before(self, token: int) -> int:
+        """The token after which the base model says `token` most often."""
+        with torch.no_grad():
+            logits_BV = self._base(torch.arange(VOCAB)[:, None]).logits[:, 0]
+        return int(logits_BV.softmax(-1)[:, token].argmax())
+
     def assert_greedy(
         self, version: VersionKey | None, prompt: tuple[int, ...], answer: tuple[int, ...]
     ) -> None:
