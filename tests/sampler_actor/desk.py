@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 from loractl.bus.codec import decode, encode
-from loractl.bus.config import Config, subprocess_environment
+from loractl.bus.config import Config, ModelConfig, SamplerConfig, subprocess_environment
 from loractl.bus.identities import unsolicited
 from loractl.bus.ids import AdapterId, RequestId, TenantId
 from loractl.bus.layout import StateLayout
@@ -28,14 +29,17 @@ from loractl.bus.messages import (
     GetVersions,
     Heartbeat,
     Message,
+    Sample,
     VersionRecord,
     VersionRetired,
+    VersionServed,
     VersionTable,
 )
 from loractl.bus.sockets import bind_publisher, bind_router, close, new_context, receive_waiting
 
 LOCAL = TenantId("local")
 START_S = 120.0
+PROMPT = (5, 6, 7, 8, 9)
 ANSWER_S = 30.0
 
 
@@ -179,3 +183,35 @@ def running_sampler(config: Config) -> Iterator[tuple[Desk, SamplerProcess, Acto
     finally:
         sampler.end()
         desk.close()
+
+
+def config_for(state: Path, model: Path, **sampler: object) -> Config:
+    return Config(
+        state_dir=str(state),
+        model=ModelConfig(name="tiny", path=str(model), device="cpu"),
+        sampler=SamplerConfig(**{"kv_cache_bytes": 64 * 2**20, "max_batched_tokens": 256, **sampler}),
+    )
+
+
+def sample_of(record: VersionRecord | None = None, **changes: object) -> Sample:
+    defaults = Sample(
+        adapter=record.adapter if record else None,
+        version=record.number if record else None,
+        prompt=np.array(PROMPT),
+        max_tokens=8,
+        temperature=0.0,
+        stop_tokens=(),
+    )
+    return replace(defaults, **changes)
+
+
+def published(desk: Desk, record: VersionRecord) -> VersionRecord:
+    if (record.adapter, record.number) not in desk.table:
+        desk.publish(record)
+        desk.report(VersionServed, adapter=record.adapter, version=record.number)
+    return record
+
+
+def other_number(record: VersionRecord, number: int, **changes: object) -> VersionRecord:
+    """The same files under another version's number."""
+    return replace(record, number=number, **changes)

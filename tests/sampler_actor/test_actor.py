@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loractl.bus.config import Config, ModelConfig, SamplerConfig
 from loractl.bus.ids import RequestId, TenantId
 from loractl.bus.messages import (
     Abort,
@@ -23,7 +22,6 @@ from loractl.bus.messages import (
     Echoed,
     Failed,
     Ping,
-    Sample,
     SampleChunk,
     SampleResult,
     VersionRecord,
@@ -32,31 +30,19 @@ from loractl.bus.messages import (
 )
 from loractl.sampler_actor.engine import key_of
 from loractl.sampler_actor.text import load_tokenizer
-from loractl.tests.sampler_actor.desk import Desk, SamplerProcess, running_sampler
+from loractl.tests.sampler_actor.desk import (
+    PROMPT,
+    Desk,
+    SamplerProcess,
+    config_for,
+    other_number,
+    published,
+    running_sampler,
+    sample_of,
+)
 from loractl.tests.sampler_actor.tiny import CONTEXT, damaged
 
-PROMPT = (5, 6, 7, 8, 9)
 LONG = 200
-
-
-def config_for(state: Path, model: Path, **sampler: object) -> Config:
-    return Config(
-        state_dir=str(state),
-        model=ModelConfig(name="tiny", path=str(model), device="cpu"),
-        sampler=SamplerConfig(**{"kv_cache_bytes": 64 * 2**20, "max_batched_tokens": 256, **sampler}),
-    )
-
-
-def sample_of(record: VersionRecord | None = None, **changes: object) -> Sample:
-    defaults = Sample(
-        adapter=record.adapter if record else None,
-        version=record.number if record else None,
-        prompt=np.array(PROMPT),
-        max_tokens=8,
-        temperature=0.0,
-        stop_tokens=(),
-    )
-    return replace(defaults, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +67,6 @@ def alice(desk: Desk, versions: dict[str, VersionRecord]) -> VersionRecord:
 @pytest.fixture
 def newer(desk: Desk, versions: dict[str, VersionRecord]) -> VersionRecord:
     return published(desk, versions["alice-2"])
-
-
-def published(desk: Desk, record: VersionRecord) -> VersionRecord:
-    if (record.adapter, record.number) not in desk.table:
-        desk.publish(record)
-        desk.report(VersionServed, adapter=record.adapter, version=record.number)
-    return record
-
-
-def other_number(record: VersionRecord, number: int, **changes: object) -> VersionRecord:
-    """The same files under another version's number."""
-    return replace(record, number=number, **changes)
 
 
 def test_a_ready_sampler_says_what_it_is(started):
