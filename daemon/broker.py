@@ -1,0 +1,290 @@
+"""The broker's pure core: a request, an answer or a report comes in, decisions come out.
+
+Owns what each kind of message means to the broker. Who gets a request, and when, is `dispatch`; which
+versions there are is `publishing`. No sockets, no clock: `now` is seconds of a monotonic clock.
+Frames are looked into only where the broker must understand them; all others pass through.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from ..bus.codec import Header, check_sizes, decode, encode, payload_digest, with_fields
+from ..bus.config import Config
+from ..bus.errors import Aborted, BadFrame, Internal, InvalidRequest, LoractlError, NotSupported
+from ..bus.failures import failed
+from ..bus.identities import unsolicited
+from ..bus.ids import ActorId
+from ..bus.messages import (
+    Abort,
+    ActorReady,
+    ActorRole,
+    AdapterCreated,
+    AdapterList,
+    DaemonStatus,
+    DeleteAdapter,
+    Done,
+    Drain,
+    Envelope,
+    Failed,
+    GetStatus,
+    GetVersions,
+    Heartbeat,
+    LaneOpened,
+    Message,
+    Ping,
+    Sample,
+    Shutdown,
+    VersionReleased,
+    VersionServed,
+    VersionWritten,
+)
+from .decisions import ClientId, Decision, Frames, Heard, Key, Reply, StopDaemon, Tell
+from .dispatch import Dispatch, stopping
+from .ledger import Ticket
+from .publishing import Publishing
+from .receipts import Settled
+from .routing import DESTINATION_BY_KIND, Destination
+from .status import Identity, daemon_status
+
+REPORTS = (ActorReady, Heartbeat, VersionServed, VersionReleased)
+_REPORT_KINDS = frozenset(report.kind for report in REPORTS)
+
+
+class Broker:
+    def __init__(self, config: Config, actors: Mapping[ActorId, ActorRole], identity: Identity) -> None:
+        self._config = config
+        self._identity = identity
+        self._draining = False
+        self._dispatch = Dispatch(config.limits, actors)
+        self._publishing = Publishing(config.publish, self._dispatch.actors)
+        # What must be understood, or changed, before a request of this kind goes on its way.
+        self._admissions = {
+            Sample.kind: self._admit_sample,
+            Abort.kind: self._admit_abort,
+            DeleteAdapter.kind: self._admit_delete,
+        }
+
+    # --- from clients ------------------------------------------------------------------------
+
+    def request(self, client: ClientId, header: Header, frames: Frames, now: float) -> list[Decision]:
+        """A client's request.
+
+        Raises:
+            LoractlError: it is refused, and nothing of it is kept.
+        """
+        check_sizes(frames, self._config.limits)
+        destination = DESTINATION_BY_KIND.get(header.kind)
+        if destination is None:
+            raise BadFrame(f"{header.kind[:64]!r} is no request")
+        if destination is Destination.BROKER:
+            return self._answer_at_once(client, self._decoded(frames), now)
+        ledger, digest = self._dispatch.ledger, payload_digest(frames)
+        key = (header.tenant, header.request)
+        known = ledger.known(key, digest)
+        if known is not None:
+            return self._dispatch.again(known, key, client)
+        if self._draining:
+            raise stopping()
+        admit = self._admissions.get(header.kind)
+        body = self._decoded(frames).body if admit is not None else None
+        ticket = ledger.open(key, header.kind, digest, destination, frames, client)
+        if admit is None or body is None:
+            return self._dispatch.place(ticket, now)
+        try:
+            return self._settled_pins(admit(ticket, body, now))
+        except LoractlError as error:
+            return self._settled_pins(self._dispatch.end(ticket, failed(error), now))
+
+    def abandon(self, key: Key, error: LoractlError, now: float) -> list[Decision]:
+        """Handling this request hit a bug: answer whoever waits for it."""
+        ticket = self._dispatch.ledger.find(key)
+        if ticket is None:
+            return []
+        return self._settled_pins(self._dispatch.end(ticket, failed(error), now, keep=False))
+
+    # --- from actors -------------------------------------------------------------------------
+
+    def heard(self, actor: ActorId, header: Header, frames: Frames, now: float) -> list[Decision]:
+        """Anything that an actor sends: a report, a question of its own, or an answer."""
+        if header.kind in _REPORT_KINDS:
+            return self._settled_pins(self._report(self._decoded(frames).body, now))
+        if header.kind == GetVersions.kind:
+            return [self._table_for(actor, header)]
+        try:
+            return self._settled_pins(self._answer(actor, header, frames, now))
+        except BadFrame as error:
+            broken = Internal(f"{actor} answered with a broken message ({error.message}): its log has more")
+            return self.abandon((header.tenant, header.request), broken, now)
+
+    # --- from the supervisor -----------------------------------------------------------------
+
+    def spawned(self, actor: ActorId, *, pid: int, restarts: int) -> None:
+        self._dispatch.actors.spawned(actor, pid=pid, restarts=restarts)
+
+    def lost(self, actor: ActorId, *, for_good: bool, details: str, now: float) -> list[Decision]:
+        """An actor's process ended. for_good: it will not be started again."""
+        decisions = self._dispatch.actor_lost(actor, for_good=for_good, details=details, now=now)
+        if self._dispatch.actors[actor].role == "sampler":
+            told, settled = self._publishing.sampler_lost(actor)
+            decisions += [*told, *self._settle(settled, now)]
+        return self._settled_pins(decisions)
+
+    def drain(self, now: float) -> list[Decision]:
+        """Take nothing new, end what waits, let the actors finish what they hold."""
+        self._draining = True
+        told = [Tell(actor.name, unsolicited(Drain())) for actor in self._dispatch.actors.stopping()]
+        return self._settled_pins([*told, *self._dispatch.refuse_waiting(stopping(), now)])
+
+    def finish(self, now: float) -> list[Decision]:
+        """The actors are gone: nobody is left without an answer."""
+        return self._settled_pins(self._dispatch.refuse_all(stopping(), now))
+
+    # --- time --------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> list[Decision]:
+        self._dispatch.ledger.forget(now)
+        return self._settled_pins(self._settle(self._publishing.receipts.expire(now), now))
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do; infinity when nothing is due ever."""
+        return min(self._dispatch.ledger.next_deadline(), self._publishing.receipts.next_deadline())
+
+    def status(self, now: float) -> DaemonStatus:
+        return daemon_status(self._identity, self._config, self._dispatch.actors, self._publishing, now)
+
+    # --- requests with a meaning of their own ------------------------------------------------
+
+    def _answer_at_once(self, client: ClientId, envelope: Envelope, now: float) -> list[Decision]:
+        """Questions change nothing, so the ledger need not know them."""
+        answer: Message
+        match envelope.body:
+            case Ping():
+                answer = self._identity.pong(now)
+            case GetStatus():
+                answer = self.status(now)
+            case GetVersions():
+                answer = self._publishing.versions.table(envelope.tenant)
+            case Shutdown():
+                answer = Done()
+            case other:
+                raise AssertionError(f"{other.kind} is routed to the broker, which does not know it")
+        reply = Reply(client, Envelope(request=envelope.request, tenant=envelope.tenant, body=answer))
+        return [reply, StopDaemon()] if isinstance(envelope.body, Shutdown) else [reply]
+
+    def _admit_sample(self, ticket: Ticket, body: Message, now: float) -> list[Decision]:
+        """Bind the sample to a version, once and for all."""
+        assert isinstance(body, Sample)
+        if body.adapter is None and body.version:
+            raise InvalidRequest(
+                f"the base model has no version {body.version}: name an adapter, or no version"
+            )
+        if body.adapter is not None:
+            ticket.pin = self._publishing.versions.admit(ticket.key[0], body.adapter, body.version)
+            ticket.frames = [with_fields(ticket.frames[0], version=ticket.pin.number), *ticket.frames[1:]]
+        return self._dispatch.place(ticket, now)
+
+    def _admit_abort(self, ticket: Ticket, body: Message, now: float) -> list[Decision]:
+        assert isinstance(body, Abort)
+        target = self._dispatch.ledger.find((ticket.key[0], body.target))
+        if target is None:  # ended already, or never was
+            return self._dispatch.end(ticket, Done(), now)
+        if target.kind != Sample.kind:
+            raise NotSupported(f"only a sample can be aborted; {body.target!r} is a {target.kind}")
+        if target.actor is not None:
+            return [self._dispatch.follow(ticket, target)]
+        aborted = failed(Aborted("aborted by its owner before a sampler took it"))
+        return [*self._dispatch.end(target, aborted, now), *self._dispatch.end(ticket, Done(), now)]
+
+    def _admit_delete(self, ticket: Ticket, body: Message, now: float) -> list[Decision]:
+        assert isinstance(body, DeleteAdapter)
+        ticket.deletes = body.adapter
+        return self._dispatch.place(ticket, now)
+
+    # --- answers and reports -----------------------------------------------------------------
+
+    def _answer(self, actor: ActorId, header: Header, frames: Frames, now: float) -> list[Decision]:
+        ticket = self._dispatch.ledger.find((header.tenant, header.request))
+        if ticket is None or ticket.actor != actor:
+            return []  # answered otherwise already, because its actor had died
+        if not header.last:
+            return self._dispatch.pass_on(ticket, frames)
+        if header.kind == Failed.kind:
+            return self._dispatch.end(ticket, frames, now, keep=header.fields.get("retryable") is False)
+        if header.kind == VersionWritten.kind:
+            return self._version_written(ticket, frames, now)
+        if header.kind in (AdapterCreated.kind, AdapterList.kind, LaneOpened.kind):
+            frames = self._described(frames)
+        deleted = self._publishing.deleted(ticket.deletes) if ticket.deletes is not None else []
+        return [*deleted, *self._dispatch.end(ticket, frames, now)]
+
+    def _version_written(self, ticket: Ticket, frames: Frames, now: float) -> list[Decision]:
+        body = self._decoded(frames).body
+        assert isinstance(body, VersionWritten)
+        told, settled = self._publishing.written(ticket, body.record, now)
+        return [*told, *self._dispatch.let_go(ticket), *self._settle(settled, now)]
+
+    def _described(self, frames: Frames) -> Frames:
+        """Say which engine serves each adapter that an answer describes."""
+        envelope, publishing = self._decoded(frames), self._publishing
+        match envelope.body:
+            case AdapterCreated(details=details, lane=lane):
+                publishing.adapters += 1
+                body: Message = AdapterCreated(details=publishing.described(details), lane=lane)
+            case LaneOpened(details=details, lane=lane):
+                body = LaneOpened(details=publishing.described(details), lane=lane)
+            case AdapterList(adapters=adapters):
+                body = AdapterList(adapters=tuple(map(publishing.described, adapters)))
+            case other:
+                raise AssertionError(f"{other.kind} describes no adapter")
+        return encode(Envelope(request=envelope.request, tenant=envelope.tenant, body=body))
+
+    def _report(self, body: Message, now: float) -> list[Decision]:
+        match body:
+            case Heartbeat(actor=actor):
+                self._dispatch.actors.beat(body)
+                return [Heard(ActorId(actor))]
+            case ActorReady():
+                return self._ready(body, now)
+            case VersionServed():
+                return self._settle(self._publishing.served(body, now), now)
+            case VersionReleased():
+                return self._publishing.released(body)
+            case other:
+                raise AssertionError(f"{other.kind} is no report")
+
+    def _ready(self, body: ActorReady, now: float) -> list[Decision]:
+        actor = self._dispatch.actors.ready(body)
+        if actor is None:  # of a process that we ended, or did not start
+            return []
+        decisions: list[Decision] = [Heard(actor.name, ready=True)]
+        if actor.role == "trainer":
+            decisions += self._publishing.trainer_ready(body)
+        elif actor.role == "sampler":
+            self._publishing.versions.held_by(actor.name)
+        return decisions + self._dispatch.advance_all(now)
+
+    def _table_for(self, actor: ActorId, header: Header) -> Decision:
+        """A sampler starts or saw a gap: it gets the whole truth, and may hold all of it from now on."""
+        known = self._dispatch.actors.get(actor)
+        if known is not None and known.role == "sampler":
+            self._publishing.versions.held_by(actor)
+        table = self._publishing.versions.table()
+        return Tell(actor, Envelope(request=header.request, tenant=header.tenant, body=table))
+
+    # --- small change ------------------------------------------------------------------------
+
+    def _settle(self, settled: Iterable[Settled], now: float) -> list[Decision]:
+        decisions: list[Decision] = []
+        for one in settled:
+            answer = failed(one.answer) if isinstance(one.answer, LoractlError) else one.answer
+            decisions += self._dispatch.end(one.ticket, answer, now)
+        return decisions
+
+    def _settled_pins(self, decisions: list[Decision]) -> list[Decision]:
+        """Requests that ended needed versions that may go now."""
+        unpinned = self._dispatch.unpinned
+        while unpinned:
+            decisions += self._publishing.told(self._publishing.versions.unpin(unpinned.pop()))
+        return decisions
+
+    def _decoded(self, frames: Frames) -> Envelope:
+        return decode(frames, self._config.limits)

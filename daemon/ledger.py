@@ -1,0 +1,132 @@
+"""Every request under way, and how ended ones ended: a resend reads the first outcome, runs never twice.
+
+A request is (tenant, request id) and the digest of its payload. Failures that are worth another try
+are not kept, so sending the request again runs it again. Kept outcomes are bounded in bytes and
+age; the oldest go first. Pure: `now` is an argument, seconds of any monotonic clock.
+"""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from ..bus.errors import RequestConflict
+from ..bus.ids import ActorId, AdapterId
+from ..bus.messages import Message
+from .decisions import ClientId, Frames, Key
+from .routing import Destination
+from .versions import VersionKey
+
+# What an outcome costs beside its bytes: keys, digest, entry; and what a message of ours weighs.
+_ENTRY_BYTES = 512
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request under way.
+
+    actor: who holds it; None while it waits in the broker. frames: kept only until they are
+    forwarded. waiters: clients that will read its outcome, each once (a dict keeps their order).
+    counted: it takes one of its tenant's places. waits_for: why it waits in the broker, or empty.
+    pin: the version that it needs until it ends. deletes: the adapter that is gone when it succeeds.
+    """
+
+    key: Key
+    kind: str
+    digest: bytes
+    destination: Destination
+    frames: Frames
+    arrival: int
+    waiters: dict[ClientId, None]
+    actor: ActorId | None = None
+    counted: bool = False
+    waits_for: str = ""
+    pin: VersionKey | None = None
+    deletes: AdapterId | None = None
+
+
+Outcome = Frames | Message
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a request ended: an actor's frames as they came, or a message of the broker's own."""
+
+    digest: bytes
+    outcome: Outcome
+    size_bytes: int
+    at: float
+
+
+@dataclass(slots=True)
+class Ledger:
+    """kept_bytes and kept_s bound the outcomes of ended requests."""
+
+    kept_bytes: int
+    kept_s: float
+    _open: dict[Key, Ticket] = field(default_factory=dict)
+    _ended: OrderedDict[Key, Ended] = field(default_factory=OrderedDict)
+    _size_bytes: int = 0
+    _arrivals: int = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the kept outcomes weigh."""
+        return self._size_bytes
+
+    def find(self, key: Key) -> Ticket | None:
+        return self._open.get(key)
+
+    def under_way(self) -> list[Ticket]:
+        return [*self._open.values()]
+
+    def known(self, key: Key, digest: bytes) -> Ticket | Ended | None:
+        """The request under this id: under way, ended, or None when it is new.
+
+        Raises:
+            RequestConflict: the id is in use for another payload.
+        """
+        known = self._open.get(key) or self._ended.get(key)
+        if known is not None and known.digest != digest:
+            raise RequestConflict(
+                f"request id {key[1]!r} was used before for something else: take a fresh id for every request"
+            )
+        return known
+
+    def open(
+        self, key: Key, kind: str, digest: bytes, destination: Destination, frames: Frames, client: ClientId
+    ) -> Ticket:
+        assert key not in self._open, "a request is opened once"
+        self._arrivals += 1
+        ticket = Ticket(key, kind, digest, destination, frames, self._arrivals, {client: None})
+        self._open[key] = ticket
+        return ticket
+
+    def end(self, ticket: Ticket, outcome: Outcome, *, keep: bool, now: float) -> None:
+        """Close a request; with `keep` a resend will read this outcome."""
+        del self._open[ticket.key]
+        ticket.frames = ()
+        if keep:
+            ended = Ended(ticket.digest, outcome, _weight(outcome), now)
+            self._ended[ticket.key] = ended
+            self._size_bytes += ended.size_bytes
+        self.forget(now)
+
+    def forget(self, now: float) -> None:
+        """Let go of the oldest outcomes until the bounds hold."""
+        while self._ended:
+            oldest = next(iter(self._ended.values()))
+            if self._size_bytes <= self.kept_bytes and now - oldest.at < self.kept_s:
+                return
+            self._ended.popitem(last=False)
+            self._size_bytes -= oldest.size_bytes
+
+    def next_deadline(self) -> float:
+        """When the oldest outcome gets too old."""
+        return next(iter(self._ended.values())).at + self.kept_s if self._ended else math.inf
+
+
+def _weight(outcome: Outcome) -> int:
+    return _ENTRY_BYTES if isinstance(outcome, Message) else _ENTRY_BYTES + sum(map(len, outcome))

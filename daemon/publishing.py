@@ -1,0 +1,95 @@
+"""Versions, receipts and who serves what, as the broker's decisions.
+
+Joins the version table (what exists) with the receipts (who waits for it) and turns their changes into
+events and words to the trainer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ..bus.config import PublishConfig
+from ..bus.identities import unsolicited
+from ..bus.ids import ActorId, AdapterId
+from ..bus.messages import (
+    ActorReady,
+    AdapterDetails,
+    DropVersion,
+    Envelope,
+    VersionRecord,
+    VersionReleased,
+    VersionServed,
+)
+from .actors import ActorTable
+from .decisions import Decision, Publish, Tell
+from .ledger import Ticket
+from .receipts import Receipts, Settled
+from .routing import Destination
+from .versions import Change, Drop, VersionKey, Versions
+
+
+class Publishing:
+    """adapters: how many the trainer has."""
+
+    def __init__(self, config: PublishConfig, actors: ActorTable) -> None:
+        self._actors = actors
+        self.versions = Versions(keep=config.keep_versions)
+        self.receipts = Receipts(config.receipt_timeout_s)
+        self.adapters = 0
+        self._served_by: dict[AdapterId, str] = {}
+
+    def trainer_ready(self, body: ActorReady) -> list[Decision]:
+        self.adapters = body.adapters
+        return self.told(self.versions.rebuild(body.versions))
+
+    def written(
+        self, ticket: Ticket, record: VersionRecord, now: float
+    ) -> tuple[list[Decision], list[Settled]]:
+        """A version was published: announce it and keep its publish waiting for a sampler."""
+        changes = self.versions.written(record)
+        ticket.pin = VersionKey(record.adapter, record.number)
+        self.versions.pin(ticket.pin)
+        return self.told(changes), self.receipts.open(ticket, record, self._samplers(), now)
+
+    def deleted(self, adapter: AdapterId) -> list[Decision]:
+        self.adapters -= 1
+        self._served_by.pop(adapter, None)
+        return self.told(self.versions.deleted(adapter))
+
+    def served(self, body: VersionServed, now: float) -> list[Settled]:
+        if not body.error:
+            self._served_by[body.adapter] = f"{body.engine}: {body.engine_reason}".removesuffix(": ")
+        self.versions.held_by(ActorId(body.actor))
+        return self.receipts.served(body, self._samplers(), now)
+
+    def released(self, body: VersionReleased) -> list[Decision]:
+        return self.told(self.versions.released(ActorId(body.actor), VersionKey(body.adapter, body.version)))
+
+    def sampler_lost(self, sampler: ActorId) -> tuple[list[Decision], list[Settled]]:
+        return self.told(self.versions.sampler_lost(sampler)), self.receipts.despair(self._samplers())
+
+    def described(self, details: AdapterDetails) -> AdapterDetails:
+        """Only the broker knows which engine serves an adapter."""
+        return replace(details, served_by=self._served_by.get(details.adapter, ""))
+
+    def told(self, changes: Iterable[Change]) -> list[Decision]:
+        """Events go to every subscriber; drops to the trainer, or, while none is ready, nowhere:
+        it brings the directory again when it is, and `Versions.rebuild` says drop once more."""
+        trainer = self._ready_trainer()
+        decisions: list[Decision] = []
+        for change in changes:
+            if not isinstance(change, Drop):
+                decisions.append(Publish(change))
+            elif trainer is not None:
+                decisions.append(Tell(trainer, _drop(change.version)))
+        return decisions
+
+    def _ready_trainer(self) -> ActorId | None:
+        return next((a.name for a in self._actors if a.role == "trainer" and a.phase == "ready"), None)
+
+    def _samplers(self) -> dict[ActorId, bool]:
+        """Every configured sampler, and whether it was given up."""
+        return {a.name: a.phase == "failed" for a in self._actors.of(Destination.SAMPLER)}
+
+
+def _drop(version: VersionKey) -> Envelope:
+    return unsolicited(DropVersion(adapter=version.adapter, version=version.number))

@@ -1,0 +1,69 @@
+"""Which request goes where, by kind. A test holds this table against every message there is."""
+
+from collections.abc import Mapping
+from enum import Enum
+
+from ..bus.messages import (
+    Abort,
+    ActorRole,
+    CreateAdapter,
+    DeleteAdapter,
+    DescribeModel,
+    Echo,
+    ForwardBackward,
+    GetStatus,
+    GetVersions,
+    ImportWeights,
+    ListAdapters,
+    LoadCheckpoint,
+    Message,
+    OpenLane,
+    OptimStep,
+    Ping,
+    PublishAdapter,
+    Sample,
+    SaveCheckpoint,
+    Shutdown,
+)
+
+
+class Destination(Enum):
+    """BROKER answers at once; TARGET is whoever holds the request that this one names."""
+
+    BROKER = "the broker"
+    TRAINER = "the trainer"
+    SAMPLER = "a sampler"
+    ANY = "any actor"
+    TARGET = "the holder of its target"
+
+
+_ROUTES: Mapping[Destination, tuple[type[Message], ...]] = {
+    Destination.BROKER: (Ping, GetStatus, GetVersions, Shutdown),
+    Destination.TRAINER: (
+        CreateAdapter,
+        OpenLane,
+        ForwardBackward,
+        OptimStep,
+        SaveCheckpoint,
+        LoadCheckpoint,
+        ImportWeights,
+        PublishAdapter,
+        DeleteAdapter,
+        ListAdapters,
+        DescribeModel,
+    ),
+    Destination.SAMPLER: (Sample,),
+    Destination.ANY: (Echo,),
+    Destination.TARGET: (Abort,),
+}
+
+DESTINATION_BY_KIND: Mapping[str, Destination] = {
+    message.kind: destination for destination, messages in _ROUTES.items() for message in messages
+}
+
+# Roles that can serve a destination, the preferred one first.
+ROLES: Mapping[Destination, tuple[ActorRole, ...]] = {
+    Destination.TRAINER: ("trainer",),
+    Destination.SAMPLER: ("sampler",),
+    Destination.ANY: ("trainer", "sampler"),
+}

@@ -1,0 +1,37 @@
+"""What the daemon says about itself."""
+
+from dataclasses import dataclass
+
+from ..bus.config import Config
+from ..bus.messages import DaemonStatus, Pong
+from .actors import ActorTable
+from .publishing import Publishing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which daemon this is. started: when its sockets opened, on the clock that `now` reads."""
+
+    version: str
+    pid: int
+    started: float
+
+    def pong(self, now: float) -> Pong:
+        return Pong(daemon_version=self.version, uptime_s=now - self.started)
+
+
+def daemon_status(
+    identity: Identity, config: Config, actors: ActorTable, publishing: Publishing, now: float
+) -> DaemonStatus:
+    return DaemonStatus(
+        daemon_version=identity.version,
+        pid=identity.pid,
+        uptime_s=now - identity.started,
+        state_dir=config.state_dir,
+        base_model=config.model.name,
+        http=config.daemon.http,
+        actors=tuple(actor.status() for actor in actors),
+        adapters=publishing.adapters,
+        versions=len(publishing.versions),
+        last_event=publishing.versions.last_event,
+    )
