@@ -115,6 +115,13 @@ class Desk:
             assert left > 0, f"nothing that fits within {timeout_s} s, but {self.heard}"
             self.listen(left)
 
+    def until(self, happened: Callable[[], object], timeout_s: float) -> None:
+        """Go on listening until something is true."""
+        end = time.monotonic() + timeout_s
+        while not happened():
+            assert time.monotonic() < end, f"did not happen within {timeout_s} s"
+            self.listen(0.05)
+
     def listen(self, timeout_s: float) -> None:
         """Take in what arrives within the time, and answer what the broker answers."""
         self._router.poll(int(timeout_s * 1000))

@@ -158,7 +158,7 @@ def test_a_dead_engine_fails_what_is_in_flight_and_comes_back_with_its_versions(
 
 
 def test_a_killed_sampler_leaves_no_orphan(sampler):
-    """The last test here: it kills the process that the others share."""
+    """The last test with the shared process: it kills it."""
     family = sampler.descendants()
     assert family
 
@@ -167,3 +167,18 @@ def test_a_killed_sampler_leaves_no_orphan(sampler):
 
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
+
+
+def test_a_sampler_that_is_stopped_while_its_engine_starts_leaves_promptly(tiny_model, tmp_path):
+    desk = Desk(config_for(tmp_path / "s", tiny_model, engine="vllm"))
+    sampler = SamplerProcess(desk)
+    try:
+        desk.until(sampler.descendants, 60.0)
+        family = sampler.descendants()
+        sampler.process.terminate()
+
+        assert sampler.process.wait(5.0) == 0
+        assert psutil.wait_procs(family, timeout=5)[1] == []
+    finally:
+        sampler.end()
+        desk.close()
