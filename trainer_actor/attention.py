@@ -1,27 +1,28 @@
-"""Causal self-attention over packed sequences, and rotary positions that restart at each of them.
+"""Causal self-attention over packed sequences, with rotary positions that restart at each of them.
 
 megatron-core's own core attention wants CUDA buffers and refuses packed sequences; its rotary
-embedding moves itself to a CUDA device. Both are replaced through the points it offers for that:
-the layer spec and the model's `rotary_pos_emb`. The same code runs on CPU and CUDA.
+embedding moves itself to a CUDA device and computes sines anew in every layer. This module takes
+the place of both through the layer spec. The same code runs on CPU and CUDA.
 
 Legend: T = packed positions, P = with padding, n = sequences, S = their length, Q = query heads,
 G = key-value groups, D = head dimension.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
-from .pass_frame import PassFrame
+if TYPE_CHECKING:
+    from .pass_frame import PassFrame
 
 
 class PackedAttention(torch.nn.Module):
     """Stands where the layer spec has DotProductAttention; takes what megatron-core hands to it."""
 
-    def __init__(self, *, frame: PassFrame, softmax_scale: float | None, **_unused: object) -> None:
+    def __init__(self, *, frame: "PassFrame", softmax_scale: float | None, **_unused: object) -> None:
         super().__init__()
         self._frame = frame
         self._scale = softmax_scale
@@ -31,7 +32,9 @@ class PackedAttention(torch.nn.Module):
     ) -> Tensor:
         """Return [T, 1, Q * D]."""
         packing = self._frame.packing
-        q, k, v = query_T1QD.squeeze(1), key_T1GD.squeeze(1), value_T1GD.squeeze(1)
+        turn = self._frame.rotation
+        q, k = (_rotated(x.squeeze(1), turn) for x in (query_T1QD, key_T1GD))
+        v = value_T1GD.squeeze(1)
         if packing.source is not None and packing.place is not None:
             q, k, v = (_rearranged(x, packing.source, packing.place) for x in (q, k, v))
         outputs, start = [], 0
@@ -86,16 +89,42 @@ class _Restored(torch.autograd.Function):
         return padded.index_copy_(0, ctx.place, gradient), None
 
 
-class PackedRotary(RotaryEmbedding):  # type: ignore[misc]  # megatron-core has no types
-    """Rotary embedding with the model's own frequencies, for the positions of the present pass."""
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """cos and sin [T, 1, D / 2] of the angles at each position, in the model's type."""
 
-    def __init__(self, *, frame: PassFrame, inverse_frequencies: Tensor) -> None:
-        # Not RotaryEmbedding's own: it computes frequencies from a base, on a CUDA device.
-        torch.nn.Module.__init__(self)
-        self._frame = frame
-        self.inv_freq = inverse_frequencies
+    cos_T1h: Tensor
+    sin_T1h: Tensor
 
-    def forward(self, *_: object, **__: object) -> Tensor:
-        """Angles [T, 1, 1, D] in float32, each frequency twice, as megatron-core applies them."""
-        angles = torch.outer(self._frame.packing.positions.float(), self.inv_freq)
-        return torch.cat((angles, angles), dim=-1)[:, None, None, :]
+
+def rotation(positions_T: Tensor, inverse_frequencies_h: Tensor, dtype: torch.dtype) -> Rotation:
+    """The angles in float32, as Hugging Face has them; once per pass for all layers."""
+    angles_T1h = torch.outer(positions_T.float(), inverse_frequencies_h)[:, None]
+    return Rotation(angles_T1h.cos().to(dtype), angles_T1h.sin().to(dtype))
+
+
+class _Rotated(torch.autograd.Function):
+    """The halves (u, w) of every head become (u cos - w sin, w cos + u sin); backward turns back."""
+
+    @staticmethod
+    def forward(ctx: Any, x_THD: Tensor, turn: Rotation) -> Tensor:
+        ctx.turn = turn
+        return _turned(x_THD, turn.cos_T1h, turn.sin_T1h)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_THD: Tensor) -> tuple[Tensor, None]:
+        return _turned(gradient_THD, ctx.turn.cos_T1h, -ctx.turn.sin_T1h), None
+
+
+def _turned(x_THD: Tensor, cos_T1h: Tensor, sin_T1h: Tensor) -> Tensor:
+    half = x_THD.shape[-1] // 2
+    first, second = x_THD[..., :half], x_THD[..., half:]
+    turned_THD = torch.empty_like(x_THD, memory_format=torch.contiguous_format)
+    torch.mul(first, cos_T1h, out=turned_THD[..., :half]).addcmul_(second, sin_T1h, value=-1)
+    torch.mul(second, cos_T1h, out=turned_THD[..., half:]).addcmul_(first, sin_T1h)
+    return turned_THD
+
+
+def _rotated(x_THD: Tensor, turn: Rotation) -> Tensor:
+    result: Tensor = _Rotated.apply(x_THD, turn)  # type: ignore[no-untyped-call]
+    return result

@@ -1,12 +1,13 @@
-"""The frozen base model: a stock megatron-core GPTModel with our attention, rotary and linears in it.
+"""The frozen base model: a stock megatron-core GPTModel with our attention and linears in it.
 
-Everything of ours goes in through the layer spec or an attribute that megatron-core offers; nothing
-is patched. One process, tensor and pipeline parallel size 1, the same on CPU and CUDA. The output
+Everything of ours goes in through the layer spec; nothing is patched. One process, tensor and pipeline parallel size 1, the same on CPU and CUDA. The output
 layer's product is not computed here: `output` does that in chunks.
 
 Legend: T = packed positions, H = hidden.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -20,20 +21,23 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from ..bus.errors import StartFailed
-from .attention import PackedAttention, PackedRotary
+from .attention import PackedAttention, rotation
 from .hf_config import BaseModel
 from .hf_weights import load_weights
-from .lora import LoraColumnParallelLinear, LoraRowParallelLinear
+from .lora import LoraColumnParallelLinear, LoraPass, LoraRowParallelLinear
+from .packing import Packing
 from .pass_frame import PassFrame
 from .row_layout import RowLayout, Site
 
 
 class Backbone:
-    """frame: set it around every call of `hidden` and the backward of what it returned."""
+    """Call `hidden`, and the backward of what it returned, within `running`."""
 
     def __init__(self, base: BaseModel, layout: RowLayout, dtype: torch.dtype, device: torch.device) -> None:
-        self.frame = PassFrame()
-        self._model = _gpt_model(base, self.frame, dtype, device)
+        self._frame = PassFrame()
+        self._dtype = dtype
+        self._inverse_frequencies = base.inverse_frequencies.to(device)
+        self._model = _gpt_model(base, self._frame, dtype, device)
         for layer in self._model.decoder.layers:
             # Stock RMSNorms know no dtype of their own.
             layer.to(dtype=dtype, device=device)
@@ -50,21 +54,24 @@ class Backbone:
         weight: Tensor | None = self._model.output_layer.weight
         return self._model.shared_embedding_or_output_weight() if weight is None else weight
 
+    @contextmanager
+    def running(self, packing: Packing, lora: LoraPass | None) -> Iterator[None]:
+        """One pass over these sequences with these adapters; None for the base model alone."""
+        turn = rotation(packing.positions, self._inverse_frequencies, self._dtype)
+        with self._frame.running(packing, turn, lora):
+            yield
+
     def hidden(self, tokens_T: Tensor) -> Tensor:
-        """The final hidden states [T, H] of the frame's packed sequences."""
+        """The final hidden states [T, H] of the pass's packed sequences."""
         embedded_T1H = self._model.embedding(input_ids=tokens_T[None], position_ids=None)
-        hidden_T1H: Tensor = self._model.decoder(
-            hidden_states=embedded_T1H,
-            attention_mask=None,
-            rotary_pos_emb=self._model.rotary_pos_emb(len(tokens_T)),
-        )
+        hidden_T1H: Tensor = self._model.decoder(hidden_states=embedded_T1H, attention_mask=None)
         return hidden_T1H.squeeze(1)
 
     def _attach(self, layout: RowLayout) -> None:
         for site in layout.sites:
             linear = self._linear_at(site)
             if linear is not None:
-                linear.attach(self.frame, site)
+                linear.attach(self._frame, site)
 
     def _linear_at(self, site: Site) -> LoraColumnParallelLinear | LoraRowParallelLinear | None:
         if site.kind == "unembed":
@@ -93,19 +100,15 @@ def refuse_trainable(model: torch.nn.Module) -> None:
 
 def _gpt_model(base: BaseModel, frame: PassFrame, dtype: torch.dtype, device: torch.device) -> GPTModel:
     _initialize_parallel_state()
-    config = _transformer_config(base, dtype, device)
-    model = GPTModel(
-        config,
+    return GPTModel(
+        _transformer_config(base, dtype, device),
         _layer_spec(base, frame),
         vocab_size=base.shape.vocab,
         max_sequence_length=base.max_positions,
         share_embeddings_and_output_weights=base.tied,
-        position_embedding_type="rope",
+        position_embedding_type="none",  # positions are the attention's
         parallel_output=True,
     )
-    # The model computes its own from a base; these are Hugging Face's, scaled as the model wants.
-    model.rotary_pos_emb = PackedRotary(frame=frame, inverse_frequencies=base.inverse_frequencies.to(device))
-    return model
 
 
 def _initialize_parallel_state() -> None:

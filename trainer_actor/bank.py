@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..bus.messages import LoraSpec
 from .row_layout import RowLayout
+from .row_views import RowsViews
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,6 +83,7 @@ class Bank:
         self.weights = rows(dtype)
         self.gradients = rows(torch.float32)
         self.main = self.weights if dtype is torch.float32 else rows(torch.float32)
+        self.views = RowsViews(self.weights, layout)
         self.exp_avg = rows(torch.float32)
         self.exp_avg_sq = rows(torch.float32)
         self._records: list[SlotRecord | None] = [None] * slots

@@ -29,7 +29,8 @@ from .optimizer import adam_step
 from .output import output_head
 from .passes import AdamParams, PartOutcome, PartResult, PassPart, StepOutcome
 from .peft_files import read_peft, write_peft
-from .row_layout import row_layout
+from .row_layout import padded_rank, row_layout
+from .row_views import RowsViews
 from .seeds import fresh_weights
 
 # A pass of a few hundred positions fills a core; activations of more only take memory.
@@ -63,7 +64,7 @@ class TrainEngine:
         self._head = output_head(self._backbone.output_weight, self._layout, config.trainer.logits_chunk)
         default = _CPU_PASS_TOKENS if device.type == "cpu" else _CUDA_PASS_TOKENS
         self._pass_tokens = config.trainer.pass_tokens or default
-        self._scratch = torch.zeros(0, self._layout.size, device=device)
+        self._scratch = RowsViews(torch.zeros(0, self._layout.size, device=device), self._layout)
         self.slots = config.trainer.slots
         self.details = ModelDetails(
             name=config.model.name or base.path.name,
@@ -130,12 +131,12 @@ class TrainEngine:
         order = sorted(range(len(parts)), key=lambda index: parts[index].slot)
         scratch = self._cleared_scratch([parts[index] for index in order])
         rows = [
-            rows_of(parts[index], self._device, scratch_row if parts[index].backward else None)
-            for index, scratch_row in zip(order, scratch, strict=True)
+            rows_of(parts[index], self._device, scratch.at(row, padded_rank(parts[index].lora.rank)))
+            for row, index in enumerate(order)
         ]
         outcomes: dict[int, PartOutcome] = {}
-        for index, each, results in zip(order, rows, self._pieces(rows), strict=True):
-            outcomes[index] = self._outcome(each, results)
+        for row, (index, results) in enumerate(zip(order, self._pieces(rows), strict=True)):
+            outcomes[index] = self._outcome(rows[row], results, scratch.rows[row])
         return [outcomes[index] for index in range(len(parts))]
 
     def _pieces(self, rows: Sequence[Rows]) -> list[list[RowsResult]]:
@@ -149,19 +150,19 @@ class TrainEngine:
                 break
         return [results]
 
-    def _outcome(self, rows: Rows, results: list[RowsResult]) -> PartOutcome:
+    def _outcome(self, rows: Rows, results: list[RowsResult], gradients: Tensor) -> PartOutcome:
         """Let a part's gradients join its slot's, all or none of them."""
-        part, gradients = rows.part, rows.gradients
+        part = rows.part
         if not all(result.finite for result in results):
             return NotFinite("the loss is NaN or infinite; the adapter is as it was before")
-        if gradients is not None and not self._finite(gradients, part):
+        if part.backward and not self._finite(gradients, part):
             return NotFinite("a gradient is NaN or infinite; the adapter is as it was before")
         logprobs_T = torch.cat([result.logprobs_T for result in results])
         terms_T = torch.cat([result.terms_T for result in results])
         metrics = loss_metrics(part.loss, logprobs_T, terms_T, rows.inputs, rows.settings)
         if not all(math.isfinite(value) for value in metrics.values()):
             return NotFinite("the summed loss is NaN or infinite; the adapter is as it was before")
-        if gradients is not None:
+        if part.backward:
             self._join(gradients, part)
         return PartResult(
             logprobs=logprobs_T.cpu().numpy(), loss_terms=terms_T.cpu().numpy(), metrics=metrics
@@ -179,14 +180,15 @@ class TrainEngine:
         record.has_gradient = True
         record.tokens += len(part.tokens)
 
-    def _cleared_scratch(self, parts: Sequence[PassPart]) -> Tensor:
+    def _cleared_scratch(self, parts: Sequence[PassPart]) -> RowsViews:
         """A row of zeros per part, where the part will write."""
-        if len(self._scratch) < len(parts):
-            self._scratch = torch.zeros(len(parts), self._layout.size, device=self._device)
-        for row, part in zip(self._scratch, parts, strict=False):
+        if len(self._scratch.rows) < len(parts):
+            rows = torch.zeros(len(parts), self._layout.size, device=self._device)
+            self._scratch = RowsViews(rows, self._layout)
+        for row, part in enumerate(parts):
             for start, stop in self._layout.ranges(part.lora) if part.backward else ():
-                row[start:stop].zero_()
-        return self._scratch[: len(parts)]
+                self._scratch.rows[row, start:stop].zero_()
+        return self._scratch
 
     def optim_step(self, slot: int, params: AdamParams) -> StepOutcome:
         """Raises InvalidRequest, NotFinite: nothing changed."""

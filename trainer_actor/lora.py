@@ -25,33 +25,32 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from torch import Tensor
 
 from .pass_frame import PassFrame
-from .row_layout import Projection, RowLayout, Section, Site
+from .row_layout import Projection, Section, Site
+from .row_views import RowViews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSegment:
     """Rows start:stop of a pass belong to the adapter in `slot`. sections: those it trains.
 
-    width: r. Its padding is zero and yields zero; without it a rank of 1 would go through other
-    kernels, with other bits, than in a pass of several adapters.
-    gradients [N], float32: a scratch row that backward adds to; None when none are wanted.
+    weights, gradients: views of its bank row and of a float32 scratch row that backward adds to (None
+    when no gradients are wanted), both r wide. The padding in them is zero and yields zero; without
+    it a rank of 1 would go through other kernels, with other bits, than in a pass of several adapters.
     """
 
     slot: int
     start: int
     stop: int
-    width: int
     scale: float
     sections: tuple[Section, ...]
-    gradients: Tensor | None
+    weights: RowViews
+    gradients: RowViews | None
 
 
 class LoraPass(ABC):
-    """The adapters of one pass. weights: the bank, [slots, N]."""
+    """The adapters of one pass."""
 
-    def __init__(self, layout: RowLayout, weights: Tensor, segments: Sequence[LoraSegment]) -> None:
-        self.rank = layout.rank
-        self.weights = weights
+    def __init__(self, segments: Sequence[LoraSegment]) -> None:
         self.segments = tuple(segments)
         # Gives the first linear's output a graph although the base model has nothing to train.
         self.anchor = torch.zeros((), requires_grad=True)
@@ -72,39 +71,45 @@ class SegmentedPass(LoraPass):
     def add(self, site: Site, x_TI: Tensor, y_TO: Tensor) -> list[Tensor]:
         saved = []
         for segment in self._segments(site):
-            row, r, rows = self.weights[segment.slot], segment.width, slice(segment.start, segment.stop)
-            mid_tkr = (x_TI[rows] @ stacked_a(row, site, self.rank, r).t()).mul_(segment.scale)
-            for mid_tr, projection in zip(torch.split(mid_tkr, r, dim=1), site.projections, strict=True):
-                delta = mid_tr @ b_matrix(row, projection, self.rank, r).t()
-                _add_columns(y_TO[rows], projection, delta)
+            weights, rows = segment.weights.at(site), slice(segment.start, segment.stop)
+            mid_tkr = (x_TI[rows] @ weights.stacked_a().t()).mul_(segment.scale)
+            for mid_tr, b_Or, projection in zip(
+                _each(mid_tkr, site), weights.b_Or, site.projections, strict=True
+            ):
+                _add_columns(y_TO[rows], projection, mid_tr @ b_Or.t())
             saved.append(mid_tkr)
         return saved
 
     def backward(self, site: Site, x_TI: Tensor, saved: list[Tensor], dy_TO: Tensor) -> Tensor:
         segments = self._segments(site)
-        covered = sum(segment.stop - segment.start for segment in segments) == len(x_TI)
-        dx_TI = torch.empty_like(x_TI) if covered else torch.zeros_like(x_TI)
-        for segment, mid_tkr in zip(segments, saved, strict=True):
-            rows = slice(segment.start, segment.stop)
-            dx_TI[rows] = self._backward_segment(site, segment, x_TI[rows], mid_tkr, dy_TO[rows])
+        parts = [
+            self._backward_segment(site, segment, x_TI, mid_tkr, dy_TO)
+            for segment, mid_tkr in zip(segments, saved, strict=True)
+        ]
+        if len(parts) == 1 and len(parts[0]) == len(x_TI):
+            return parts[0]
+        dx_TI = torch.zeros_like(x_TI)
+        for segment, part_tI in zip(segments, parts, strict=True):
+            dx_TI[segment.start : segment.stop] = part_tI
         return dx_TI
 
     def _backward_segment(
-        self, site: Site, segment: LoraSegment, x_tI: Tensor, mid_tkr: Tensor, dy_tO: Tensor
+        self, site: Site, segment: LoraSegment, x_TI: Tensor, mid_tkr: Tensor, dy_TO: Tensor
     ) -> Tensor:
-        row, r, gradients = self.weights[segment.slot], segment.width, segment.gradients
+        rows = slice(segment.start, segment.stop)
+        weights = segment.weights.at(site)
+        gradients = segment.gradients.at(site) if segment.gradients is not None else None
         dmid_tkr = torch.empty_like(mid_tkr)
-        parts = zip(torch.split(mid_tkr, r, 1), torch.split(dmid_tkr, r, 1), site.projections, strict=True)
-        for mid_tr, dmid_tr, projection in parts:
-            dy = _columns(dy_tO, projection)
-            dmid_tr.copy_(dy @ b_matrix(row, projection, self.rank, r))
+        mids, dmids = _each(mid_tkr, site), _each(dmid_tkr, site)
+        for index, projection in enumerate(site.projections):
+            dy = _columns(dy_TO[rows], projection)
+            dmids[index].copy_(dy @ weights.b_Or[index])
             if gradients is not None:
-                b_matrix(gradients, projection, self.rank, r).add_(dy.t() @ mid_tr)
+                gradients.b_Or[index].add_(dy.t() @ mids[index])
         dmid_tkr.mul_(segment.scale)
         if gradients is not None:
-            da_krI = (dmid_tkr.t() @ x_tI).view(-1, r, site.inputs)
-            a_matrices(gradients, site, self.rank)[:, :r].add_(da_krI)
-        return dmid_tkr @ stacked_a(row, site, self.rank, r)
+            gradients.a_krI.add_((dmid_tkr.t() @ x_TI[rows]).view_as(gradients.a_krI))
+        return dmid_tkr @ weights.stacked_a()
 
     def _segments(self, site: Site) -> list[LoraSegment]:
         return [segment for segment in self.segments if site.section in segment.sections]
@@ -116,8 +121,10 @@ class GroupedPass(LoraPass):
     An adapter that does not train a site has zeros there, so its rows and gradients get zeros.
     """
 
-    def __init__(self, layout: RowLayout, weights: Tensor, segments: Sequence[LoraSegment]) -> None:
-        super().__init__(layout, weights, segments)
+    def __init__(self, bank: Tensor, bank_rank: int, segments: Sequence[LoraSegment]) -> None:
+        """bank: the weights of all slots [slots, N]."""
+        super().__init__(segments)
+        self._rank = bank_rank
         self._low = self.segments[0].slot
         stops = {segment.slot: segment.stop for segment in self.segments}
         assert list(stops) == sorted(stops), "segments are in the order of their slots, each slot once"
@@ -125,35 +132,34 @@ class GroupedPass(LoraPass):
         for slot in range(self._low, self.segments[-1].slot + 1):
             end = stops.get(slot, end)
             ends.append(end)
-        device = weights.device
-        self._bank = weights[self._low : self._low + len(ends)]
-        self._ends = torch.tensor(ends, dtype=torch.int32, device=device)
+        self._bank = bank[self._low : self._low + len(ends)]
+        self._ends = torch.tensor(ends, dtype=torch.int32, device=bank.device)
         spans = torch.tensor([segment.stop - segment.start for segment in self.segments])
         scales = torch.tensor([segment.scale for segment in self.segments], dtype=torch.float32)
-        self._scale_T1 = scales.repeat_interleave(spans)[:, None].to(device)
+        self._scale_T1 = scales.repeat_interleave(spans)[:, None].to(bank.device)
 
     def add(self, site: Site, x_TI: Tensor, y_TO: Tensor) -> list[Tensor]:
         mid_TkR = self._scaled(self._grouped(x_TI, self._a(site).transpose(1, 2)))
-        for mid_TR, projection in zip(torch.split(mid_TkR, self.rank, dim=1), site.projections, strict=True):
+        for mid_TR, projection in zip(_each(mid_TkR, site), site.projections, strict=True):
             _add_columns(y_TO, projection, self._grouped(mid_TR, self._b(projection).transpose(1, 2)))
         return [mid_TkR]
 
     def backward(self, site: Site, x_TI: Tensor, saved: list[Tensor], dy_TO: Tensor) -> Tensor:
         (mid_TkR,) = saved
-        dmids = []
-        for mid_TR, projection in zip(torch.split(mid_TkR, self.rank, dim=1), site.projections, strict=True):
+        dmids, dbs = [], []
+        for mid_TR, projection in zip(_each(mid_TkR, site), site.projections, strict=True):
             dy = _columns(dy_TO, projection)
             dmids.append(self._grouped(dy, self._b(projection)))
-            db_GOR = self._grouped(dy.t(), mid_TR)
-            for segment in self.segments:
-                if segment.gradients is not None:
-                    target = b_matrix(segment.gradients, projection, self.rank, self.rank)
-                    target.add_(db_GOR[segment.slot - self._low])
+            dbs.append(self._grouped(dy.t(), mid_TR))
         dmid_TkR = self._scaled(torch.cat(dmids, dim=1))
-        da_GkRI = self._grouped(dmid_TkR.t(), x_TI).view(len(self._bank), -1, self.rank, site.inputs)
+        da_GkRI = self._grouped(dmid_TkR.t(), x_TI).view(len(self._bank), -1, self._rank, site.inputs)
         for segment in self.segments:
             if segment.gradients is not None:
-                a_matrices(segment.gradients, site, self.rank).add_(da_GkRI[segment.slot - self._low])
+                target, group = segment.gradients.at(site), segment.slot - self._low
+                width = target.a_krI.shape[1]
+                target.a_krI.add_(da_GkRI[group, :, :width])
+                for b_Or, db_GOR in zip(target.b_Or, dbs, strict=True):
+                    b_Or.add_(db_GOR[group, :, :width])
         return self._grouped(dmid_TkR, self._a(site))
 
     def _grouped(self, left: Tensor, right: Tensor) -> Tensor:
@@ -165,32 +171,20 @@ class GroupedPass(LoraPass):
 
     def _a(self, site: Site) -> Tensor:
         """[G, k * R, I], strided over the bank."""
-        size = len(site.projections) * self.rank * site.inputs
+        size = len(site.projections) * self._rank * site.inputs
         rows = self._bank[:, site.a_offset : site.a_offset + size]
         return rows.view(len(rows), -1, site.inputs)
 
     def _b(self, projection: Projection) -> Tensor:
         """[G, O, R], strided over the bank."""
-        size = projection.outputs * self.rank
+        size = projection.outputs * self._rank
         rows = self._bank[:, projection.b_offset : projection.b_offset + size]
-        return rows.view(len(rows), -1, self.rank)
+        return rows.view(len(rows), -1, self._rank)
 
 
-def a_matrices(row_N: Tensor, site: Site, bank_rank: int) -> Tensor:
-    """The A's of a site as a view [k, R, I]."""
-    size = len(site.projections) * bank_rank * site.inputs
-    return row_N[site.a_offset : site.a_offset + size].view(-1, bank_rank, site.inputs)
-
-
-def stacked_a(row_N: Tensor, site: Site, bank_rank: int, width: int) -> Tensor:
-    """The A's of a site cut to r, [k * r, I]; a copy where they do not lie end to end."""
-    return a_matrices(row_N, site, bank_rank)[:, :width].reshape(-1, site.inputs)
-
-
-def b_matrix(row_N: Tensor, projection: Projection, bank_rank: int, width: int) -> Tensor:
-    """A projection's B cut to r, as a view [O, r]."""
-    size = projection.outputs * bank_rank
-    return row_N[projection.b_offset : projection.b_offset + size].view(-1, bank_rank)[:, :width]
+def _each(mid_Tkr: Tensor, site: Site) -> tuple[Tensor, ...]:
+    """The columns of each projection, [T, r]."""
+    return torch.split(mid_Tkr, mid_Tkr.shape[1] // len(site.projections), dim=1)
 
 
 def _columns(y_TO: Tensor, projection: Projection) -> Tensor:

@@ -38,6 +38,14 @@ class LossInputs:
     old_logprobs_T: Tensor
     advantages_T: Tensor
 
+    def rows(self, rows: slice) -> "LossInputs":
+        # A slice of an empty tensor is empty.
+        return LossInputs(
+            weights_T=self.weights_T[rows],
+            old_logprobs_T=self.old_logprobs_T[rows],
+            advantages_T=self.advantages_T[rows],
+        )
+
 
 def checked_settings(loss: LossName, config: Mapping[str, float]) -> dict[str, float]:
     """The loss's settings with defaults filled in.
@@ -74,6 +82,17 @@ def loss_terms(
         low, high = settings["clip_low_threshold"], settings["clip_high_threshold"]
         terms_T = torch.minimum(terms_T, ratio_T.clamp(low, high) * inputs.advantages_T)
     return torch.where(inputs.weights_T != 0, -terms_T, 0.0)
+
+
+def terms_and_slopes(
+    loss: LossName, logprobs_T: Tensor, inputs: LossInputs, settings: Mapping[str, float]
+) -> tuple[Tensor, Tensor]:
+    """The terms [T], and the derivative of each in its own log p [T]."""
+    with torch.enable_grad():
+        logprobs_T = logprobs_T.detach().requires_grad_()
+        terms_T = loss_terms(loss, logprobs_T, inputs, settings)
+        (slopes_T,) = torch.autograd.grad(terms_T.sum(), logprobs_T)
+    return terms_T.detach(), slopes_T
 
 
 def loss_metrics(

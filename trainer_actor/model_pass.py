@@ -16,17 +16,18 @@ from torch import Tensor
 from .backbone import Backbone
 from .bank import Bank
 from .lora import GroupedPass, LoraPass, LoraSegment, SegmentedPass
-from .losses import LossInputs, checked_settings, loss_terms
-from .output import OutputHead, token_logprobs
+from .losses import LossInputs, checked_settings, terms_and_slopes
+from .output import OutputHead, run_head
 from .packing import pack
 from .passes import PassPart
 from .row_layout import active_sections, padded_rank
+from .row_views import RowViews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Whole datums of one part, as tensors on the device. gradients [N]: the part's scratch row, or
-    None to compute no gradients."""
+    """Whole datums of one part, as tensors on the device. gradients: views of the part's scratch
+    row, or None to compute no gradients."""
 
     part: PassPart
     lengths: list[int]
@@ -34,7 +35,7 @@ class Rows:
     targets_T: Tensor
     inputs: LossInputs
     settings: Mapping[str, float]
-    gradients: Tensor | None
+    gradients: RowViews | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,8 @@ class RowsResult:
     finite: bool
 
 
-def rows_of(part: PassPart, device: torch.device, gradients: Tensor | None) -> Rows:
-    """All datums of a part."""
+def rows_of(part: PassPart, device: torch.device, gradients: RowViews | None) -> Rows:
+    """All datums of a part; gradients count only if the part wants any."""
 
     def floats(values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)
@@ -63,7 +64,7 @@ def rows_of(part: PassPart, device: torch.device, gradients: Tensor | None) -> R
             advantages_T=floats(part.advantages),
         ),
         settings=checked_settings(part.loss, part.loss_config),
-        gradients=gradients,
+        gradients=gradients if part.backward else None,
     )
 
 
@@ -106,20 +107,34 @@ def run_rows(backbone: Backbone, bank: Bank, head: OutputHead, rows: Sequence[Ro
     packing = pack([length for each in rows for length in each.lengths], bank.weights.device)
     lora = lora_pass(bank, rows)
     wanted = any(each.gradients is not None for each in rows)
-    with backbone.frame.running(packing, lora), torch.set_grad_enabled(wanted):
+    with backbone.running(packing, lora), torch.set_grad_enabled(wanted):
         hidden_TH = backbone.hidden(torch.cat([each.tokens_T for each in rows]))
-        logprobs_T = token_logprobs(hidden_TH, torch.cat([each.targets_T for each in rows]), head, lora)
-        spans = [len(each.tokens_T) for each in rows]
-        results, losses = [], []
-        for each, lp_T in zip(rows, torch.split(logprobs_T, spans), strict=True):
-            terms_T = loss_terms(each.part.loss, lp_T, each.inputs, each.settings)
-            finite = bool(torch.isfinite(lp_T).all() & torch.isfinite(terms_T).all())
-            results.append(RowsResult(lp_T.detach(), terms_T.detach(), finite))
-            if finite and each.gradients is not None:
-                losses.append(terms_T.sum())
-        if losses:
-            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        dhidden_TH = torch.zeros_like(hidden_TH)
+        results = [
+            _run_head(head, segment, each, hidden_TH.detach(), dhidden_TH)
+            for segment, each in zip(lora.segments, rows, strict=True)
+        ]
+        # An adapter on the unembedding alone has its gradients already.
+        if wanted and hidden_TH.requires_grad:
+            hidden_TH.backward(dhidden_TH)  # type: ignore[no-untyped-call]
     return results
+
+
+def _run_head(
+    head: OutputHead, segment: LoraSegment, rows: Rows, hidden_TH: Tensor, dhidden_TH: Tensor
+) -> RowsResult:
+    mine = slice(segment.start, segment.stop)
+
+    def loss(chunk: slice, logprobs_C: Tensor) -> tuple[Tensor, Tensor]:
+        return terms_and_slopes(rows.part.loss, logprobs_C, rows.inputs.rows(chunk), rows.settings)
+
+    gradient = dhidden_TH[mine] if rows.gradients is not None else None
+    logprobs_T, terms_T = run_head(head, segment, hidden_TH[mine], rows.targets_T, loss, gradient)
+    finite = bool(torch.isfinite(logprobs_T).all() & torch.isfinite(terms_T).all())
+    if not finite:
+        # What is NaN here stays NaN on its own rows; zeros keep the way back short of surprises.
+        dhidden_TH[mine] = 0
+    return RowsResult(logprobs_T, terms_T, finite)
 
 
 def lora_pass(bank: Bank, rows: Sequence[Rows]) -> LoraPass:
@@ -133,12 +148,13 @@ def lora_pass(bank: Bank, rows: Sequence[Rows]) -> LoraPass:
                 slot=each.part.slot,
                 start=start,
                 stop=stop,
-                width=padded_rank(lora.rank),
                 scale=lora.alpha / lora.rank,
                 sections=active_sections(lora),
+                weights=bank.views.at(each.part.slot, padded_rank(lora.rank)),
                 gradients=each.gradients,
             )
         )
         start = stop
-    kind = SegmentedPass if len(segments) == 1 else GroupedPass
-    return kind(bank.layout, bank.weights, segments)
+    if len(segments) == 1:
+        return SegmentedPass(segments)
+    return GroupedPass(bank.weights, bank.layout.rank, segments)

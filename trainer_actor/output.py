@@ -1,22 +1,28 @@
-"""The last layer and log p of the targets, in chunks: logits of all positions never exist together.
+"""The last layer, log p of the targets and the losses' way back, in chunks: logits of all positions
+never exist together.
 
-Forward computes log p for every position; backward computes the logits of a chunk again, and only
-for positions whose log p has a gradient. A chunk never holds positions of two adapters, so the
-products here have the same shapes, and give the same bits, whoever else is in the pass.
+Losses are sums of parts that depend on one position's log p each. So a chunk's logits are used for
+everything at once, log p, loss and gradient, and none is computed twice; a loss over whole sequences
+would need a second walk. Only positions whose log p has a gradient are walked back. A chunk never
+holds positions of two adapters, so the products here have the same shapes, and give the same
+bits, whoever else is in the pass.
 
-Legend: T = positions of the pass, C = of a chunk, H = hidden, V = vocabulary,
-r = rank of an adapter up to the next multiple of 8.
+Legend: t = positions of an adapter, C = of a chunk, K = of those with a gradient, H = hidden,
+V = vocabulary, r = rank of an adapter up to the next multiple of 8.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .lora import LoraPass, LoraSegment, a_matrices, b_matrix, stacked_a
+from .lora import LoraSegment
 from .row_layout import RowLayout, Site
+from .row_views import SiteViews
+
+# Rows of the adapter and their log p -> parts of the loss, and the loss's derivative in each log p.
+Loss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,102 +31,80 @@ class OutputHead:
 
     weight_VH: Tensor
     site: Site
-    bank_rank: int
     chunk: int
 
 
 def output_head(weight_VH: Tensor, layout: RowLayout, chunk: int) -> OutputHead:
     site = next(site for site in layout.sites if site.kind == "unembed")
-    return OutputHead(weight_VH, site, layout.rank, chunk)
+    return OutputHead(weight_VH, site, chunk)
 
 
-def token_logprobs(hidden_TH: Tensor, targets_T: Tensor, head: OutputHead, lora: LoraPass) -> Tensor:
-    """log p(target) at each position [T] in float32, with gradients for hidden and the adapters."""
-    result: Tensor = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_TH, lora.anchor, targets_T, head, lora
-    )
-    return result
+@torch.no_grad()
+def run_head(
+    head: OutputHead,
+    segment: LoraSegment,
+    hidden_tH: Tensor,
+    targets_t: Tensor,
+    loss: Loss,
+    dhidden_tH: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """log p [t] and parts of the loss [t], float32, of one adapter's positions.
+
+    dhidden: zeros to be filled with the gradient of hidden, while the adapter's own on the
+    unembedding is added to its scratch row; None for no gradients.
+    """
+    layer = _Layer(head, segment)
+    logprobs_t = torch.empty(len(hidden_tH), dtype=torch.float32, device=hidden_tH.device)
+    terms_t = torch.empty_like(logprobs_t)
+    for start in range(0, len(hidden_tH), head.chunk):
+        rows = slice(start, start + head.chunk)
+        logits_CV = layer.logits(hidden_tH[rows])
+        normalizer_C = torch.logsumexp(logits_CV, dim=1)
+        chosen_C = logits_CV.gather(1, targets_t[rows, None]).squeeze(1)
+        logprobs_t[rows] = chosen_C - normalizer_C
+        terms_t[rows], slopes_C = loss(rows, logprobs_t[rows])
+        if dhidden_tH is not None and len(kept_K := slopes_C.nonzero().squeeze(1)):
+            # Here logits become, in their own memory, the loss's gradient in them:
+            # d log p_t / d logits = onehot(t) - softmax(logits).
+            if len(kept_K) < len(slopes_C):
+                logits_CV, normalizer_C, slopes_C = logits_CV[kept_K], normalizer_C[kept_K], slopes_C[kept_K]
+            dlogits_KV = logits_CV.sub_(normalizer_C[:, None]).exp_().mul_(-slopes_C[:, None])
+            dlogits_KV.scatter_add_(1, targets_t[start + kept_K, None], slopes_C[:, None])
+            dhidden_tH[start + kept_K] = layer.backward(hidden_tH[start + kept_K], dlogits_KV)
+    return logprobs_t, terms_t
 
 
-class _TokenLogprobs(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_TH: Tensor, _anchor: Tensor, targets_T: Tensor, head: OutputHead, lora: LoraPass
-    ) -> Tensor:
-        logprobs_T = torch.empty(len(hidden_TH), dtype=torch.float32, device=hidden_TH.device)
-        for segment in lora.segments:
-            adapter = _Adapter(head, lora, segment)
-            for start in range(segment.start, segment.stop, head.chunk):
-                rows = slice(start, min(start + head.chunk, segment.stop))
-                logits_CV = adapter.logits(hidden_TH[rows])
-                chosen_C = logits_CV.gather(1, targets_T[rows, None]).squeeze(1)
-                logprobs_T[rows] = chosen_C - torch.logsumexp(logits_CV, dim=1)
-        ctx.save_for_backward(hidden_TH, targets_T)
-        ctx.head, ctx.lora = head, lora
-        return logprobs_T
-
-    @staticmethod
-    def backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor, None, None, None, None]:
-        hidden_TH, targets_T = ctx.saved_tensors
-        dhidden_TH = torch.zeros_like(hidden_TH)
-        touched = gradient_T.nonzero().squeeze(1)
-        for segment in ctx.lora.segments:
-            adapter = _Adapter(ctx.head, ctx.lora, segment)
-            for rows_C in _within(touched, segment, ctx.head.chunk):
-                dhidden_TH[rows_C] = adapter.backward(
-                    hidden_TH[rows_C], targets_T[rows_C], gradient_T[rows_C]
-                )
-        return dhidden_TH, None, None, None, None
-
-
-def _within(touched: Tensor, segment: LoraSegment, chunk: int) -> Iterator[Tensor]:
-    """The touched positions of a segment, `chunk` at a time."""
-    mine = touched[(touched >= segment.start) & (touched < segment.stop)]
-    return (rows for rows in torch.split(mine, chunk) if len(rows))
-
-
-class _Adapter:
+class _Layer:
     """The output layer as one adapter sees it."""
 
-    def __init__(self, head: OutputHead, lora: LoraPass, segment: LoraSegment) -> None:
-        self._head = head
+    def __init__(self, head: OutputHead, segment: LoraSegment) -> None:
+        self._weight_VH = head.weight_VH
+        self._site = head.site
         self._segment = segment
-        self._row = lora.weights[segment.slot] if head.site.section in segment.sections else None
+        self._adapter = segment.weights.at(head.site) if head.site.section in segment.sections else None
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """[C, V] in float32."""
-        logits_CV = hidden_CH @ self._head.weight_VH.t()
-        if self._row is not None:
-            logits_CV += self._mid(hidden_CH, self._row) @ self._b(self._row).t()
+        logits_CV = hidden_CH @ self._weight_VH.t()
+        if self._adapter is not None:
+            logits_CV += self._mid(hidden_CH, self._adapter) @ self._adapter.b_Or[0].t()
         return logits_CV.float()
 
-    def backward(self, hidden_CH: Tensor, targets_C: Tensor, gradient_C: Tensor) -> Tensor:
-        """Gradient of hidden [C, H]; the adapter's own is added to its scratch row.
+    def backward(self, hidden_KH: Tensor, dlogits_KV: Tensor) -> Tensor:
+        """Gradient of hidden [K, H]; the adapter's own is added to its scratch row."""
+        dlogits_KV = dlogits_KV.to(hidden_KH.dtype)
+        dhidden_KH = dlogits_KV @ self._weight_VH
+        if self._adapter is not None:
+            dhidden_KH += self._backward_lora(hidden_KH, dlogits_KV, self._adapter)
+        return dhidden_KH
 
-        d log p_t / d logits = onehot(t) - softmax(logits).
-        """
-        dlogits_CV = torch.softmax(self.logits(hidden_CH), dim=1).mul_(-gradient_C[:, None])
-        dlogits_CV.scatter_add_(1, targets_C[:, None], gradient_C[:, None])
-        dlogits_CV = dlogits_CV.to(hidden_CH.dtype)
-        dhidden_CH = dlogits_CV @ self._head.weight_VH
-        if self._row is not None:
-            dhidden_CH += self._backward_lora(hidden_CH, dlogits_CV, self._row)
-        return dhidden_CH
+    def _backward_lora(self, hidden_KH: Tensor, dlogits_KV: Tensor, adapter: SiteViews) -> Tensor:
+        assert self._segment.gradients is not None
+        gradients = self._segment.gradients.at(self._site)
+        dmid_Kr = (dlogits_KV @ adapter.b_Or[0]).mul_(self._segment.scale)
+        gradients.b_Or[0].add_(dlogits_KV.t() @ self._mid(hidden_KH, adapter))
+        gradients.a_krI[0].add_(dmid_Kr.t() @ hidden_KH)
+        return dmid_Kr @ adapter.a_krI[0]
 
-    def _backward_lora(self, hidden_CH: Tensor, dlogits_CV: Tensor, row: Tensor) -> Tensor:
-        dmid_Cr = (dlogits_CV @ self._b(row)).mul_(self._segment.scale)
-        gradients = self._segment.gradients
-        if gradients is not None:
-            self._b(gradients).add_(dlogits_CV.t() @ self._mid(hidden_CH, row))
-            a_1rH = a_matrices(gradients, self._head.site, self._head.bank_rank)[:, : self._segment.width]
-            a_1rH[0].add_(dmid_Cr.t() @ hidden_CH)
-        return dmid_Cr @ self._a(row)
-
-    def _mid(self, hidden_CH: Tensor, row: Tensor) -> Tensor:
-        return (hidden_CH @ self._a(row).t()).mul_(self._segment.scale)
-
-    def _a(self, row: Tensor) -> Tensor:
-        return stacked_a(row, self._head.site, self._head.bank_rank, self._segment.width)
-
-    def _b(self, row: Tensor) -> Tensor:
-        return b_matrix(row, self._head.site.projections[0], self._head.bank_rank, self._segment.width)
+    def _mid(self, hidden_KH: Tensor, adapter: SiteViews) -> Tensor:
+        return (hidden_KH @ adapter.a_krI[0].t()).mul_(self._segment.scale)

@@ -10,18 +10,24 @@ from typing import TYPE_CHECKING
 from .packing import Packing
 
 if TYPE_CHECKING:
+    from .attention import Rotation
     from .lora import LoraPass
 
 
 class PassFrame:
     def __init__(self) -> None:
-        self._packing: Packing | None = None
+        self._now: tuple[Packing, Rotation] | None = None
         self._lora: LoraPass | None = None
 
     @property
     def packing(self) -> Packing:
-        assert self._packing is not None, "the model runs outside of a pass"
-        return self._packing
+        assert self._now is not None, "the model runs outside of a pass"
+        return self._now[0]
+
+    @property
+    def rotation(self) -> "Rotation":
+        assert self._now is not None, "the model runs outside of a pass"
+        return self._now[1]
 
     @property
     def lora(self) -> "LoraPass | None":
@@ -29,10 +35,10 @@ class PassFrame:
         return self._lora
 
     @contextmanager
-    def running(self, packing: Packing, lora: "LoraPass | None") -> Iterator[None]:
+    def running(self, packing: Packing, rotation: "Rotation", lora: "LoraPass | None") -> Iterator[None]:
         """The frame of one pass, from its forward to the end of its backward."""
-        self._packing, self._lora = packing, lora
+        self._now, self._lora = (packing, rotation), lora
         try:
             yield
         finally:
-            self._packing = self._lora = None
+            self._now = self._lora = None

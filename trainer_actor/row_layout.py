@@ -62,8 +62,12 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A linear of megatron-core. Its projections share one input; their A's lie end to end."""
+    """A linear of megatron-core. Its projections share one input; their A's lie end to end.
 
+    index: its place among the layout's sites.
+    """
+
+    index: int
     section: Section
     layer: int
     kind: SiteKind
@@ -146,7 +150,7 @@ def row_layout(shape: ModelShape, max_rank: int) -> RowLayout:
         start = offset
         for layer in range(shape.layers if section != "unembed" else 1):
             for plan in _linears(section, layer, shape):
-                site, offset = _place(plan, rank, offset)
+                site, offset = _place(plan, rank, offset, index=len(sites))
                 sites.append(site)
         bounds[section] = (start, offset)
     return RowLayout(shape=shape, rank=rank, size=offset, sites=tuple(sites), bounds=bounds)
@@ -194,7 +198,7 @@ def _linears(section: Section, layer: int, shape: ModelShape) -> list[_Linear]:
     return [_Linear(section, layer, "unembed", shape.hidden, 1, (("lm_head", shape.vocab),))]
 
 
-def _place(linear: _Linear, rank: int, offset: int) -> tuple[Site, int]:
+def _place(linear: _Linear, rank: int, offset: int, *, index: int) -> tuple[Site, int]:
     """Give a linear its offsets from `offset` on; return the site and where the next one begins."""
     projections = []
     a_offset = offset
@@ -218,6 +222,7 @@ def _place(linear: _Linear, rank: int, offset: int) -> tuple[Site, int]:
         b_offset += rank * outputs
         column += width
     site = Site(
+        index=index,
         section=linear.section,
         layer=linear.layer,
         kind=linear.kind,

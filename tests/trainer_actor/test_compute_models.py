@@ -37,7 +37,7 @@ def test_logits_are_hugging_faces(lab: Lab, family: str) -> None:
     tokens = torch.randint(0, VOCAB, (sum(lengths),), generator=torch.Generator().manual_seed(3))
     backbone = backbone_of(lab.directory(family))
 
-    with torch.no_grad(), backbone.frame.running(pack(lengths, torch.device("cpu")), None):
+    with torch.no_grad(), backbone.running(pack(lengths, torch.device("cpu")), None):
         logits = backbone.hidden(tokens) @ backbone.output_weight.t()
         expected = [lab.model(family)(part[None]).logits[0] for part in tokens.split(lengths)]
 
