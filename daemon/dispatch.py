@@ -65,7 +65,7 @@ class Dispatch:
             self.waitlist.remove(ticket)
         self.ledger.end(ticket, outcome, keep=keep, now=now)
         if ticket.pin is not None:
-            pass
+            self.unpinned.append(ticket.pin)
         return [*self.pass_on(ticket, outcome), *self.let_go(ticket)]
 
     def let_go(self, ticket: Ticket) -> list[Decision]:

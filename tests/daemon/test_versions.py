@@ -1,0 +1,212 @@
+"""The version table: admission, retirement, release, and what a starting trainer brings."""
+
+import pytest
+from loractl.bus.errors import VersionNotFound
+from loractl.bus.ids import AdapterId
+from loractl.bus.messages import AdapterDeleted, AdapterPublished, VersionRetired
+from loractl.daemon.versions import Drop, VersionKey, Versions
+from loractl.tests.daemon.office import ALICE, BOB, OTHER_SAMPLER, SAMPLER, record
+
+ONE = AdapterId("ad-1")
+
+
+def key(number: int, adapter: str = "ad-1") -> VersionKey:
+    return VersionKey(AdapterId(adapter), number)
+
+
+def with_versions(*numbers: int, keep: int = 4) -> Versions:
+    versions = Versions(keep=keep)
+    for number in numbers:
+        versions.written(record(number))
+    return versions
+
+
+def test_a_written_version_is_announced_with_the_next_number():
+    versions = Versions(keep=4)
+
+    assert versions.written(record(1)) == [AdapterPublished(number=1, record=record(1))]
+    assert versions.written(record(2)) == [AdapterPublished(number=2, record=record(2))]
+    assert versions.last_event == 2
+
+
+def test_latest_is_the_highest_number():
+    assert with_versions(1, 2, 3).admit(ALICE, ONE, None) == key(3)
+
+
+def test_a_version_can_be_asked_for_by_number():
+    assert with_versions(1, 2, 3).admit(ALICE, ONE, 2) == key(2)
+
+
+def test_a_missing_number_names_those_that_exist():
+    with pytest.raises(VersionNotFound, match="no version 9; there is 1, 2"):
+        with_versions(1, 2).admit(ALICE, ONE, 9)
+
+
+def test_an_adapter_without_versions_says_to_publish_first():
+    with pytest.raises(VersionNotFound, match="publish it first"):
+        Versions(keep=4).admit(ALICE, ONE, None)
+
+
+@pytest.mark.parametrize("number", [None, 1, 9])
+def test_another_tenants_adapter_answers_as_one_that_does_not_exist(number: int | None):
+    with pytest.raises(VersionNotFound) as foreign:
+        with_versions(1).admit(BOB, ONE, number)
+    with pytest.raises(VersionNotFound) as missing:
+        Versions(keep=4).admit(BOB, ONE, number)
+
+    assert str(foreign.value) == str(missing.value)
+
+
+def test_versions_beyond_the_newest_few_are_retired_oldest_first():
+    versions = with_versions(1, 2, keep=2)
+    versions.held_by(SAMPLER)
+
+    changes = versions.written(record(3))
+
+    assert changes == [
+        AdapterPublished(number=3, record=record(3)),
+        VersionRetired(number=4, adapter=ONE, version=1),
+    ]
+    with pytest.raises(VersionNotFound):
+        versions.admit(ALICE, ONE, 1)
+
+
+def test_a_version_in_use_is_retired_only_when_its_last_request_ended():
+    versions = with_versions(1, keep=1)
+    versions.held_by(SAMPLER)
+    pins = [versions.admit(ALICE, ONE, None), versions.admit(ALICE, ONE, 1)]
+
+    assert versions.written(record(2)) == [AdapterPublished(number=2, record=record(2))]
+    assert versions.unpin(pins[0]) == []
+    assert versions.unpin(pins[1]) == [VersionRetired(number=3, adapter=ONE, version=1)]
+
+
+def test_a_version_that_is_closing_takes_no_new_request_and_is_still_served():
+    versions = with_versions(1, keep=1)
+    versions.admit(ALICE, ONE, 1)
+    versions.written(record(2))
+
+    with pytest.raises(VersionNotFound):
+        versions.admit(ALICE, ONE, 1)
+    assert [r.number for r in versions.table().records] == [1, 2]
+    assert [r.number for r in versions.table(ALICE).records] == [2]
+
+
+def test_files_are_dropped_when_every_sampler_has_let_go():
+    versions = with_versions(1, keep=1)
+    versions.held_by(SAMPLER)
+    versions.held_by(OTHER_SAMPLER)
+    versions.written(record(2))
+
+    assert versions.released(SAMPLER, key(1)) == []
+    assert versions.released(OTHER_SAMPLER, key(1)) == [Drop(key(1))]
+    assert versions.released(OTHER_SAMPLER, key(1)) == []
+
+
+def test_a_dead_sampler_counts_as_having_let_go():
+    versions = with_versions(1, keep=1)
+    versions.held_by(SAMPLER)
+    versions.held_by(OTHER_SAMPLER)
+    versions.written(record(2))
+    versions.released(SAMPLER, key(1))
+
+    assert versions.sampler_lost(OTHER_SAMPLER) == [Drop(key(1))]
+
+
+def test_a_sampler_that_comes_later_is_not_waited_for():
+    versions = with_versions(1, keep=1)
+    versions.held_by(SAMPLER)
+    versions.written(record(2))
+    versions.held_by(OTHER_SAMPLER)
+
+    assert versions.released(SAMPLER, key(1)) == [Drop(key(1))]
+
+
+def test_without_samplers_files_are_dropped_at_once():
+    versions = with_versions(1, keep=1)
+
+    assert versions.written(record(2))[1:] == [
+        VersionRetired(number=3, adapter=ONE, version=1),
+        Drop(key(1)),
+    ]
+
+
+def test_a_deleted_adapter_goes_with_one_event_and_every_version_is_dropped():
+    versions = with_versions(1, 2)
+    versions.held_by(SAMPLER)
+
+    assert versions.deleted(ONE) == [AdapterDeleted(number=3, adapter=ONE)]
+    assert versions.table().records == ()
+    assert versions.released(SAMPLER, key(2)) == [Drop(key(2))]
+    assert versions.released(SAMPLER, key(1)) == [Drop(key(1))]
+
+
+def test_a_deleted_adapter_waits_for_the_requests_it_has_and_takes_no_more():
+    versions = with_versions(1)
+    pin = versions.admit(ALICE, ONE, None)
+
+    assert versions.deleted(ONE) == []
+    with pytest.raises(VersionNotFound):
+        versions.admit(ALICE, ONE, None)
+    assert versions.unpin(pin) == [AdapterDeleted(number=2, adapter=ONE), Drop(key(1))]
+
+
+def test_a_starting_trainer_fills_the_table():
+    versions = Versions(keep=4)
+
+    changes = versions.rebuild([record(2), record(1), record(1, "ad-2", BOB)])
+
+    assert [(c.number, c.record.adapter, c.record.number) for c in changes] == [
+        (1, "ad-1", 1),
+        (2, "ad-1", 2),
+        (3, "ad-2", 1),
+    ]
+    assert versions.table().last_event == 3
+
+
+def test_a_restarted_trainer_changes_nothing_when_its_disk_is_as_before():
+    versions = with_versions(1, 2)
+
+    assert versions.rebuild([record(1), record(2)]) == []
+
+
+def test_a_version_that_was_written_just_before_the_trainer_died_is_announced():
+    versions = with_versions(1)
+
+    assert versions.rebuild([record(1), record(2)]) == [AdapterPublished(number=2, record=record(2))]
+
+
+def test_a_version_whose_files_vanished_is_retired():
+    versions = with_versions(1, 2)
+    pin = versions.admit(ALICE, ONE, 1)
+
+    assert versions.rebuild([record(2)]) == [VersionRetired(number=3, adapter=ONE, version=1)]
+    assert versions.unpin(pin) == []
+
+
+def test_more_versions_than_are_kept_are_retired_when_a_trainer_brings_them():
+    changes = Versions(keep=1).rebuild([record(1), record(2)])
+
+    assert changes[2:] == [VersionRetired(number=3, adapter=ONE, version=1), Drop(key(1))]
+
+
+def test_a_dropped_version_that_turns_up_again_is_dropped_again_and_never_announced():
+    versions = with_versions(1, 2, keep=1)
+
+    assert versions.rebuild([record(1), record(2)]) == [Drop(key(1))]
+
+
+def test_versions_of_a_deleted_adapter_that_turn_up_again_are_dropped_again():
+    versions = with_versions(1)
+    versions.deleted(ONE)
+
+    assert versions.rebuild([record(1)]) == [Drop(key(1))]
+
+
+def test_a_retired_version_that_a_sampler_still_holds_survives_a_restart_of_the_trainer():
+    versions = with_versions(1, keep=1)
+    versions.held_by(SAMPLER)
+    versions.written(record(2))
+
+    assert versions.rebuild([record(1), record(2)]) == []
+    assert versions.released(SAMPLER, key(1)) == [Drop(key(1))]
