@@ -1,5 +1,318 @@
-"""The `loractl` command."""
+"""The `loractl` command: its commands and options. What they do lies in `client` and `daemon`.
+
+stdout is data, stderr is talk. Exit codes: 0 done, 1 our side failed, 2 the caller's doing,
+130 interrupted.
+"""
+
+import functools
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+
+from . import __version__
+from .bus.config import Config, load_config
+from .bus.ids import checked_name
+from .bus.messages import LossName
+from .client import commands
+from .client.boundary import guarded
+from .client.rows import read_rows
+from .client.run_plan import GivenSettings
+from .client.runs import Job
+from .client.startup import StartScreen, base_model_settings, check_base_model
+from .client.terminal import EXIT_USER_ERROR, error_text, talk_console
+from .daemon import launch
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
-def main() -> None:
-    raise SystemExit(0)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which daemon is meant, and settings on top of its file."""
+
+    state_dir: str | None
+    overrides: tuple[str, ...]
+
+    def config(self, *more: str) -> Config:
+        return load_config(state_dir=self.state_dir, overrides=[*more, *self.overrides])
+
+    @property
+    def option(self) -> str:
+        """The option to repeat in commands that a person is told to type."""
+        return f"--state-dir {shlex.quote(self.state_dir)} " if self.state_dir else ""
+
+
+def placed(command: CommandT) -> CommandT:
+    """Add the options that say which daemon is meant; the command gets them as its `place`."""
+
+    @click.option(
+        "--state-dir", metavar="DIR", help="Where the daemon keeps everything.  [env: LORACTL_STATE_DIR]"
+    )
+    @click.option(
+        "--config", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting, as trainer.slots=4."
+    )
+    @functools.wraps(command)
+    def with_place(*, state_dir: str | None, overrides: tuple[str, ...], **options: Any) -> Any:
+        return command(place=Place(state_dir, overrides), **options)
+
+    return with_place  # type: ignore[return-value]  # the same command, with two options more
+
+
+def example(*lines: str) -> str:
+    r"""Lines that `--help` shows as they are, below everything else (\b keeps click from filling them)."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=example(
+        "loractl model tiny /tmp/tiny",
+        "loractl daemon start --base-model tiny=/tmp/tiny --detach",
+        "loractl train rows.jsonl --adapter pirate",
+        "loractl sample --adapter pirate 'Where is the treasure?'",
+    ),
+)
+@click.version_option(__version__, prog_name="loractl")
+def loractl() -> None:
+    """Train many LoRA adapters at the same time on one shared base model, and sample from them."""
+
+
+@loractl.group()
+def daemon() -> None:
+    """Start, watch and stop the daemon that holds the model."""
+
+
+@daemon.command(
+    epilog=example(
+        "loractl daemon start --base-model tiny=/tmp/tiny",
+        "loractl daemon start --base-model Qwen/Qwen3-0.6B=~/models/qwen3 --samplers 2 --detach",
+    )
+)
+@click.option(
+    "--base-model", metavar="NAME[=PATH]", help="The model to serve, and the directory that holds it."
+)
+@click.option("--http", metavar="HOST:PORT", help="Also answer HTTP there.")
+@click.option("--samplers", type=int, metavar="N", help="Sampler processes.  [default: 1]")
+@click.option("--detach", is_flag=True, help="Return when it is ready, and leave it running.")
+@placed
+def start(place: Place, base_model: str | None, http: str | None, samplers: int | None, detach: bool) -> int:
+    """Start the daemon: in the foreground until Ctrl-C, or detached."""
+    more = base_model_settings(base_model) if base_model else []
+    more += [f"daemon.http={http}"] if http else []
+    more += [f"sampler.count={samplers}"] if samplers is not None else []
+    config = place.config(*more)
+    check_base_model(config)
+    screen = StartScreen(talk_console(), place.option)
+    if not detach:
+        return launch.run_foreground(config, screen.show)
+    screen.show(launch.start_detached(config, config.daemon.ready_timeout_s))
+    return 0
+
+
+@daemon.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@placed
+def status(place: Place, as_json: bool) -> int:
+    """Show the daemon, its actors and the adapters it holds."""
+    return commands.show_status(place.config(), as_json=as_json)
+
+
+@daemon.command()
+@placed
+def stop(place: Place) -> int:
+    """Stop the daemon and its actors, after what they have in hand."""
+    launch.stop(place.config())
+    talk_console().print("stopped")
+    return 0
+
+
+@daemon.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
+@click.option("-n", "--lines", default=200, show_default=True, help="How many lines at first, 0 for all.")
+@placed
+def logs(place: Place, follow: bool, lines: int) -> int:
+    """Show the logs of the daemon and all actors as one."""
+    return commands.show_logs(place.config(), follow=follow, lines=lines)
+
+
+@loractl.command(
+    epilog=example(
+        "loractl train rows.jsonl --adapter pirate --rank 8 --lr 1e-3 --epochs 3",
+        "loractl train rows.jsonl --adapter pirate --resume",
+        "loractl train rows.jsonl --adapter pirate --base-model tiny=/tmp/tiny",
+    )
+)
+@click.argument("data", type=click.Path(path_type=Path), metavar="DATA.jsonl")
+@click.option("--adapter", required=True, metavar="NAME", help="The adapter to make, or to go on with.")
+@click.option("--rank", type=int, help="Rank of the adapter.  [default: 16]")
+@click.option("--alpha", type=float, help="alpha / rank scales its output.  [default: 32]")
+@click.option("--lr", "learning_rate", type=float, help="Learning rate of AdamW.  [default: 1e-4]")
+@click.option("--batch-size", type=int, help="Rows a step.  [default: 8]")
+@click.option("--epochs", type=int, help="Times through the data.  [default: 1, or as --max-steps needs]")
+@click.option("--max-steps", type=int, help="Stop after so many steps.")
+@click.option("--loss", type=click.Choice(get_args(LossName)), help="[default: cross_entropy]")
+@click.option("--seed", type=int, help="For fresh weights and the order of rows.  [default: 0]")
+@click.option("--max-length", type=int, help="Cut rows to so many tokens.  [default: refuse long ones]")
+@click.option("--train-attn/--no-train-attn", default=None, help="Adapt attention.  [default: on]")
+@click.option("--train-mlp/--no-train-mlp", default=None, help="Adapt the MLPs.  [default: on]")
+@click.option(
+    "--train-unembed/--no-train-unembed", default=None, help="Adapt the output layer.  [default: off]"
+)
+@click.option("--save-every", type=int, help="Steps from one checkpoint to the next.  [default: 50]")
+@click.option("--resume", is_flag=True, help="Go on where an earlier run ended, with its settings.")
+@click.option("--base-model", metavar="NAME[=PATH]", help="For the daemon that is started when none runs.")
+@placed
+def train(place: Place, data: Path, adapter: str, resume: bool, base_model: str | None, **given: Any) -> int:
+    """Train an adapter on chat rows, and publish it.
+
+    A row is {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
+    or {"prompt": "…", "completion": "…"}; what the assistant says is trained. The losses
+    importance_sampling and ppo take rows of sampled tokens instead: {"prompt_tokens": […],
+    "tokens": […], "logprobs": […], "advantages": […]}.
+
+    Ctrl-C saves, and --resume goes on from there to the same end. Without a running daemon, one is
+    started for the run and stopped after it.
+    """
+    wanted = GivenSettings(**given)
+    # Bad rows are told before a daemon is started; a resumed run knows its loss only from its record.
+    rows = None if resume else read_rows(data, wanted.loss or "cross_entropy")
+    job = Job(
+        data=data, adapter=checked_name(adapter, what="an adapter"), given=wanted, resume=resume, rows=rows
+    )
+    again = f"loractl train {place.option}{shlex.quote(str(data))} --adapter {adapter} --resume"
+    config = place.config(*(base_model_settings(base_model) if base_model else ()))
+    with daemon_for_run(config):
+        return commands.train(config, job, again=again, base_model_given=base_model is not None)
+
+
+@contextmanager
+def daemon_for_run(config: Config) -> Iterator[None]:
+    """The daemon that runs already, or one that runs as long as this context."""
+    if launch.running(config):
+        yield
+        return
+    check_base_model(config)
+    talk = talk_console()
+    talk.print(f"no daemon runs on {config.state_dir}: starting one with {config.model.name} for this run")
+    try:
+        launch.start_detached(config, config.daemon.ready_timeout_s)
+        yield
+    finally:
+        launch.stop(config)
+        talk.print("stopped the daemon")
+
+
+@loractl.command(
+    epilog=example(
+        "loractl sample --adapter pirate 'Where is the treasure?'",
+        "loractl sample --raw --temperature 0 --json - < prompt.txt",
+    )
+)
+@click.argument("prompt", metavar="PROMPT|-")
+@click.option("--adapter", metavar="NAME", help="Without one, the base model answers.")
+@click.option("--version", type=int, help="A published version.  [default: the newest]")
+@click.option("--max-tokens", default=256, show_default=True)
+@click.option("--temperature", default=1.0, show_default=True, help="0 takes the likeliest token each time.")
+@click.option("--seed", type=int, help="The same seed gives the same text.")
+@click.option("-n", "num_samples", default=1, show_default=True, help="How many answers.")
+@click.option("--raw", is_flag=True, help="Leave the prompt as it is, without the chat template.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with tokens and logprobs.")
+@placed
+def sample(place: Place, prompt: str, as_json: bool, **options: Any) -> int:
+    """Answer PROMPT, or what stands on stdin when it is -, as the model or an adapter would."""
+    return commands.sample(place.config(), prompt, as_json=as_json, **options)
+
+
+@loractl.group()
+def adapters() -> None:
+    """List, show, remove, export and import adapters."""
+
+
+@adapters.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@placed
+def list_(place: Place, as_json: bool) -> int:
+    """List all adapters."""
+    return commands.list_adapters(place.config(), as_json=as_json)
+
+
+@adapters.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@placed
+def show(place: Place, name: str, as_json: bool) -> int:
+    """Show an adapter and its versions."""
+    return commands.show_adapter(place.config(), name, as_json=as_json)
+
+
+@adapters.command()
+@click.argument("name")
+@placed
+def rm(place: Place, name: str) -> int:
+    """Remove an adapter with its checkpoints and versions."""
+    return commands.remove_adapter(place.config(), name)
+
+
+@adapters.command()
+@click.argument("name")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--version", type=int, help="A published version.  [default: the newest]")
+@placed
+def export(place: Place, name: str, directory: Path, version: int | None) -> int:
+    """Copy a published version into DIR, as PEFT reads it."""
+    return commands.export_adapter(place.config(), name, directory, version)
+
+
+@adapters.command("import")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("name")
+@placed
+def import_(place: Place, directory: Path, name: str) -> int:
+    """Make the adapter NAME from a PEFT directory, and publish it."""
+    return commands.import_directory(place.config(), directory, checked_name(name, what="an adapter"))
+
+
+@loractl.group()
+def model() -> None:
+    """Make a model to try things with."""
+
+
+@model.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--seed", default=0, show_default=True)
+def tiny(directory: Path, seed: int) -> int:
+    """Make a small Qwen3-shaped chat model in DIR, in less than a minute and without a hub."""
+    return commands.make_tiny(directory, seed)
+
+
+@loractl.command()
+@placed
+def doctor(place: Place) -> int:
+    """Look at what is installed, on which device it runs, and what is missing."""
+    return commands.run_doctor(place.config())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; click's own errors become one line, as all others do."""
+    try:
+        code = loractl.main(arguments, prog_name="loractl", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as help_text:
+        help_text.show()
+        return EXIT_USER_ERROR
+    except click.Abort as abort:
+        raise KeyboardInterrupt from abort
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "loractl"
+        talk_console().print(error_text(f"{error.format_message()} (see `{path} --help`)"))
+        return EXIT_USER_ERROR
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point: exits with the command's code."""
+    sys.exit(guarded(lambda: run(arguments)))

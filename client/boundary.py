@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Callable
 
 from ..bus.config import load_config
-from ..bus.errors import LoractlError
+from ..bus.errors import LoractlError, StartFailed
 from .rows import BadRows
 from .terminal import EXIT_FAILED, EXIT_INTERRUPTED, error_text, exit_code, talk_console
 
@@ -16,7 +16,10 @@ def guarded(action: Callable[[], int]) -> int:
     except LoractlError as error:
         if isinstance(error, BadRows):
             _show_bad_rows(error)
-        _say(error.message)
+        if isinstance(error, StartFailed):
+            _say(_without_last_words(error))
+        else:
+            _say(error.message)
         return exit_code(error)
     except KeyboardInterrupt:
         talk_console().print("interrupted")
@@ -35,6 +38,14 @@ def _show_bad_rows(error: BadRows) -> None:
     console = talk_console()
     for row in error.rows:
         console.print(f"{error.file}:{row.line}: {row.reason}")
+
+
+def _without_last_words(error: StartFailed) -> str:
+    """What a process said before it died comes first, then the one line that is the error."""
+    line, _, said = error.message.partition("\n")
+    if said:
+        talk_console().print(said)
+    return line
 
 
 def _say(message: str) -> None:

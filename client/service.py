@@ -12,6 +12,7 @@ Operations on an adapter are sent at once and answered in order; each returns a 
 and its adapters belong to one thread; another thread connects for itself.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Self, TypedDict, Unpack
@@ -104,16 +105,15 @@ class Service:
 
     def find(self, name: str) -> AdapterDetails | None:
         """The adapter of that name, if there is one."""
-        found = ask(self._client, ListAdapters(name=name), AdapterList).adapters
-        return found[0] if found else None
+        with contextlib.suppress(AdapterNotFound):
+            return self.details(name)
+        return None
 
     def details(self, name: str) -> AdapterDetails:
         """Raises:
         AdapterNotFound: there is no adapter of that name.
         """
-        found = self.find(name)
-        if found is None:
-            raise AdapterNotFound(f"there is no adapter named {name!r}: `loractl adapters list` shows all")
+        (found,) = ask(self._client, ListAdapters(name=name), AdapterList).adapters
         return found
 
     def create_adapter(

@@ -7,8 +7,11 @@ from rich.text import Text
 
 from ..bus.config import Config
 from ..bus.errors import InvalidConfig
-from ..bus.messages import ActorStatus, DaemonStatus
-from .terminal import duration_text, size_text
+from ..bus.layout import StateLayout
+from ..bus.messages import ActorPhase, ActorStatus, DaemonStatus
+from .terminal import duration_text
+
+_LAST_LINES = 12
 
 
 def base_model_settings(text: str) -> list[str]:
@@ -52,33 +55,48 @@ def check_same_base_model(config: Config, running: DaemonStatus) -> None:
 
 
 class StartScreen:
-    """One line for each change of each actor."""
+    """A line for each change of an actor, and what to type next once all are ready.
 
-    def __init__(self, console: Console) -> None:
+    Fed with the daemon's status: at every change in the foreground, once for a detached daemon.
+    """
+
+    def __init__(self, console: Console, state_option: str) -> None:
+        """state_option: `--state-dir DIR ` where commands need it, else empty."""
         self._console = console
-        self._shown: dict[str, str] = {}
+        self._state_option = state_option
+        self._phases: dict[str, ActorPhase] = {}
+        self._told = False
 
-    def show(self, actors: tuple[ActorStatus, ...]) -> None:
-        for actor in actors:
-            if self._shown.get(actor.actor) != actor.phase:
-                self._shown[actor.actor] = actor.phase
+    def show(self, status: DaemonStatus) -> None:
+        for actor in status.actors:
+            if self._phases.get(actor.actor) != actor.phase:
+                self._phases[actor.actor] = actor.phase
                 self._console.print(_actor_line(actor))
+                if actor.phase == "failed":
+                    self._show_last_words(status, actor)
+        if not self._told and all(phase == "ready" for phase in self._phases.values()):
+            self._told = True
+            self._show_how_to_go_on(status)
+
+    def _show_how_to_go_on(self, status: DaemonStatus) -> None:
+        option = self._state_option
+        http = f", http on {status.http}" if status.http else ""
+        self._console.print(
+            f"ready after {duration_text(status.uptime_s)}: serving {status.base_model}, pid {status.pid}, "
+            f"state in {status.state_dir}{http}\n"
+            f"  loractl train {option}DATA.jsonl --adapter NAME\n"
+            f"  loractl sample {option}--adapter NAME 'Hello'\n"
+            f"  loractl daemon stop {option}".rstrip()
+        )
+
+    def _show_last_words(self, status: DaemonStatus, actor: ActorStatus) -> None:
+        file = StateLayout(Path(status.state_dir)).logs / f"{actor.actor}.out"
+        lines = file.read_text(errors="replace").splitlines()[-_LAST_LINES:] if file.is_file() else []
+        for line in lines:
+            self._console.print(f"  {line}")
+        self._console.print(f"  (from {file}; `loractl daemon logs {self._state_option}` has more)")
 
 
 def _actor_line(actor: ActorStatus) -> Text:
     style = {"ready": "green", "failed": "bold red"}.get(actor.phase, "yellow")
-    facts = [actor.details] if actor.details else []
-    if actor.phase == "ready" and actor.rss_bytes:
-        facts.append(size_text(actor.rss_bytes))
-    return Text.assemble(f"{actor.actor:12}", (f"{actor.phase:12}", style), ", ".join(facts))
-
-
-def show_how_to_go_on(console: Console, status: DaemonStatus, state_option: str) -> None:
-    """What to type next. state_option: `--state-dir DIR ` where that is needed, else empty."""
-    console.print(
-        f"loractl serves {status.base_model} (pid {status.pid}, ready after {duration_text(status.uptime_s)})"
-    )
-    console.print(f"state in {status.state_dir}" + (f", http on {status.http}" if status.http else ""))
-    console.print(f"  loractl train {state_option}DATA.jsonl --adapter NAME")
-    console.print(f"  loractl sample {state_option}--adapter NAME 'Hello'")
-    console.print(f"  loractl daemon stop {state_option}".rstrip())
+    return Text.assemble(f"{actor.actor:12}", (f"{actor.phase:12}", style), actor.details)
