@@ -32,6 +32,7 @@ class TorchEngine:
         self._streams: dict[str, _Stream] = {}
         self._scores: dict[str, asyncio.Future[tuple[float, ...]]] = {}
         self._score_numbers = itertools.count(1)
+        self._bound: dict[VersionKey, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._worker: Worker | None = None
         self._model: PackedModel | None = None
@@ -42,23 +43,28 @@ class TorchEngine:
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._bound.clear()
         self._worker = Worker(self._settings, self._post)
         self._worker.start()
         self._model = await asyncio.wrap_future(self._worker.started)
 
     async def add(self, record: VersionRecord) -> int:
-        model = self._model
+        model, key = self._model, key_of(record)
         if model is None:
             raise EngineFailed("the torch engine is not running")
+        if key in self._bound and await self.healthy():
+            return self._bound[key]
         # In a thread of its own: steps go on while files are read.
         adapter = await asyncio.to_thread(
             read_adapter, record, model.lora.shapes, dtype=model.dtype, device=model.device
         )
         done: Future[int] = Future()
-        self._send(Bind(key_of(record), adapter, done))
-        return await asyncio.wrap_future(done)
+        self._send(Bind(key, adapter, done))
+        self._bound[key] = await asyncio.wrap_future(done)
+        return self._bound[key]
 
     async def remove(self, key: VersionKey) -> None:
+        self._bound.pop(key, None)
         done: Future[None] = Future()
         self._send(Unbind(key, done))
         await asyncio.wrap_future(done)

@@ -30,22 +30,30 @@ class Span:
     foreign_MR: Tensor | None = None
 
 
+@dataclass(slots=True)
+class Assignment:
+    """Whose the tokens of the next product are; one object, shared by all linears."""
+
+    spans: Sequence[Span] = ()
+
+
 class LoraLinear(nn.Module):
     """A linear of the base model, with the stacked matrices of the adapters in use."""
 
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self, base: nn.Linear, assignment: Assignment) -> None:
         super().__init__()
         self.base = base
-        self.spans: Sequence[Span] = ()
+        self.assignment = assignment
         self.a_RI: Tensor | None = None
         self.b_RO: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
-        if self.a_RI is None or self.b_RO is None or not self.spans:
+        spans = self.assignment.spans
+        if not spans or self.a_RI is None or self.b_RO is None:
             return y
         x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        for span in self.spans:
+        for span in spans:
             inner_MR = F.linear(x_TI[span.tokens], self.a_RI[span.ranks])
             if span.foreign_MR is not None:
                 inner_MR.masked_fill_(span.foreign_MR, 0.0)
@@ -61,12 +69,15 @@ class LoraStack:
         self._device = device
         self._loaded: dict[VersionKey, LoadedAdapter] = {}
         self._stacked: dict[VersionKey, slice] = {}
+        # By rank of the stack, the number of the adapter in `_stacked` that it belongs to.
+        self._owner_R = torch.empty(0, dtype=torch.long, device=device)
+        self._assignment = Assignment()
         self._linears: dict[str, LoraLinear] = {}
         wanted = set(names)
         for path, module in list(model.named_modules()):
             parent, _, name = path.rpartition(".")
             if name in wanted and isinstance(module, nn.Linear):
-                self._linears[path] = LoraLinear(module)
+                self._linears[path] = LoraLinear(module, self._assignment)
                 setattr(model.get_submodule(parent), name, self._linears[path])
 
     @property
@@ -105,8 +116,7 @@ class LoraStack:
             if key is not None:
                 spans.append(Span(slice(first, first + count), self._stacked[key]))
             first += count
-        for linear in self._linears.values():
-            linear.spans = spans
+        self._assignment.spans = spans
 
     def _shared_span(self, singles: Sequence[VersionKey | None]) -> list[Span]:
         used = {key for key in singles if key is not None}
@@ -117,18 +127,18 @@ class LoraStack:
             return [Span(tokens, self._stacked[used.pop()])]
         lowest = min(self._stacked[key].start for key in used)
         highest = max(self._stacked[key].stop for key in used)
-        # Ranks are numbered by adapter; a base token is of no adapter, so all ranks are foreign to it.
-        number = {key: i for i, key in enumerate(self._stacked)}
-        ranks = [number[key] for key, ranks in self._stacked.items() for _ in range(ranks.stop - ranks.start)]
-        mine_M = torch.tensor([-1 if key is None else number[key] for key in singles], device=self._device)
-        ranks_R = torch.tensor(ranks[lowest:highest], device=self._device)
-        return [Span(tokens, slice(lowest, highest), mine_M[:, None] != ranks_R)]
+        # A base token is of no adapter, so all ranks are foreign to it.
+        number: dict[VersionKey | None, int] = {key: i for i, key in enumerate(self._stacked)}
+        mine_M = torch.tensor([number.get(key, -1) for key in singles], device=self._device)
+        return [Span(tokens, slice(lowest, highest), mine_M[:, None] != self._owner_R[lowest:highest])]
 
     def _stack(self, keys: Iterable[VersionKey]) -> None:
         self._stacked, first = {}, 0
         for key in sorted(keys):
             self._stacked[key] = slice(first, first + self._loaded[key].rank)
             first += self._loaded[key].rank
+        counts = [ranks.stop - ranks.start for ranks in self._stacked.values()]
+        self._owner_R = torch.repeat_interleave(torch.tensor(counts, dtype=torch.long, device=self._device))
         for path, linear in self._linears.items():
             self._stack_one(path, linear)
 

@@ -13,6 +13,7 @@ from .engine import VersionKey
 _SMALLEST_ROW_TOKENS = 64
 # A shorter shared prefix is computed again rather than waited for and copied.
 _WORTH_SHARING_TOKENS = 32
+_BLOCK_TOKENS = 64
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -136,8 +137,11 @@ def _donor(joined: Ordered[S], newcomer: S) -> tuple[S | None, int]:
 
 
 def _common_prefix(a: Ordered[int], b: Ordered[int]) -> int:
+    """Compared by blocks first: equal prompts of thousands of tokens are the usual case."""
     shortest = min(len(a), len(b))
-    return next((i for i in range(shortest) if a[i] != b[i]), shortest)
+    blocks = range(0, shortest, _BLOCK_TOKENS)
+    start = next((i for i in blocks if a[i : i + _BLOCK_TOKENS] != b[i : i + _BLOCK_TOKENS]), shortest)
+    return next((i for i in range(start, shortest) if a[i] != b[i]), shortest)
 
 
 def _chunks(running: Ordered[S], admitted: Ordered[Admission[S]], limits: StepLimits) -> tuple[Chunk[S], ...]:

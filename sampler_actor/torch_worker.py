@@ -77,6 +77,7 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         torch.set_num_threads(self._settings.threads)
+        self.started.set_running_or_notify_cancel()
         stepper: Stepper | None = None
         try:
             model = PackedModel(self._settings)
@@ -122,11 +123,14 @@ def _perform(stepper: Stepper, command: Submit | Cancel | Bind | Unbind) -> Even
         case Cancel(task_key):
             return stepper.abort(task_key)
         case Bind(key, adapter, done):
-            done.set_result(stepper.add(key, adapter))
+            # From here on its caller can no longer cancel it; setting a cancelled result would raise.
+            if done.set_running_or_notify_cancel():
+                done.set_result(stepper.add(key, adapter))
             return []
         case Unbind(key, done):
             events = stepper.remove(key)
-            done.set_result(None)
+            if done.set_running_or_notify_cancel():
+                done.set_result(None)
             return events
         case _:
             assert_never(command)
@@ -137,7 +141,8 @@ def _refuse(command: Command, failure: EngineFailed, post: Callable[[Events], No
         case Submit(task):
             post([(task.key, failure)])
         case Bind(done=done) | Unbind(done=done):
-            done.set_exception(failure)
+            if done.set_running_or_notify_cancel():
+                done.set_exception(failure)
         case Cancel() | Stop():
             pass
         case _:

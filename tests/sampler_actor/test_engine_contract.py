@@ -367,6 +367,7 @@ def test_a_version_lives_on_without_its_files_until_it_is_removed(engine, run, t
     for file in directory.iterdir():
         file.unlink()
 
+    assert run(engine.add(record)) == record.modules
     assert run(outcome(engine, job_of(key_of(record)))).tokens == before.tokens
 
     run(engine.remove(key_of(record)))

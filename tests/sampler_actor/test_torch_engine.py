@@ -194,6 +194,16 @@ def test_an_adapter_that_overflows_fails_alone(engine, run, versions, reference,
             assert one.tokens == reference.greedy(job.version, job.prompt, job.max_tokens)
 
 
+def test_the_base_goes_on_when_its_only_version_is_removed(start, run, versions, reference):
+    engine = start()
+    run(engine.add(versions["bob-2"]))
+    run(outcome(engine, job_of(key_of(versions["bob-2"]))))
+
+    run(engine.remove(key_of(versions["bob-2"])))
+
+    assert run(outcome(engine, job_of())).tokens == reference.greedy(None, prompt_of(9), 12)
+
+
 def test_a_version_removed_under_a_request_ends_that_request_alone(engine, run, versions, reference):
     alice, bob = key_of(versions["alice-1"]), key_of(versions["bob-1"])
 
@@ -376,6 +386,34 @@ def test_a_model_that_would_come_out_differently_is_refused_at_the_start(run, tm
 
     assert not run(engine.healthy())
     run(engine.close())
+
+
+# --- giving up -----------------------------------------------------------------------------------
+
+
+def test_whoever_gives_up_at_any_moment_harms_nobody(engine, run, versions, reference):
+    key = key_of(versions["alice-2"])
+
+    async def give_up_at_any_moment() -> None:
+        for turns in range(12):
+            calls = (
+                engine.remove(key),
+                engine.add(versions["alice-2"]),
+                engine.score(None, prompt_of(50)),
+                outcome(engine, job_of(max_tokens=100)),
+            )
+            for call in calls:
+                task = asyncio.create_task(call)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    run(give_up_at_any_moment())
+
+    assert run(engine.healthy())
+    assert run(engine.add(versions["alice-2"])) == versions["alice-2"].modules
+    assert run(outcome(engine, job_of(key))).tokens == reference.greedy(key, prompt_of(9), 12)
 
 
 # --- the end -------------------------------------------------------------------------------------
