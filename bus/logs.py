@@ -63,11 +63,11 @@ def withhold_text(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 class _Named:
-    def __init__(self, actor: str) -> None:
-        self._actor = actor
+    def __init__(self, process: str) -> None:
+        self._process = process
 
     def __call__(self, _logger: object, _method: str, event: EventDict) -> EventDict:
-        event["actor"] = self._actor
+        event["process"] = self._process
         return event
 
 

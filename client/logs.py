@@ -44,7 +44,7 @@ def parse_line(actor: str, text: str) -> LogLine:
         return LogLine(actor, "", "", text)
     facts = {str(name): fact for name, fact in value.items()}
     at, level, event = (str(facts.pop(key, "")) for key in ("timestamp", "level", "event"))
-    return LogLine(actor, at, level, event, {n: f for n, f in facts.items() if n != "actor"})
+    return LogLine(actor, at, level, event, {n: f for n, f in facts.items() if n != "process"})
 
 
 class LogFolder:

@@ -38,7 +38,7 @@ def test_an_event_is_one_json_line_with_its_facts(tmp_path: Path) -> None:
 
     (line,) = lines(tmp_path / "logs")
     assert line.pop("timestamp")
-    assert line == {"event": "slot.swapped", "level": "info", "actor": "trainer", "slot": 3, "bytes": 17}
+    assert line == {"event": "slot.swapped", "level": "info", "process": "trainer", "slot": 3, "bytes": 17}
 
 
 def test_levels_below_the_configured_one_are_left_out(tmp_path: Path) -> None:
