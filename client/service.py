@@ -21,7 +21,8 @@ import numpy as np
 
 from ..bus.client import Client
 from ..bus.config import Config, load_config
-from ..bus.errors import AdapterNotFound
+from ..bus.errors import AdapterNotFound, VersionNotFound
+from ..bus.ids import AdapterId
 from ..bus.messages import (
     AdapterCreated,
     AdapterDetails,
@@ -179,11 +180,14 @@ class Service:
 
         Raises:
             AdapterNotFound: there is no adapter of that name.
+            VersionNotFound: it was never published.
         """
-        raw, adapter = options.get("raw", False), options.get("adapter")
+        name = options.get("adapter")
+        adapter = None if name is None else self._published(name)
+        raw = options.get("raw", False)
         tokens = self.text.prompt(prompt, raw=raw) if isinstance(prompt, str) else prompt
         return Sample(
-            adapter=None if adapter is None else self.details(adapter).adapter,
+            adapter=adapter,
             version=options.get("version"),
             prompt=np.asarray(tokens, np.int64),
             max_tokens=options.get("max_tokens", 256),
@@ -200,6 +204,15 @@ class Service:
         """Parts of the answer as they come, then the whole. Leaving it early aborts the request."""
         for part in self._client.stream(request):
             yield part if isinstance(part, SampleChunk) else checked(part, SampleResult)
+
+    def _published(self, name: str) -> AdapterId:
+        details = self.details(name)
+        if not details.version:
+            raise VersionNotFound(
+                f"{name!r} was not published yet: `loractl train` publishes at its end, "
+                "`Adapter.publish` does from Python"
+            )
+        return details.adapter
 
     def close(self) -> None:
         self._client.close()

@@ -95,7 +95,8 @@ class Versions:
             )
         if number is not None and number not in live:
             there = ", ".join(map(str, sorted(live)))
-            raise VersionNotFound(f"adapter {adapter!r} has no version {number}; there is {there}")
+            name = live[max(live)].record.name
+            raise VersionNotFound(f"adapter {name!r} has no version {number}; there is {there}")
         key = VersionKey(adapter, max(live) if number is None else number)
         live[key.number].pins += 1
         return key
