@@ -49,6 +49,8 @@ log = structlog.get_logger()
 
 _RECEIVE_S = 5.0
 _HEALTH_CHECK_S = 1.0
+# Versions loaded at one time because they were published, beside those that requests need.
+_LOADS_AHEAD = 4
 # Of the time the supervisor gives us to stop: to finish samples, and to close engines.
 _FINISH_SHARE = 0.25
 _CLOSE_SHARE = 0.5
@@ -105,6 +107,7 @@ class Sampler:
             report=link.report,
             ask=link.ask_for_table,
         )
+        self._ahead = asyncio.Semaphore(_LOADS_AHEAD)
         self._stopping = asyncio.Event()
         self._doubt = asyncio.Event()
         self._knows_table = False
@@ -180,8 +183,8 @@ class Sampler:
     async def _load_ahead(self, keys: list[VersionKey]) -> None:
         for key in keys:
             try:
-                async with self._library.pinned(key):
-                    await self._library.engine_with(key)
+                async with self._ahead, self._library.pinned(key), self._library.loaded(key):
+                    pass
             except LoractlError as error:
                 # The broker has been told; whoever asks for the version reads it again.
                 log.info("version.not_loaded_ahead", adapter=key.adapter, error=error.message)

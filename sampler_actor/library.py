@@ -87,27 +87,35 @@ class Library:
     # --- what requests need ----------------------------------------------------------------------
 
     @asynccontextmanager
-    async def pinned(self, key: VersionKey) -> AsyncIterator[VersionRecord]:
-        """Hold a version: it is loaded, and stays until the block ends.
+    async def pinned(self, key: VersionKey) -> AsyncIterator[None]:
+        """Hold a version, loaded or not: it stays on disk until the block ends.
 
         Raises:
             VersionNotFound: it does not exist, or was retired.
         """
         if not self._versions.knows(key):
             await self._hear_of(key)
-        self._perform(self._versions.pin(key))
+        self._versions.pin(key)
         try:
-            yield self._versions.record(key)
+            yield
         finally:
             self._perform(self._versions.unpin(key))
 
-    async def engine_with(self, key: VersionKey) -> Engine:
-        """The engine that has this pinned version loaded; waits until it has.
+    @asynccontextmanager
+    async def loaded(self, key: VersionKey) -> AsyncIterator[Engine]:
+        """The engine that has this pinned version loaded, and keeps it so until the block ends.
 
         Raises:
             PublishFailed: the version cannot be served; says why.
             EngineFailed: its engine does not start.
         """
+        self._perform(self._versions.need(key))
+        try:
+            yield await self._engine_with(key)
+        finally:
+            self._perform(self._versions.done(key))
+
+    async def _engine_with(self, key: VersionKey) -> Engine:
         while True:
             while task := self._tasks.get(key):
                 await asyncio.wait([task])

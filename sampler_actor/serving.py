@@ -1,15 +1,15 @@
 """Carries out one `Sample`: takes turns, runs its sequences, streams them, gathers the answer."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import aclosing, nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, nullcontext
 
 import numpy as np
 
 from ..bus.errors import EngineFailed, LoractlError
 from ..bus.ids import TenantId
 from ..bus.messages import EngineName, Floats, SampleChunk, SampleResult
-from .engine import Delta, Engine, Job, VersionKey
+from .engine import Delta, Engine, Job
 from .hosts import EngineHost, Engines
 from .library import Library
 from .requests import Plan
@@ -52,15 +52,12 @@ class Answering:
         version = self._plan.version
         async with self._library.pinned(version) if version else nullcontext():
             host = self._library.host(version) if version else self._engines.host(self._engines.base.engine)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    if self._plan.score_prompt:
-                        self._tasks[None] = group.create_task(self._score(host))
-                    for index, job in enumerate(self._plan.jobs):
-                        self._tasks[job] = group.create_task(self._sample(index, job, host))
-            except ExceptionGroup as errors:
-                raise _first(errors) from errors
-            return self._result(host.name)
+            if not self._aborted:
+                await self._run_all(host)
+        for sequence in self._sequences:
+            # Of those aborted before they began; the others have ended.
+            sequence.abort()
+        return self._result(host.name)
 
     async def abort(self) -> None:
         """End every sequence where it is; `run` then returns what there is."""
@@ -74,10 +71,19 @@ class Answering:
             except EngineFailed:
                 return  # its streams end by themselves
 
+    async def _run_all(self, host: EngineHost) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                if self._plan.score_prompt:
+                    self._tasks[None] = group.create_task(self._score(host))
+                for index, job in enumerate(self._plan.jobs):
+                    self._tasks[job] = group.create_task(self._sample(index, job, host))
+        except ExceptionGroup as errors:
+            raise _first(errors) from errors
+
     async def _score(self, host: EngineHost) -> None:
         try:
-            async with host.gate.turn(self._tenant):
-                engine = await self._engine(host)
+            async with host.gate.turn(self._tenant), self._engine(host) as engine:
                 self._prompt_logprobs = await engine.score(self._plan.version, self._plan.prompt)
         except asyncio.CancelledError:
             if not self._aborted:
@@ -86,8 +92,7 @@ class Answering:
     async def _sample(self, index: int, job: Job, host: EngineHost) -> None:
         sequence = self._sequences[index]
         try:
-            async with host.gate.turn(self._tenant):
-                engine = await self._engine(host)
+            async with host.gate.turn(self._tenant), self._engine(host) as engine:
                 self._on_engine[job.key] = engine
                 async with aclosing(engine.sample(job)) as deltas:
                     async for delta in deltas:
@@ -97,13 +102,17 @@ class Answering:
         except asyncio.CancelledError:
             if not self._aborted:
                 raise
-            sequence.abort()
         finally:
             self._on_engine.pop(job.key, None)
 
-    async def _engine(self, host: EngineHost) -> Engine:
-        version: VersionKey | None = self._plan.version
-        return await (self._library.engine_with(version) if version else host.engine())
+    @asynccontextmanager
+    async def _engine(self, host: EngineHost) -> AsyncIterator[Engine]:
+        """The running engine, with our version loaded as long as the block lasts."""
+        if self._plan.version is None:
+            yield await host.engine()
+            return
+        async with self._library.loaded(self._plan.version) as engine:
+            yield engine
 
     def _take(self, index: int, sequence: GrowingSequence, delta: Delta) -> None:
         piece: Piece = sequence.take(delta)

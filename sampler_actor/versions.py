@@ -48,18 +48,25 @@ Decision = Load | Remove | Release
 
 @dataclass(slots=True)
 class _Entry:
+    """pins: requests that hold the version, also while they wait. needs: sequences that run on it."""
+
     record: VersionRecord
     phase: Phase = "known"
-    users: int = 0
+    pins: int = 0
+    needs: int = 0
     retired: bool = False
 
 
 class LoadedVersions:
-    """The table. max_loaded bounds what is loaded, except that versions in use always stay."""
+    """The table. max_loaded bounds what is loaded, except that versions needed now always stay.
+
+    A request pins its version as soon as it comes, so that its files stay; it needs the version only
+    when its turn has come. However many wait, what is loaded is bounded by the turns.
+    """
 
     def __init__(self, max_loaded: int) -> None:
         self._max_loaded = max_loaded
-        # Least recently used first: an entry moves to the end whenever it is pinned or unpinned.
+        # Least recently used first: an entry moves to the end whenever it is needed.
         self._entries: dict[VersionKey, _Entry] = {}
         # Versions of an adapter retire oldest first, so one number says which must not come back.
         self._retired_up_to: dict[AdapterId, float] = {}
@@ -103,8 +110,8 @@ class LoadedVersions:
     def record(self, key: VersionKey) -> VersionRecord:
         return self._entries[key].record
 
-    def pin(self, key: VersionKey) -> list[Decision]:
-        """Hold the version until `unpin`; it is or becomes loaded.
+    def pin(self, key: VersionKey) -> None:
+        """Hold the version, loaded or not, until `unpin`.
 
         Raises:
             VersionNotFound: unknown here, or retired.
@@ -112,16 +119,30 @@ class LoadedVersions:
         entry = self._entries.get(key)
         if entry is None or entry.retired:
             raise VersionNotFound(f"version {key.number} of this adapter does not exist or was retired")
-        entry.users += 1
-        self._touch(key)
-        return [*self._settled(key), *self._evictions()]
+        entry.pins += 1
 
     def unpin(self, key: VersionKey) -> list[Decision]:
         entry = self._entries[key]
-        assert entry.users > 0, f"{key} was unpinned more often than pinned"
-        entry.users -= 1
+        assert entry.pins > 0, f"{key} was unpinned more often than pinned"
+        entry.pins -= 1
+        assert entry.pins or not entry.needs, f"{key} was unpinned while it was needed"
+        return self._settled(key)
+
+    def need(self, key: VersionKey) -> list[Decision]:
+        """Have a pinned version loaded, and keep it loaded until `done`. Once for each sequence."""
+        entry = self._entries[key]
+        assert entry.pins > 0, f"{key} is needed without being pinned"
+        entry.needs += 1
         self._touch(key)
-        return [*self._settled(key, may_load=False), *self._evictions()]
+        loads = [self._load(key)] if entry.phase == "known" else []
+        return [*loads, *self._evictions()]
+
+    def done(self, key: VersionKey) -> list[Decision]:
+        entry = self._entries[key]
+        assert entry.needs > 0, f"{key} was needed less often than done with"
+        entry.needs -= 1
+        self._touch(key)
+        return self._evictions()
 
     # --- what became of decisions ----------------------------------------------------------------
 
@@ -130,13 +151,14 @@ class LoadedVersions:
         return [*self._settled(key), *self._evictions()]
 
     def load_failed(self, key: VersionKey) -> list[Decision]:
-        """Whoever pinned it has been told, and unpins; the next pin tries again."""
+        """Whoever needed it has been told; the next need tries again."""
         self._move(key, "loading", "known")
-        return self._settled(key, may_load=False)
+        return self._settled(key)
 
     def removed(self, key: VersionKey) -> list[Decision]:
+        """It may be needed again by now."""
         self._move(key, "removing", "known")
-        return self._settled(key)
+        return [self._load(key)] if self._entries[key].needs else self._settled(key)
 
     def engine_lost(self, keys: Iterable[VersionKey]) -> list[Decision]:
         """An engine died with these loaded: load them again. What is under way reports by itself."""
@@ -144,10 +166,9 @@ class LoadedVersions:
         decisions: list[Decision] = []
         for key in lost:
             self._move(key, "loaded", "known")
-            if not self._entries[key].retired:
-                decisions.append(self._load(key))
-            else:
-                decisions += self._settled(key)
+            entry = self._entries[key]
+            again = entry.needs or not entry.retired
+            decisions += [self._load(key)] if again else self._settled(key)
         return decisions
 
     # --- looking in ------------------------------------------------------------------------------
@@ -162,23 +183,23 @@ class LoadedVersions:
 
     # --- deciding --------------------------------------------------------------------------------
 
-    def _settled(self, key: VersionKey, *, may_load: bool = True) -> list[Decision]:
-        """The next step of one version, if it has one to take now."""
+    def _settled(self, key: VersionKey) -> list[Decision]:
+        """The next step towards the end of a retired version that nobody holds any more."""
         entry = self._entries[key]
+        if not entry.retired or entry.pins:
+            return []
         match entry.phase:
-            case "known" if entry.users and may_load:
-                return [self._load(key)]
-            case "known" if entry.retired and not entry.users:
+            case "known":
                 del self._entries[key]
                 return [Release(key)]
-            case "loaded" if entry.retired and not entry.users:
+            case "loaded":
                 return [self._remove(key)]
-            case _:
+            case "loading" | "removing":
                 return []
 
     def _evictions(self) -> list[Decision]:
         held = self.in_memory()
-        idle = [k for k in held if self._entries[k].phase == "loaded" and not self._entries[k].users]
+        idle = [k for k in held if self._entries[k].phase == "loaded" and not self._entries[k].needs]
         excess = max(0, len(held) - self._max_loaded)
         return [self._remove(key) for key in idle[:excess]]
 
@@ -196,8 +217,7 @@ class LoadedVersions:
         entry.phase = after
 
     def _touch(self, key: VersionKey) -> None:
-        if key in self._entries:
-            self._entries[key] = self._entries.pop(key)
+        self._entries[key] = self._entries.pop(key)
 
     def _is_gone(self, key: VersionKey) -> bool:
         return key.number <= self._retired_up_to.get(key.adapter, 0)

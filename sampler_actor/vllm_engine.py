@@ -191,8 +191,8 @@ def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
         gpu_memory_utilization=settings.gpu_memory_utilization,
         enable_lora=True,
         max_loras=settings.max_loras + 1,  # one more for the null adapter
-        # Versions in use stay beyond max_loaded; vLLM must never evict one of them by itself.
-        max_cpu_loras=settings.max_loaded + settings.max_concurrent + settings.max_loras + 1,
+        # Versions that jobs need stay beyond max_loaded; vLLM must never evict one of them by itself.
+        max_cpu_loras=settings.max_loaded + 2 * settings.max_concurrent + settings.max_loras + 1,
         max_lora_rank=next(rank for rank in _RANKS if rank >= settings.max_rank),
         lora_target_modules=_TARGETS,
         logprobs_mode="processed_logprobs",

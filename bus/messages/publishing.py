@@ -69,7 +69,10 @@ class AdapterDeleted(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionServed(Message):
-    """A sampler serves this version from now on, or says why it cannot (`error` not empty)."""
+    """A sampler has loaded this version, or says why it cannot (`error` not empty).
+
+    Said after every load, also the later ones. probe_max_abs_diff: NaN without a probe, or with an error.
+    """
 
     kind: ClassVar[str] = "version_served"
     actor: str

@@ -18,7 +18,9 @@ class Sample(Message):
     temperature 0 is greedy. top_k -1 and top_p 1 are off. seed None draws one; sample i of
     num_samples uses seed + i. stop_tokens None stops at the model's own end tokens, an empty
     tuple never stops early. A stop token is part of the output; stop strings are matched in the
-    decoded text. prompt_logprobs asks for log p(t_i | t_<i) of the prompt, at temperature 1.
+    decoded text, which ends before the match, while the tokens end with the one that completes it.
+    prompt_logprobs asks for log p(t_i | t_<i) of the prompt, at temperature 1; with it, max_tokens
+    may be 0. max_tokens is cut to what the model's context leaves.
     """
 
     kind: ClassVar[str] = "sample"
@@ -59,7 +61,8 @@ class SampleChunk(Message):
 class SampleResult(Message):
     """The whole answer to Sample: sequences end to end, as lengths [N], tokens [S], logprobs [S].
 
-    logprobs are log_softmax(logits / temperature) of the sampled tokens (temperature 1 for greedy).
+    logprobs are log_softmax(logits / temperature) of the sampled tokens (temperature 1 for greedy),
+    over the whole vocabulary: top_k and top_p do not change them.
     prompt_logprobs [P] (first entry NaN) or empty. version 0 is the base model.
     """
 

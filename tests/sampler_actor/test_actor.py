@@ -329,8 +329,9 @@ def test_a_drained_sampler_answers_everything_and_leaves(tiny_model, tmp_path):
         assert sampler.process.wait(5.0) == 0
 
 
-def test_a_terminated_sampler_leaves_promptly(tiny_model, tmp_path):
-    with running_sampler(config_for(tmp_path / "s", tiny_model, engine="torch")) as (_, sampler, _ready):
-        sampler.process.send_signal(signal.SIGTERM)
+def test_a_terminated_sampler_leaves_promptly(started):
+    """The last test here: it ends the process that the others share."""
+    _, sampler, _ = started
+    sampler.process.send_signal(signal.SIGTERM)
 
-        assert sampler.process.wait(5.0) == 0
+    assert sampler.process.wait(5.0) == 0

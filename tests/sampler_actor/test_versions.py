@@ -1,5 +1,7 @@
 """The version table: what is loaded, used and let go of, decided without an engine."""
 
+from collections import Counter
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
@@ -33,13 +35,23 @@ def key(number: int, adapter: AdapterId = ADAPTER) -> VersionKey:
     return VersionKey(adapter, number)
 
 
+def use(versions: LoadedVersions, number: int) -> list[Decision]:
+    """A request comes and its turn is there at once."""
+    versions.pin(key(number))
+    return versions.need(key(number))
+
+
+def end(versions: LoadedVersions, number: int) -> list[Decision]:
+    return [*versions.done(key(number)), *versions.unpin(key(number))]
+
+
 def loaded(versions: LoadedVersions, *numbers: int) -> None:
     """Bring versions into memory, used by nobody, the last one most recently."""
     for number in numbers:
         versions.learn([record(number)])
-        assert versions.pin(key(number)) == [Load(record(number))]
+        assert use(versions, number) == [Load(record(number))]
         assert versions.loaded(key(number)) == []
-        versions.unpin(key(number))
+        end(versions, number)
 
 
 def test_a_version_is_loaded_when_it_is_first_needed():
@@ -47,8 +59,18 @@ def test_a_version_is_loaded_when_it_is_first_needed():
     versions.learn([record(1)])
 
     assert versions.phase(key(1)) == "known"
-    assert versions.pin(key(1)) == [Load(record(1))]
-    assert versions.pin(key(1)) == []
+    assert use(versions, 1) == [Load(record(1))]
+    assert use(versions, 1) == []
+
+
+def test_a_request_that_waits_for_its_turn_holds_a_version_without_loading_it():
+    versions = LoadedVersions(max_loaded=4)
+    versions.learn([record(1)])
+    versions.pin(key(1))
+
+    assert versions.phase(key(1)) == "known"
+    assert versions.retire(key(1)) == []
+    assert versions.need(key(1)) == [Load(record(1))]
 
 
 def test_an_unknown_version_cannot_be_used():
@@ -59,54 +81,54 @@ def test_an_unknown_version_cannot_be_used():
 def test_the_least_recently_used_version_makes_room():
     versions = LoadedVersions(max_loaded=2)
     loaded(versions, 1, 2)
-    versions.pin(key(1))
-    versions.unpin(key(1))
+    use(versions, 1)
+    end(versions, 1)
     versions.learn([record(3)])
 
-    assert versions.pin(key(3)) == [Load(record(3)), Remove(key(2))]
+    assert use(versions, 3) == [Load(record(3)), Remove(key(2))]
 
 
 def test_a_version_in_use_stays_even_when_there_is_no_room():
     versions = LoadedVersions(max_loaded=1)
     loaded(versions, 1)
-    versions.pin(key(1))
+    use(versions, 1)
     versions.learn([record(2)])
 
-    assert versions.pin(key(2)) == [Load(record(2))]
+    assert use(versions, 2) == [Load(record(2))]
     assert versions.loaded(key(2)) == []
-    assert versions.unpin(key(1)) == [Remove(key(1))]
+    assert end(versions, 1) == [Remove(key(1))]
 
 
 def test_an_evicted_version_is_loaded_again_on_demand():
     versions = LoadedVersions(max_loaded=1)
     loaded(versions, 1)
     versions.learn([record(2)])
-    versions.pin(key(2))
+    use(versions, 2)
     versions.loaded(key(2))
     versions.removed(key(1))
-    versions.unpin(key(2))
+    end(versions, 2)
 
-    assert versions.pin(key(1)) == [Load(record(1)), Remove(key(2))]
+    assert use(versions, 1) == [Load(record(1)), Remove(key(2))]
 
 
 def test_a_version_needed_while_it_is_being_removed_is_loaded_after_that():
     versions = LoadedVersions(max_loaded=1)
     loaded(versions, 1)
     versions.learn([record(2)])
-    versions.pin(key(2))
+    use(versions, 2)
 
-    assert versions.pin(key(1)) == []
+    assert use(versions, 1) == []
     assert versions.removed(key(1)) == [Load(record(1))]
 
 
 def test_a_retired_version_goes_when_its_last_request_has_ended():
     versions = LoadedVersions(max_loaded=4)
     loaded(versions, 1)
-    versions.pin(key(1))
+    use(versions, 1)
     versions.pin(key(1))
 
     assert versions.retire(key(1)) == []
-    assert versions.unpin(key(1)) == []
+    assert end(versions, 1) == []
     assert versions.unpin(key(1)) == [Remove(key(1))]
     assert versions.removed(key(1)) == [Release(key(1))]
 
@@ -158,23 +180,26 @@ def test_what_is_missing_from_the_whole_truth_has_been_retired():
 def test_a_version_that_could_not_be_loaded_is_tried_again_by_the_next_request():
     versions = LoadedVersions(max_loaded=4)
     versions.learn([record(1)])
-    versions.pin(key(1))
+    use(versions, 1)
 
     assert versions.load_failed(key(1)) == []
-    assert versions.unpin(key(1)) == []
-    assert versions.pin(key(1)) == [Load(record(1))]
+    assert end(versions, 1) == []
+    assert use(versions, 1) == [Load(record(1))]
 
 
 def test_a_new_engine_gets_what_the_dead_one_had():
     versions = LoadedVersions(max_loaded=4)
-    loaded(versions, 1, 2, 3)
-    versions.pin(key(2))
+    loaded(versions, 1, 2, 3, 4)
+    use(versions, 2)
     versions.retire(key(2))
+    versions.pin(key(3))
+    versions.retire(key(3))
 
-    decisions = versions.engine_lost([key(1), key(2)])
+    decisions = versions.engine_lost([key(1), key(2), key(3)])
 
     assert decisions == [Load(record(1)), Load(record(2))]
-    assert versions.phase(key(3)) == "loaded"
+    assert versions.phase(key(3)) == "known"
+    assert versions.phase(key(4)) == "loaded"
 
 
 class VersionLife(RuleBasedStateMachine):
@@ -186,7 +211,8 @@ class VersionLife(RuleBasedStateMachine):
         super().__init__()
         self.versions = LoadedVersions(max_loaded=2)
         self.next_number = 1
-        self.users: dict[VersionKey, int] = {}
+        self.waiting: Counter[VersionKey] = Counter()
+        self.running: Counter[VersionKey] = Counter()
         self.retired: set[VersionKey] = set()
         self.released: list[VersionKey] = []
         self.loading: list[VersionKey] = []
@@ -201,12 +227,12 @@ class VersionLife(RuleBasedStateMachine):
                     self.loading.append(key_of(record))
                 case Remove(gone):
                     assert gone in self.engine
-                    assert not self.users.get(gone), "removed under a request's feet"
+                    assert not self.running[gone], "removed under a request's feet"
                     self.removing.append(gone)
                 case Release(gone):
                     assert gone not in {*self.loading, *self.removing, *self.engine}
                     assert gone in self.retired
-                    assert not self.users.get(gone)
+                    assert not self.waiting[gone] + self.running[gone], "files gone under a request's feet"
                     self.released.append(gone)
 
     @rule(target=numbers)
@@ -222,18 +248,32 @@ class VersionLife(RuleBasedStateMachine):
         assert bool(self.versions.learn([record(number)])) <= (not known and key(number) not in self.retired)
 
     @rule(number=numbers)
-    def acquire(self, number: int) -> None:
+    def arrive(self, number: int) -> None:
         if key(number) in self.retired:
             with pytest.raises(VersionNotFound):
                 self.versions.pin(key(number))
         else:
-            self.users[key(number)] = self.users.get(key(number), 0) + 1
-            self.perform(self.versions.pin(key(number)))
+            self.versions.pin(key(number))
+            self.waiting[key(number)] += 1
 
     @rule(number=numbers)
-    def release(self, number: int) -> None:
-        if self.users.get(key(number)):
-            self.users[key(number)] -= 1
+    def run(self, number: int) -> None:
+        if self.waiting[key(number)]:
+            self.waiting[key(number)] -= 1
+            self.running[key(number)] += 1
+            self.perform(self.versions.need(key(number)))
+
+    @rule(number=numbers)
+    def finish(self, number: int) -> None:
+        if self.running[key(number)]:
+            self.running[key(number)] -= 1
+            self.perform(self.versions.done(key(number)))
+            self.perform(self.versions.unpin(key(number)))
+
+    @rule(number=numbers)
+    def give_up(self, number: int) -> None:
+        if self.waiting[key(number)]:
+            self.waiting[key(number)] -= 1
             self.perform(self.versions.unpin(key(number)))
 
     @rule(number=numbers)
@@ -274,13 +314,15 @@ class VersionLife(RuleBasedStateMachine):
     @invariant()
     def only_versions_in_use_exceed_the_bound(self) -> None:
         held = self.versions.in_memory()
-        idle = [k for k in held if self.versions.phase(k) == "loaded" and not self.users.get(k)]
+        idle = [k for k in held if self.versions.phase(k) == "loaded" and not self.running[k]]
         assert len(held) <= 2 or not idle
 
     def teardown(self) -> None:
         for number in range(1, self.next_number):
-            while self.users.get(key(number)):
-                self.release(number)
+            while self.running[key(number)]:
+                self.finish(number)
+            while self.waiting[key(number)]:
+                self.give_up(number)
         self.retire(self.next_number - 1)
         while self.loading or self.removing:
             while self.loading:
