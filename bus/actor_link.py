@@ -14,7 +14,7 @@ from .heartbeat import HeartbeatThread, Pulse, end_own_group
 from .identities import unsolicited, work_identity
 from .mail import BadMail, listening_actor_socket, read_mail, ready_message
 from .messages import ActorRole, Envelope, Message, VersionRecord
-from .sockets import close, connect_dealer, new_context, receive_waiting
+from .sockets import close, connect_dealer, new_context, receive_waiting, send
 
 log = structlog.get_logger()
 
@@ -94,4 +94,4 @@ class ActorLink:
             self._send(mail.answer)
 
     def _send(self, envelope: Envelope) -> None:
-        self._socket.send_multipart(encode(envelope))
+        send(self._socket, encode(envelope))

@@ -22,7 +22,7 @@ from .ids import LOCAL_TENANT, RequestId, TenantId, new_request_id
 from .layout import StateLayout
 from .mail import BadMail, read_mail
 from .messages import Abort, Envelope, Message, Ping, Sample
-from .sockets import close, connect_dealer, new_context, receive_waiting, someone_listens
+from .sockets import close, connect_dealer, new_context, receive_waiting, send, someone_listens
 
 
 class Pending:
@@ -109,7 +109,7 @@ class Client:
         request = request or new_request_id()
         frames = encode_request(Envelope(request=request, tenant=self._tenant, body=body), self._limits)
         asked = self._conversations.ask(request, time.monotonic())
-        self._socket.send_multipart(frames)
+        send(self._socket, frames)
         return Pending(self, asked)
 
     def stream(
@@ -130,7 +130,7 @@ class Client:
         """
         now = time.monotonic()
         if ping := self._conversations.ping_due(now):
-            self._socket.send_multipart(encode(Envelope(request=ping, tenant=self._tenant, body=Ping())))
+            send(self._socket, encode(Envelope(request=ping, tenant=self._tenant, body=Ping())))
         self._socket.poll(int(1000 * max(0.0, min(PING_EVERY_S, deadline - now))) + 1)
         for frames in receive_waiting(self._socket):
             self._hear(frames)

@@ -20,7 +20,7 @@ from .config import Config
 from .identities import heartbeat_identity, unsolicited
 from .layout import StateLayout
 from .messages import Heartbeat
-from .sockets import PlainContext, connect_dealer
+from .sockets import PlainContext, connect_dealer, send
 
 # An actor's child processes are listed anew this often: the list costs milliseconds.
 _FAMILY_EVERY_S = 5.0
@@ -83,7 +83,7 @@ class HeartbeatThread(threading.Thread):
                     log.error("actor.orphaned", parent=self._parent)
                     self._on_orphaned()
                     return
-                socket.send_multipart(encode(unsolicited(self._beat(family))))
+                send(socket, encode(unsolicited(self._beat(family))))
         finally:
             socket.close(linger=0)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import islice
 
 from .arrays import Buffer
-from .sockets import Frames, PlainSocket, receive_waiting
+from .sockets import Frames, PlainSocket, receive_waiting, send
 
 # Then others get their turn.
 _MESSAGES_PER_TURN = 256
@@ -29,7 +29,7 @@ class LoopSocket:
 
     def send(self, frames: list[Buffer]) -> None:
         """Queue a message; never waits, because there is no high-water mark."""
-        self._socket.send_multipart(frames)
+        send(self._socket, frames)
         self._drain_soon()
 
     def detach(self) -> PlainSocket:

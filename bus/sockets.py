@@ -7,7 +7,7 @@ Closing a socket keeps unsent messages for `LINGER_MS` at most, so that no proce
 
 import contextlib
 import socket as posix
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import zmq
@@ -110,12 +110,31 @@ def someone_listens(address: str) -> bool:
 
 def receive_waiting(socket: "zmq.Socket[Any]") -> Iterator[Frames]:
     """Every message that has already arrived, without waiting."""
+    # Frame by frame: pyzmq's recv_multipart takes more than twice as long, and this is the hot path.
+    receive = socket.recv
     while True:
         try:
-            frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            frame = receive(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return
-        yield [buffer_of(frame) for frame in frames]
+        frames = [buffer_of(frame)]
+        while frame.more:
+            frame = receive(zmq.NOBLOCK, copy=False)
+            frames.append(buffer_of(frame))
+        yield frames
+
+
+def send(socket: "zmq.Socket[Any]", frames: Sequence[Buffer], *, copy: bool = True) -> None:
+    """Send a message. Without `copy`, long frames are lent to zmq and must stay as they are.
+
+    Raises:
+        zmq.ZMQError: a ROUTER's peer, which the first frame names, is gone (EHOSTUNREACH).
+    """
+    # As above: send_multipart takes four times as long.
+    last = len(frames) - 1
+    for index, frame in enumerate(frames):
+        more = zmq.SNDMORE if index < last else 0
+        socket.send(frame, more, copy=copy or len(frame) < _VIEW_FROM_BYTES)
 
 
 def buffer_of(frame: zmq.Frame) -> Buffer:
