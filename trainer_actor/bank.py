@@ -76,7 +76,8 @@ class ActiveRange:
 class Bank:
     def __init__(self, layout: RowLayout, slots: int, dtype: torch.dtype, device: torch.device) -> None:
         def rows(kind: torch.dtype) -> Tensor:
-            return torch.zeros(slots, layout.size, dtype=kind, device=device)
+            # Not zeroed: on a CPU, memory that no adapter has touched is not even taken.
+            return torch.empty(slots, layout.size, dtype=kind, device=device)
 
         self.layout = layout
         self.slots = slots
@@ -87,6 +88,7 @@ class Bank:
         self.exp_avg = rows(torch.float32)
         self.exp_avg_sq = rows(torch.float32)
         self._records: list[SlotRecord | None] = [None] * slots
+        self._touched = [True] * slots  # whether gradients and moments may be anything but zero
 
     def record(self, slot: int) -> SlotRecord:
         record = self._records[slot]
@@ -131,7 +133,8 @@ class Bank:
     def copy_in(self, slot: int, state: HostState) -> None:
         """Make the slot hold this state and nothing of what lay there before."""
         assert state.main.numel() == self.layout.active_size(state.lora)
-        self.clear(slot)
+        self._wipe(slot)
+        self._touched[slot] = True
         # Sections that this adapter does not train count as zero in a pass that others train.
         self.weights[slot].zero_()
         self._from_host(state.main, self.main, slot, state.lora)
@@ -155,12 +158,20 @@ class Bank:
 
     def clear(self, slot: int) -> None:
         """Free the slot. Its weights become NaN, so that whoever used them would notice at once."""
-        if self._records[slot] is None:
-            return
+        if self._records[slot] is not None:
+            self._wipe(slot)
+            self.weights[slot].fill_(torch.nan)
+
+    def _wipe(self, slot: int) -> None:
+        """Forget who lay there and zero everything but the weights."""
         self._records[slot] = None
-        for rows in (self.main, self.gradients, self.exp_avg, self.exp_avg_sq):
+        if not self._touched[slot]:
+            return
+        for rows in (self.gradients, self.exp_avg, self.exp_avg_sq):
             rows[slot].zero_()
-        self.weights[slot].fill_(torch.nan)
+        if self.main is not self.weights:
+            self.main[slot].zero_()
+        self._touched[slot] = False
 
     def _to_host(self, rows: Tensor, slot: int, lora: LoraSpec) -> Tensor:
         host = torch.empty(self.layout.active_size(lora), dtype=rows.dtype, pin_memory=rows.is_cuda)

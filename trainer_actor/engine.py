@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..bus.config import Config
-from ..bus.errors import InvalidConfig, InvalidData, NotFinite
+from ..bus.errors import InvalidConfig, InvalidData, NotFinite, StartFailed
 from ..bus.messages import Floats, Ints, LoraSpec, ModelDetails
 from . import checks
 from .backbone import Backbone
@@ -47,13 +47,21 @@ class TrainEngine:
 
         Raises:
             InvalidConfig: no such model, one that this trainer does not compute, or no such device.
+            StartFailed: model and slots do not fit on the device.
         """
         device = _device(config.model.device)
         dtype = _dtype(config.model.dtype, device)
         if device.type == "cpu":
             torch.set_num_threads(config.trainer.threads or max(1, (os.cpu_count() or 2) - 1))
         base = read_base_model(_model_directory(config))
-        return cls(config, base, dtype, device)
+        try:
+            return cls(config, base, dtype, device)
+        except torch.OutOfMemoryError as error:
+            row_bytes = row_layout(base.shape, config.trainer.max_rank).device_row_bytes(dtype.itemsize)
+            raise StartFailed(
+                f"{base.path} and {config.trainer.slots} slots of {row_bytes} bytes do not fit on the device; "
+                "lower trainer.slots or trainer.max_rank"
+            ) from error
 
     def __init__(self, config: Config, base: BaseModel, dtype: torch.dtype, device: torch.device) -> None:
         self._device = device
@@ -118,7 +126,8 @@ class TrainEngine:
         try:
             return self._run(parts)
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+            pass  # what the pass held is free only once the exception is gone
+        torch.cuda.empty_cache()
         if len(parts) > 1:
             return [outcome for part in parts for outcome in self.forward_backward([part])]
         return [

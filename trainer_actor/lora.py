@@ -76,7 +76,7 @@ class SegmentedPass(LoraPass):
             for mid_tr, b_Or, projection in zip(
                 _each(mid_tkr, site), weights.b_Or, site.projections, strict=True
             ):
-                _add_columns(y_TO[rows], projection, mid_tr @ b_Or.t())
+                _add_product_to_columns(y_TO[rows], projection, mid_tr, b_Or.t())
             saved.append(mid_tkr)
         return saved
 
@@ -103,9 +103,9 @@ class SegmentedPass(LoraPass):
         mids, dmids = _each(mid_tkr, site), _each(dmid_tkr, site)
         for index, projection in enumerate(site.projections):
             dy = _columns(dy_TO[rows], projection)
-            dmids[index].copy_(dy @ weights.b_Or[index])
+            torch.mm(dy, weights.b_Or[index], out=dmids[index])
             if gradients is not None:
-                gradients.b_Or[index].add_(dy.t() @ mids[index])
+                add_product(gradients.b_Or[index], dy.t(), mids[index])
         dmid_tkr.mul_(segment.scale)
         if gradients is not None:
             gradients.a_krI.add_((dmid_tkr.t() @ x_TI[rows]).view_as(gradients.a_krI))
@@ -182,14 +182,32 @@ class GroupedPass(LoraPass):
         return rows.view(len(rows), -1, self._rank)
 
 
+def add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
+    """target += left @ right. In float32 at once, which gives the same bits as `grouped_mm` and then an
+    addition (measured); in bfloat16 the product is rounded first, as there."""
+    if target.dtype is left.dtype is torch.float32:
+        target.addmm_(left, right)
+    else:
+        target.add_(left @ right)
+
+
 def _each(mid_Tkr: Tensor, site: Site) -> tuple[Tensor, ...]:
     """The columns of each projection, [T, r]."""
+    if len(site.projections) == 1:
+        return (mid_Tkr,)
     return torch.split(mid_Tkr, mid_Tkr.shape[1] // len(site.projections), dim=1)
 
 
 def _columns(y_TO: Tensor, projection: Projection) -> Tensor:
     """The projection's own columns of a fused linear, [T, outputs]; a copy if they are interleaved."""
     return _view_columns(y_TO, projection).reshape(-1, projection.outputs)
+
+
+def _add_product_to_columns(y_TO: Tensor, projection: Projection, left: Tensor, right: Tensor) -> None:
+    if projection.groups == 1:
+        add_product(y_TO[:, projection.start : projection.stop], left, right)
+    else:
+        _add_columns(y_TO, projection, left @ right)
 
 
 def _add_columns(y_TO: Tensor, projection: Projection, delta: Tensor) -> None:

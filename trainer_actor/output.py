@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .lora import LoraSegment
+from .lora import LoraSegment, add_product
 from .row_layout import RowLayout, Site
 from .row_views import SiteViews
 
@@ -87,7 +87,7 @@ class _Layer:
         """[C, V] in float32."""
         logits_CV = hidden_CH @ self._weight_VH.t()
         if self._adapter is not None:
-            logits_CV += self._mid(hidden_CH, self._adapter) @ self._adapter.b_Or[0].t()
+            add_product(logits_CV, self._mid(hidden_CH, self._adapter), self._adapter.b_Or[0].t())
         return logits_CV.float()
 
     def backward(self, hidden_KH: Tensor, dlogits_KV: Tensor) -> Tensor:
@@ -102,8 +102,8 @@ class _Layer:
         assert self._segment.gradients is not None
         gradients = self._segment.gradients.at(self._site)
         dmid_Kr = (dlogits_KV @ adapter.b_Or[0]).mul_(self._segment.scale)
-        gradients.b_Or[0].add_(dlogits_KV.t() @ self._mid(hidden_KH, adapter))
-        gradients.a_krI[0].add_(dmid_Kr.t() @ hidden_KH)
+        add_product(gradients.b_Or[0], dlogits_KV.t(), self._mid(hidden_KH, adapter))
+        add_product(gradients.a_krI[0], dmid_Kr.t(), hidden_KH)
         return dmid_Kr @ adapter.a_krI[0]
 
     def _mid(self, hidden_KH: Tensor, adapter: SiteViews) -> Tensor:
