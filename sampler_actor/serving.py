@@ -97,7 +97,8 @@ class Answering:
                 async with aclosing(engine.sample(job)) as deltas:
                     async for delta in deltas:
                         self._take(index, sequence, delta)
-                        if sequence.reason is not None:
+                        # An abort that came before the engine had the job is not known to it.
+                        if sequence.reason is not None or self._aborted:
                             break
         except asyncio.CancelledError:
             if not self._aborted:
