@@ -224,7 +224,7 @@ def daemon_for_run(config: Config) -> Iterator[None]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with tokens and logprobs.")
 @placed
 def sample(place: Place, prompt: str, as_json: bool, **options: Any) -> int:
-    """Answer PROMPT, or what stands on stdin when it is -, as the model or an adapter would."""
+    """Answer PROMPT (- reads stdin) with the base model or an adapter."""
     return commands.sample(place.config(), prompt, as_json=as_json, **options)
 
 
@@ -286,14 +286,14 @@ def model() -> None:
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--seed", default=0, show_default=True)
 def tiny(directory: Path, seed: int) -> int:
-    """Make a small Qwen3-shaped chat model in DIR, in less than a minute and without a hub."""
+    """Make a small Qwen3-shaped chat model in DIR, without a hub."""
     return commands.make_tiny(directory, seed)
 
 
 @loractl.command()
 @placed
 def doctor(place: Place) -> int:
-    """Look at what is installed, on which device it runs, and what is missing."""
+    """Check what is installed and works, and what is missing."""
     return commands.run_doctor(place.config())
 
 
