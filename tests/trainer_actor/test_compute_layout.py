@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loractl.tests.trainer_actor.compute_lab import spec
 from loractl.trainer_actor.packing import pack, padded_length
@@ -14,6 +14,7 @@ from loractl.trainer_actor.row_layout import ModelShape, row_layout
 SHAPE = ModelShape(layers=3, hidden=64, ffn=96, heads=6, kv_heads=2, head_dim=16, vocab=320)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40))
 def test_matrices_fill_the_row_and_begin_at_16_bytes(max_rank: int) -> None:
     layout = row_layout(SHAPE, max_rank)
@@ -64,6 +65,7 @@ def test_a_device_row_costs_16_bytes_an_element_in_float32_and_18_in_bfloat16() 
     assert layout.device_row_bytes(2) == 18 * layout.size
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000))
 def test_a_padded_length_is_near(length: int) -> None:
     padded = padded_length(length)
@@ -73,6 +75,7 @@ def test_a_padded_length_is_near(length: int) -> None:
     assert padded_length(padded) == padded
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=9))
 def test_every_token_has_its_place_and_padding_is_its_own_sequences(lengths: list[int]) -> None:
     packing = pack(lengths, torch.device("cpu"))
