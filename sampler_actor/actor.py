@@ -147,10 +147,8 @@ class Sampler:
 
     def _details(self) -> str:
         settings, base = self._settings, self._engines.base
-        return (
-            f"{base.engine} on {settings.device}, {settings.dtype}, "
-            f"context of {settings.context_tokens} tokens ({base.reason})"
-        )
+        details = f"{base.engine} on {settings.device}, {settings.dtype}, context of {settings.context_tokens} tokens"
+        return details if base.engine == "vllm" else f"{details} ({base.reason})"
 
     # --- what the broker tells -------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ def route_base(choice: EngineChoice, *, vllm_missing: str) -> Route:
         case "auto" if vllm_missing:
             return Route("torch", vllm_missing)
         case "auto":
-            return Route("vllm", "vllm serves this adapter exactly")
+            return Route("vllm", "it serves every module of this adapter exactly")
 
 
 def route_version(lora: LoraSpec, choice: EngineChoice, *, vllm_missing: str) -> Route:
