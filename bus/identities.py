@@ -4,6 +4,7 @@ An actor has one socket for its work and one for its heartbeats, so that a busy 
 dead. The work socket's identity is the actor's name, the other one's is the name and `/heartbeat`.
 """
 
+import functools
 from typing import NamedTuple
 
 from .errors import BadFrame
@@ -29,6 +30,7 @@ def heartbeat_identity(actor: str) -> bytes:
     return work_identity(actor) + _HEARTBEAT.encode("ascii")
 
 
+@functools.lru_cache(maxsize=256)
 def read_identity(identity: bytes) -> PeerIdentity:
     """Which actor a ROUTER's peer is.
 
