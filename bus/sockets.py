@@ -96,6 +96,9 @@ def someone_listens(address: str) -> bool:
     """Is a process behind this address? False for a missing path and for one that a dead process left.
 
     Asks the kernel only, so the answer comes at once, however busy that process is.
+
+    Raises:
+        InvalidConfig: the directory belongs to somebody else.
     """
     with posix.socket(posix.AF_UNIX, posix.SOCK_STREAM) as probe:
         probe.setblocking(False)
@@ -103,8 +106,10 @@ def someone_listens(address: str) -> bool:
             probe.connect(checked_address(address).removeprefix(_IPC))
         except BlockingIOError:  # it listens, and its queue of connections is full
             return True
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             return False
+        except PermissionError as error:
+            raise InvalidConfig(f"{address} may not be opened: whose state directory is it?") from error
     return True
 
 
