@@ -4,9 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..bus.config import config_from_json
-from ..bus.errors import LoractlError
-from .launch import EXIT_START_FAILED, EXIT_USER_ERROR, run_foreground
+from ..bus.config import Config, config_from_json
+from ..bus.errors import InvalidConfig, LoractlError
+from .launch import run_foreground
+
+USER_ERROR = 2
+START_FAILED = 3
 
 
 def main() -> int:
@@ -15,12 +18,17 @@ def main() -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="a configuration as JSON; - is stdin")
     arguments = parser.parse_args()
     try:
-        text = sys.stdin.read() if arguments.config == "-" else Path(arguments.config).read_text()
-        return run_foreground(config_from_json(text))
-    except (LoractlError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        user = isinstance(error, LoractlError) and error.fault == "user"
-        return EXIT_USER_ERROR if user else EXIT_START_FAILED
+        return run_foreground(_read(arguments.config))
+    except LoractlError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return USER_ERROR if error.fault == "user" else START_FAILED
+
+
+def _read(file: str) -> Config:
+    try:
+        return config_from_json(sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(f"cannot read the configuration {file}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Starting and stopping a daemon, as the command line and programs do it."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,68 +11,76 @@ from pathlib import Path
 from .. import __version__
 from ..bus.client import Client
 from ..bus.config import Config, subprocess_environment
-from ..bus.errors import DaemonAlreadyRunning, DaemonGone, DaemonNotRunning, StartFailed
+from ..bus.errors import DaemonGone, DaemonNotRunning, StartFailed
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from ..bus.messages import ActorStatus, DaemonStatus, GetStatus, Shutdown
 from .broker import Broker
-from .instance import hold_state_directory, read_pid, record_actors
+from .instance import actors_file, already_running, hold_state_directory, is_held, read_pid
 from .loop import Loop, Progress
+from .processes import end_orphans, last_words, note_processes
 from .status import Identity
 from .supervisor import ActorCommand, Supervisor, actor_commands
 
-# The daemon's own exit codes; `__main__` returns them.
-EXIT_USER_ERROR = 2
-EXIT_START_FAILED = 3
-
-_LOOK_AGAIN_S = 0.1
+_LOOK_AGAIN_S = 0.05
+# A daemon that is stopping has actors to end; this much longer than it allows them, and it hangs.
 _STOP_GRACE_S = 10.0
-_LOG_LINES = 12
+_LAST_LINES = 12
 
 
 def run_foreground(
     config: Config, on_progress: Progress | None = None, commands: Sequence[ActorCommand] | None = None
 ) -> int:
-    """Be the daemon until it is told to stop. commands: other actors than the configuration's.
+    """Be the daemon until it is told to stop; returns the exit code 0.
+
+    on_progress: told at every change of an actor's phase. commands: other actors than the
+    configuration's.
 
     Raises:
-        DaemonAlreadyRunning, StartFailed, InvalidConfig: it cannot start.
+        DaemonAlreadyRunning, InvalidConfig: it cannot start here.
+        StartFailed: neither can it, or an actor was given up before all were ready once.
     """
     commands = actor_commands(config) if commands is None else commands
     with hold_state_directory(config) as layout:
         configure_logs(config.log, "daemon", layout.logs)
+        end_orphans(actors_file(layout))
         identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic())
         broker = Broker(config, {each.actor: each.role for each in commands}, identity)
         supervisor = Supervisor(config, commands)
+        start = _Start(layout)
 
         def progressed(status: DaemonStatus) -> None:
-            record_actors(layout, supervisor.pids)
+            note_processes(actors_file(layout), supervisor.pids)
             if on_progress is not None:
                 on_progress(status)
+            if start.failed(status):
+                loop.stop()
 
-        Loop(config, broker, supervisor, progressed).run()
+        loop = Loop(config, broker, supervisor, progressed)
+        loop.run()
+    if start.failure is not None:
+        raise start.failure
     return 0
 
 
-def start_detached(config: Config, timeout_s: float) -> DaemonStatus:
+def start_detached(config: Config, timeout_s: float, on_progress: Progress | None = None) -> DaemonStatus:
     """Start a daemon in a session of its own and wait until all of its actors are ready.
+
+    on_progress: told how far it is, again and again while it starts.
 
     Raises:
         DaemonAlreadyRunning: one runs on this state directory.
         StartFailed: an actor was given up or is not ready in time; then nothing is left running.
     """
     layout = StateLayout(Path(config.state_dir))
-    if running(config):
-        raise DaemonAlreadyRunning(
-            f"a daemon (pid {read_pid(layout)}) runs on {layout.root}: stop it with `loractl daemon stop`, "
-            "or choose another --state-dir"
-        )
+    if is_held(layout):
+        raise already_running(layout)
     process = _spawn(config, layout)
     try:
-        return _when_ready(config, layout, process, time.monotonic() + timeout_s)
+        return _when_ready(config, layout, process, time.monotonic() + timeout_s, on_progress)
     except BaseException:
         process.terminate()
-        process.wait(_STOP_GRACE_S)
+        process.wait()  # it ends within `daemon.stop_timeout_s` and what sending takes
         raise
 
 
@@ -83,29 +92,41 @@ def stop(config: Config) -> None:
         StartFailed: it does not end.
     """
     layout = StateLayout(Path(config.state_dir))
-    with Client(config) as client:
+    pid = read_pid(layout)
+    # It may end between taking the request and answering it: gone is what we want.
+    with contextlib.suppress(DaemonGone), Client(config) as client:
         client.request(Shutdown())
     deadline = time.monotonic() + config.daemon.stop_timeout_s + _STOP_GRACE_S
-    while layout.pid.exists():
+    while is_held(layout):
         if time.monotonic() > deadline:
-            raise StartFailed(f"the daemon (pid {read_pid(layout)}) does not stop: end it with kill -9")
-        time.sleep(_LOOK_AGAIN_S / 2)
+            raise StartFailed(f"the daemon on {layout.root} does not stop: end it with `kill -9 {pid}`")
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def running(config: Config) -> bool:
-    """Whether a daemon answers on this state directory."""
-    try:
-        with Client(config) as client:
-            client.request(GetStatus(), timeout_s=_STOP_GRACE_S)
-    except (DaemonNotRunning, DaemonGone):
-        return False
-    return True
+    """Whether a daemon runs on this state directory."""
+    return is_held(StateLayout(Path(config.state_dir)))
+
+
+class _Start:
+    """Whether the daemon's start has failed: an actor was given up before all were ready once."""
+
+    def __init__(self, layout: StateLayout) -> None:
+        self._layout = layout
+        self._over = False
+        self.failure: StartFailed | None = None
+
+    def failed(self, status: DaemonStatus) -> bool:
+        if not self._over:
+            self.failure = _failure(self._layout, status.actors)
+            self._over = self.failure is not None or _all_ready(status)
+        return self.failure is not None
 
 
 def _spawn(config: Config, layout: StateLayout) -> "subprocess.Popen[str]":
     try:
         layout.logs.mkdir(parents=True, exist_ok=True)
-        with (layout.logs / "daemon.out").open("a") as output:
+        with _daemon_output(layout).open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "loractl.daemon", "--config", "-"],
                 stdin=subprocess.PIPE,
@@ -118,27 +139,39 @@ def _spawn(config: Config, layout: StateLayout) -> "subprocess.Popen[str]":
     except OSError as error:
         raise StartFailed(f"the state directory {layout.root} cannot be used: {error}") from error
     assert process.stdin is not None
-    process.stdin.write(config.to_json())
-    process.stdin.close()
+    # If it has ended already, its last words say why.
+    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+        stdin.write(config.to_json())
     return process
 
 
 def _when_ready(
-    config: Config, layout: StateLayout, process: "subprocess.Popen[str]", deadline: float
+    config: Config,
+    layout: StateLayout,
+    process: "subprocess.Popen[str]",
+    deadline: float,
+    on_progress: Progress | None,
 ) -> DaemonStatus:
+    status: DaemonStatus | None = None
     while True:
         if process.poll() is not None:
-            raise StartFailed(f"the daemon ended at its start: {_last_words(layout, 'daemon')}")
-        status = _status(config)
+            said = _daemon_output(layout).read_text(errors="replace").strip().removeprefix("error: ")
+            raise StartFailed(said or f"the daemon ended at its start: see {layout.logs}")
+        status = _status(config) or status
         if status is not None:
-            if all(actor.phase == "ready" for actor in status.actors):
+            if on_progress is not None:
+                on_progress(status)
+            if failure := _failure(layout, status.actors):
+                raise failure
+            if _all_ready(status):
                 return status
-            for actor in status.actors:
-                if actor.phase == "failed":
-                    raise StartFailed(_why(layout, actor))
         if time.monotonic() > deadline:
-            late = [a.actor for a in status.actors if a.phase != "ready"] if status else ["the broker"]
-            raise StartFailed(f"{', '.join(late)} not ready in time: see {layout.logs}")
+            late = (
+                [actor.actor for actor in status.actors if actor.phase != "ready"]
+                if status
+                else ["the broker"]
+            )
+            raise StartFailed(f"not ready in time: {', '.join(late)}; see {layout.logs}")
         time.sleep(_LOOK_AGAIN_S)
 
 
@@ -152,13 +185,18 @@ def _status(config: Config) -> DaemonStatus | None:
     return status
 
 
-def _why(layout: StateLayout, actor: ActorStatus) -> str:
-    return f"{actor.actor} cannot start ({actor.details}): {_last_words(layout, actor.actor)}"
+def _all_ready(status: DaemonStatus) -> bool:
+    return all(actor.phase == "ready" for actor in status.actors)
 
 
-def _last_words(layout: StateLayout, name: str) -> str:
-    """What a process said last, and where the rest stands."""
-    path = layout.logs / f"{name}.out"
-    lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES:] if path.exists() else []
-    said = "\n".join(f"  {line}" for line in lines)
-    return f"see {path}\n{said}" if said else f"see {path}"
+def _failure(layout: StateLayout, actors: Sequence[ActorStatus]) -> StartFailed | None:
+    for actor in actors:
+        if actor.phase == "failed":
+            file = layout.logs / f"{actor.actor}.out"
+            said = "".join(f"\n  {line}" for line in last_words(file, lines=_LAST_LINES))
+            return StartFailed(f"{actor.actor} cannot start ({actor.details}): see {file}{said}")
+    return None
+
+
+def _daemon_output(layout: StateLayout) -> Path:
+    return layout.logs / "daemon.out"

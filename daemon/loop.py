@@ -5,21 +5,20 @@ are the broker's, processes the supervisor's. A message that cannot be read, or 
 ours, is answered if it can be and never ends the loop.
 """
 
-import signal
-import socket as posix
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import structlog
 import zmq
 
-from ..bus.codec import Header, encode, peek
+from ..bus.codec import Buffer, Header, encode, peek
 from ..bus.config import Config
 from ..bus.errors import BadFrame, Internal, LoractlError
 from ..bus.failures import failed
 from ..bus.identities import read_identity, unsolicited
-from ..bus.ids import ActorId
 from ..bus.layout import StateLayout
 from ..bus.messages import DaemonStatus, Envelope
 from ..bus.sockets import (
@@ -30,6 +29,7 @@ from ..bus.sockets import (
     close,
     new_context,
     receive_waiting,
+    send,
 )
 from .broker import Broker
 from .decisions import (
@@ -43,10 +43,17 @@ from .decisions import (
     StopDaemon,
     Tell,
 )
+from .signals import Signals
 from .supervisor import Change, Lost, Spawned, Supervisor
 
 log = structlog.get_logger()
 Progress = Callable[[DaemonStatus], None]
+
+# One side's flood never keeps the other side waiting for longer than this many messages.
+_MESSAGES_PER_TURN = 256
+# What a process sent just before it ended may still be on its way to us for so long.
+_LAST_WORDS_MS = 20
+_LONGEST_POLL_MS = 3_600_000
 
 
 class Loop:
@@ -64,91 +71,97 @@ class Loop:
         self._clients = bind_router(self._context, layout.client_socket, config.limits)
         self._actors = bind_router(self._context, layout.actor_socket, config.limits, handover=True)
         self._events = bind_publisher(self._context, layout.event_socket, config.limits)
-        self._stop_at: float | None = None
-        self._signals = 0
+        self._stop_asked = False
+        self._kill_at = math.inf  # when actors that are still draining are ended
+        # When to look at the actors' processes again; a signal makes it now.
+        self._supervise_at = 0.0
 
     def run(self) -> None:
-        """Until a signal or a Shutdown, and all actors have ended."""
-        wake, woken = posix.socketpair()
-        with wake, woken:
-            restore = self._catch_signals(wake)
-            poller = zmq.Poller()
-            for each in (self._clients, self._actors, woken):
-                poller.register(each, zmq.POLLIN)
+        """Until a signal, `stop` or a Shutdown, and until all actors have ended."""
+        poller = zmq.Poller()
+        with Signals() as signals:
+            for source in (self._clients, self._actors, signals.woken):
+                poller.register(source, zmq.POLLIN)
             try:
                 while not self._finished():
-                    self._turn(poller, woken)
+                    self._turn(poller, signals)
             finally:
-                restore()
-                self._supervisor.kill_all()
-                self._perform(self._broker.finish(time.monotonic()))
-                close(self._context, self._clients, self._actors, self._events)
+                self._end()
+
+    def stop(self) -> None:
+        """As SIGTERM: drain the actors, answer everybody, end."""
+        self._stop_asked = True
+        self._supervise_at = 0.0
 
     # --- one turn --------------------------------------------------------------------------------
 
-    def _turn(self, poller: zmq.Poller, woken: posix.socket) -> None:
-        for ready, _ in poller.poll(self._timeout_ms()):
-            if ready is self._clients:
-                for frames in receive_waiting(self._clients):
+    def _turn(self, poller: zmq.Poller, signals: Signals) -> None:
+        for source, _ in poller.poll(self._timeout_ms()):
+            if source is self._clients:
+                for frames in islice(receive_waiting(self._clients), _MESSAGES_PER_TURN):
                     self._from_client(frames)
-            elif ready is self._actors:
-                for frames in receive_waiting(self._actors):
+            elif source is self._actors:
+                for frames in islice(receive_waiting(self._actors), _MESSAGES_PER_TURN):
                     self._from_actor(frames)
             else:
-                woken.recv(4096)
+                signals.take_in()
+                self._supervise_at = 0.0
         now = time.monotonic()
-        if self._signals and self._stop_at is None:
-            self._begin_stop(now)
-        if self._signals > 1 or (self._stop_at is not None and now >= self._stop_at):
-            self._supervisor.kill_all()
-        for change in self._supervisor.tick(now):
-            self._changed(change, now)
+        # Processes cost system calls to look at: not between any two messages.
+        if now >= self._supervise_at:
+            self._supervise(signals, now)
         if now >= self._broker.next_deadline():
             self._perform(self._broker.tick(now))
 
     def _timeout_ms(self) -> int:
-        now = time.monotonic()
-        due = min(self._broker.next_deadline(), self._supervisor.next_deadline(now))
-        if self._stop_at is not None:
-            due = min(due, max(self._stop_at, now + 0.05))
-        return max(0, int((due - now) * 1000) + 1)
+        due_s = min(self._broker.next_deadline(), self._supervise_at) - time.monotonic()
+        return min(
+            max(0, math.ceil(due_s * 1000)) if due_s < math.inf else _LONGEST_POLL_MS, _LONGEST_POLL_MS
+        )
+
+    def _supervise(self, signals: Signals, now: float) -> None:
+        if (self._stop_asked or signals.stops) and not self._stopping:
+            self._begin_stop(now)
+        if signals.stops > 1 or now >= self._kill_at:
+            self._kill_at = math.inf
+            self._supervisor.kill_all()
+        for change in self._supervisor.tick(now):
+            self._changed(change, now)
+        if not self._stop_asked or self._stopping:
+            self._supervise_at = min(self._supervisor.next_deadline(), self._kill_at)
 
     def _from_client(self, frames: Frames) -> None:
         client, header = ClientId(bytes(frames[0])), None
         try:
             header = self._header(frames)
-            decisions = self._broker.request(client, header, frames[1:], time.monotonic())
+            self._perform(self._broker.request(client, header, frames[1:], time.monotonic()))
         except LoractlError as error:
-            decisions = _refusal(client, header, error)
+            self._perform(_refusal(client, header, error))
         except Exception:  # the boundary: a bug costs one request, never the daemon
             log.exception("request.hit_a_bug", kind=header.kind if header else None)
-            decisions = self._give_up(header)
-        self._perform(decisions)
+            self._give_up(header)
 
     def _from_actor(self, frames: Frames) -> None:
         header = None
         try:
             peer = read_identity(bytes(frames[0]))
             header = self._header(frames)
-            decisions = self._broker.heard(peer.actor, header, frames[1:], time.monotonic())
-        except BadFrame as error:
+            self._perform(self._broker.heard(peer.actor, header, frames[1:], time.monotonic()))
+        except LoractlError as error:
             log.warning("frame.refused", error=error.message)
-            return
         except Exception:  # as above
             log.exception("answer.hit_a_bug", kind=header.kind if header else None)
-            decisions = self._give_up(header)
-        self._perform(decisions)
+            self._give_up(header)
 
     def _header(self, frames: Frames) -> Header:
         if len(frames) < 2:
             raise BadFrame("no header")
         return peek(frames[1], self._config.limits)
 
-    def _give_up(self, header: Header | None) -> list[Decision]:
-        if header is None:
-            return []
-        error = Internal("loractl has a bug here; the daemon's log has the details")
-        return self._broker.abandon((header.tenant, header.request), error, time.monotonic())
+    def _give_up(self, header: Header | None) -> None:
+        if header is not None:
+            error = Internal("loractl has a bug here; the daemon's log has the details")
+            self._perform(self._broker.abandon((header.tenant, header.request), error, time.monotonic()))
 
     # --- what was decided ------------------------------------------------------------------------
 
@@ -164,18 +177,19 @@ class Loop:
                 case Tell(actor, envelope):
                     self._send(self._actors, actor.encode(), encode(envelope))
                 case Publish(event):
-                    self._events.send_multipart(encode(unsolicited(event)))
+                    send(self._events, encode(unsolicited(event)))
                 case Heard(actor, ready):
                     self._supervisor.heard(actor, ready=ready, now=time.monotonic())
                     if ready:
                         log.info("actor.ready", actor=actor)
+                        self._supervise_at = 0.0
                         self._progressed()
                 case StopDaemon():
-                    self._signals = max(self._signals, 1)
+                    self.stop()
 
-    def _send(self, socket: PlainSocket, peer: bytes, frames: object) -> None:
+    def _send(self, socket: PlainSocket, peer: bytes, frames: Sequence[Buffer]) -> None:
         try:
-            socket.send_multipart([peer, *frames], copy=False)  # type: ignore[misc]
+            send(socket, [peer, *frames], copy=False)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
@@ -187,8 +201,15 @@ class Loop:
             case Spawned(actor, pid, restarts):
                 self._broker.spawned(actor, pid=pid, restarts=restarts)
             case Lost(actor, for_good, details):
+                self._hear_last_words()
                 self._perform(self._broker.lost(actor, for_good=for_good, details=details, now=now))
         self._progressed()
+
+    def _hear_last_words(self) -> None:
+        """Take in what a process said before it ended: its answers count."""
+        self._actors.poll(_LAST_WORDS_MS)
+        for frames in islice(receive_waiting(self._actors), _MESSAGES_PER_TURN):
+            self._from_actor(frames)
 
     def _progressed(self) -> None:
         if self._on_progress is not None:
@@ -196,33 +217,25 @@ class Loop:
 
     # --- the end ---------------------------------------------------------------------------------
 
+    @property
+    def _stopping(self) -> bool:
+        return self._supervisor.stopping
+
     def _begin_stop(self, now: float) -> None:
         log.info("daemon.stopping")
-        self._stop_at = now + self._config.daemon.stop_timeout_s
+        self._kill_at = now + self._config.daemon.stop_timeout_s
         self._perform(self._broker.drain(now))
         self._supervisor.stop()
         self._progressed()
 
     def _finished(self) -> bool:
-        return self._stop_at is not None and not self._supervisor.alive
+        return self._stopping and not self._supervisor.alive
 
-    def _catch_signals(self, wake: posix.socket) -> Callable[[], None]:
-        """SIGTERM and SIGINT stop; a second one ends at once. SIGCHLD only wakes the poller."""
-        wake.setblocking(False)
-
-        def count(_signum: int, _frame: object) -> None:
-            self._signals += 1
-
-        before = {sign: signal.signal(sign, count) for sign in (signal.SIGTERM, signal.SIGINT)}
-        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
-        old_wake = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-
-        def restore() -> None:
-            signal.set_wakeup_fd(old_wake)
-            for sign, handler in before.items():
-                signal.signal(sign, handler)
-
-        return restore
+    def _end(self) -> None:
+        self._supervisor.kill_all()
+        self._perform(self._broker.finish(time.monotonic()))
+        log.info("daemon.stopped")
+        close(self._context, self._clients, self._actors, self._events)
 
 
 def _refusal(client: ClientId, header: Header | None, error: LoractlError) -> list[Decision]:
@@ -231,6 +244,3 @@ def _refusal(client: ClientId, header: Header | None, error: LoractlError) -> li
         return []
     answer = Envelope(request=header.request, tenant=header.tenant, body=failed(error))
     return [Reply(client, answer)]
-
-
-__all__ = ["ActorId", "Loop"]

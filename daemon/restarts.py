@@ -1,26 +1,69 @@
-"""When a dead actor is started again, and when it is given up. Pure: `now` is an argument."""
+"""When an actor counts as hung, when a dead one is started again, and when it is given up.
 
+Pure: `now` is an argument, seconds of any one clock.
+"""
+
+import math
 from dataclasses import dataclass
 
 from ..bus.config import DaemonConfig
 
 
 @dataclass(slots=True)
-class Restarts:
-    """One actor's history. in_a_row: deaths since it was last ready."""
+class Lifeline:
+    """One actor's history.
+
+    restarts: how often it was started again. in_a_row: deaths since it last ran well, which is
+    longer than the longest pause between two starts; so one that dies soon after each READY is
+    given up as well.
+    """
 
     config: DaemonConfig
-    total: int = 0
+    restarts: int = 0
     in_a_row: int = 0
+    _started: float = 0.0
+    _heard: float = 0.0
+    _ready: float | None = None
 
-    def ready(self) -> None:
-        self.in_a_row = 0
+    @property
+    def is_ready(self) -> bool:
+        return self._ready is not None
 
-    def died(self, now: float) -> float | None:
-        """When to start it again; None once it failed too often in a row and is given up."""
-        self.in_a_row += 1
-        if self.in_a_row > self.config.restart_limit:
+    def started(self, now: float) -> None:
+        self._started, self._ready = now, None
+
+    def ready(self, now: float) -> None:
+        self._heard = now
+        if self._ready is None:
+            self._ready = now
+
+    def heard(self, now: float) -> None:
+        """A heartbeat. While an actor loads it proves nothing: only READY does."""
+        self._heard = now
+
+    def overdue(self, now: float) -> str | None:
+        """Why it counts as hung, or None."""
+        if now < self.next_deadline():
             return None
-        self.total += 1
-        wait_s: float = self.config.restart_first_s * 2.0 ** (self.in_a_row - 1)
-        return now + min(wait_s, self.config.restart_max_s)
+        if self._ready is None:
+            return f"was not ready after {self.config.ready_timeout_s:g} s"
+        return f"sent no heartbeat for {self.config.heartbeat_timeout_s:g} s"
+
+    def next_deadline(self) -> float:
+        """When it will be overdue if nothing is heard."""
+        if self._ready is None:
+            return self._started + self.config.ready_timeout_s
+        return self._heard + self.config.heartbeat_timeout_s
+
+    def died(self, now: float, *, hopeless: bool = False) -> float:
+        """When to start it again; infinity when it is given up. hopeless: it said that trying again
+        changes nothing."""
+        if self._ready is not None and now - self._ready > self.config.restart_max_s:
+            self.in_a_row = 0
+        self.in_a_row += 1
+        self._ready = None
+        if hopeless or self.in_a_row >= self.config.restart_limit:
+            return math.inf
+        self.restarts += 1
+        pause_s: float = self.config.restart_first_s * 2.0 ** (self.in_a_row - 1)
+        return now + min(pause_s, self.config.restart_max_s)

@@ -1,13 +1,10 @@
 """Starts the actors' processes, notices when one is dead or hangs, and starts it again.
 
 Owns the processes. Tells the loop what changed (`Spawned`, `Lost`) and leaves requests to the
-broker. Each actor leads a process group of its own, which ends with it: an engine's children never
-outlive their actor.
+broker; when to start again and when to give up is `restarts`.
 """
 
-import contextlib
-import os
-import signal
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,15 +13,19 @@ from pathlib import Path
 
 import structlog
 
-from ..bus.config import Config, subprocess_environment
+from ..bus.config import Config
 from ..bus.ids import ActorId
 from ..bus.layout import StateLayout
 from ..bus.messages import ActorRole
-from .restarts import Restarts
+from .processes import end_if_dead, ending, kill_group, spawn
+from .restarts import Lifeline
 
 log = structlog.get_logger()
 
-MODULES: Mapping[ActorRole, str] = {
+# What an actor exits with when trying again would change nothing: a wrong path, a wrong setting.
+CANNOT_START = 3
+
+_MODULES: Mapping[ActorRole, str] = {
     "trainer": "loractl.trainer_actor",
     "sampler": "loractl.sampler_actor",
     "bridge": "loractl.tinker_bridge",
@@ -69,7 +70,7 @@ def actor_commands(config: Config) -> list[ActorCommand]:
         ActorCommand(
             actor=ActorId(name),
             role=role,
-            argv=[sys.executable, "-m", MODULES[role], "--config", str(layout.config), "--actor", name],
+            argv=[sys.executable, "-m", _MODULES[role], "--config", str(layout.config), "--actor", name],
         )
         for name, role in names
     ]
@@ -77,27 +78,27 @@ def actor_commands(config: Config) -> list[ActorCommand]:
 
 @dataclass(slots=True)
 class _Child:
-    """heard: when it last gave a sign of life, or was started. start_at: when to start it, if it is down."""
+    """start_at: when to start it while it is down, infinity when never. cause: why we ended it."""
 
     command: ActorCommand
-    restarts: Restarts
-    process: subprocess.Popen[bytes] | None = None
-    ready: bool = False
-    heard: float = 0.0
-    start_at: float | None = 0.0
+    lifeline: Lifeline
+    process: "subprocess.Popen[bytes] | None" = None
+    start_at: float = 0.0
     cause: str = ""
 
 
 @dataclass(slots=True)
 class Supervisor:
+    """stopping: nothing is started any more."""
+
     config: Config
     commands: Sequence[ActorCommand]
     _children: dict[ActorId, _Child] = field(init=False)
-    _stopping: bool = False
+    stopping: bool = False
 
     def __post_init__(self) -> None:
         self._children = {
-            command.actor: _Child(command, Restarts(self.config.daemon)) for command in self.commands
+            command.actor: _Child(command, Lifeline(self.config.daemon)) for command in self.commands
         }
 
     @property
@@ -109,38 +110,31 @@ class Supervisor:
         return {name: child.process.pid for name, child in self._children.items() if child.process}
 
     def heard(self, actor: ActorId, *, ready: bool, now: float) -> None:
-        child = self._children.get(actor)
-        if child is None:
-            return
-        child.heard = now
-        if ready:
-            child.ready = True
-            child.restarts.ready()
+        """An actor gave a sign of life."""
+        if child := self._children.get(actor):
+            child.lifeline.ready(now) if ready else child.lifeline.heard(now)
 
     def tick(self, now: float) -> list[Change]:
-        """Reap what ended, end what hangs, start what is due."""
+        """End what hangs, clear away what ended, start what is due."""
         changes: list[Change] = []
         for child in self._children.values():
             if child.process is not None:
-                self._end_if_silent(child, now)
-                changes += self._reap(child, now)
-            due = child.start_at is not None and child.start_at <= now
-            if child.process is None and due and not self._stopping:
+                self._end_if_hung(child, child.process, now)
+                changes += self._clear_away(child, child.process, now)
+            if child.process is None and child.start_at <= now and not self.stopping:
                 changes.append(self._start(child, now))
         return changes
 
-    def next_deadline(self, now: float) -> float:
-        """When `tick` is worth calling next, at the latest."""
-        dues = [
-            child.start_at for child in self._children.values() if child.process is None and child.start_at
-        ]
-        return min([now + 1.0, *dues])
+    def next_deadline(self) -> float:
+        """When `tick` has something to do, unless a process ends before."""
+        return min((_deadline(child) for child in self._children.values()), default=math.inf)
 
     def stop(self) -> None:
         """Start nothing any more. What is ready has been told to drain; what is not has nothing to finish."""
-        self._stopping = True
+        self.stopping = True
         for child in self._children.values():
-            if child.process is not None and not child.ready:
+            child.start_at = math.inf
+            if child.process is not None and not child.lifeline.is_ready:
                 kill_group(child.process.pid)
 
     def kill_all(self) -> None:
@@ -148,56 +142,43 @@ class Supervisor:
             if child.process is not None:
                 kill_group(child.process.pid)
 
-    def _start(self, child: _Child, now: float) -> Spawned:
+    def _start(self, child: _Child, now: float) -> Change:
         name = child.command.actor
-        output = StateLayout(Path(self.config.state_dir)).logs / f"{name}.out"
-        with output.open("ab") as file:
-            process = subprocess.Popen(
-                child.command.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-                env=subprocess_environment({"PYTHONUNBUFFERED": "1"}),
-            )
-        child.process, child.ready, child.heard, child.start_at, child.cause = process, False, now, None, ""
-        log.info("actor.spawned", actor=name, pid=process.pid, restarts=child.restarts.total)
-        return Spawned(name, process.pid, child.restarts.total)
+        try:
+            process = spawn(child.command.argv, StateLayout(Path(self.config.state_dir)).logs / f"{name}.out")
+        except OSError as error:  # no memory, no process numbers, no such program
+            return self._lost(child, f"could not be started: {error}", now)
+        child.process, child.start_at, child.cause = process, math.inf, ""
+        child.lifeline.started(now)
+        log.info("actor.spawned", actor=name, pid=process.pid, restarts=child.lifeline.restarts)
+        return Spawned(name, process.pid, child.lifeline.restarts)
 
-    def _end_if_silent(self, child: _Child, now: float) -> None:
-        daemon = self.config.daemon
-        allowed_s = daemon.heartbeat_timeout_s if child.ready else daemon.ready_timeout_s
-        if now - child.heard > allowed_s and not child.cause:
-            assert child.process is not None
-            what = "no heartbeat" if child.ready else "not ready"
-            child.cause = f"{what} for {allowed_s:g} s, so it was ended"
-            log.error("actor.hung", actor=child.command.actor, cause=child.cause)
-            kill_group(child.process.pid)
+    def _end_if_hung(self, child: _Child, process: "subprocess.Popen[bytes]", now: float) -> None:
+        cause = None if child.cause else child.lifeline.overdue(now)
+        if cause is not None:
+            child.cause = f"{cause} and was ended"
+            log.error("actor.hung", actor=child.command.actor, cause=cause)
+            kill_group(process.pid)
 
-    def _reap(self, child: _Child, now: float) -> list[Change]:
-        assert child.process is not None
-        code = child.process.poll()
+    def _clear_away(self, child: _Child, process: "subprocess.Popen[bytes]", now: float) -> list[Change]:
+        code = end_if_dead(process)
         if code is None:
             return []
-        # What it started must not outlive it: an engine's core would keep the model's memory.
-        kill_group(child.process.pid)
-        child.process, child.ready = None, False
-        details = child.cause or _ending(code)
-        if self._stopping:
-            child.start_at = None
+        child.process = None
+        details = child.cause or ending(code)
+        if self.stopping:
+            log.info("actor.stopped", actor=child.command.actor, how=details)
             return [Lost(child.command.actor, True, details)]
-        child.start_at = child.restarts.died(now)
-        log.warning("actor.died", actor=child.command.actor, how=details, again=child.start_at is not None)
-        return [Lost(child.command.actor, child.start_at is None, details)]
+        return [self._lost(child, details, now, hopeless=code == CANNOT_START)]
+
+    def _lost(self, child: _Child, details: str, now: float, *, hopeless: bool = False) -> Lost:
+        child.start_at = child.lifeline.died(now, hopeless=hopeless)
+        for_good = child.start_at == math.inf
+        log.error("actor.given_up" if for_good else "actor.died", actor=child.command.actor, how=details)
+        return Lost(child.command.actor, for_good, details)
 
 
-def kill_group(pid: int) -> None:
-    """SIGKILL to a process group that we made; nothing if it is gone."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _ending(code: int) -> str:
-    if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"
+def _deadline(child: _Child) -> float:
+    if child.process is None:
+        return child.start_at
+    return math.inf if child.cause else child.lifeline.next_deadline()
