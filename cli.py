@@ -7,8 +7,7 @@ stdout is data, stderr is talk. Exit codes: 0 done, 1 our side failed, 2 the cal
 import functools
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -24,7 +23,7 @@ from .client.boundary import guarded
 from .client.rows import read_rows
 from .client.run_plan import GivenSettings
 from .client.runs import Job
-from .client.startup import StartScreen, base_model_settings, check_base_model
+from .client.startup import StartScreen, base_model_settings, check_base_model, daemon_for_run
 from .client.terminal import EXIT_USER_ERROR, error_text, talk_console
 from .daemon import launch
 
@@ -107,10 +106,10 @@ def start(place: Place, base_model: str | None, http: str | None, samplers: int 
     more += [f"sampler.count={samplers}"] if samplers is not None else []
     config = place.config(*more)
     check_base_model(config)
-    screen = StartScreen(talk_console(), place.option)
+    screen = StartScreen(talk_console(), state_option=place.option)
     if not detach:
         return launch.run_foreground(config, screen.show)
-    screen.show(launch.start_detached(config, config.daemon.ready_timeout_s))
+    screen.show(launch.start_detached(config, config.daemon.ready_timeout_s, screen.show))
     return 0
 
 
@@ -186,25 +185,8 @@ def train(place: Place, data: Path, adapter: str, resume: bool, base_model: str 
     )
     again = f"loractl train {place.option}{shlex.quote(str(data))} --adapter {adapter} --resume"
     config = place.config(*(base_model_settings(base_model) if base_model else ()))
-    with daemon_for_run(config):
+    with daemon_for_run(config, launch, talk_console()):
         return commands.train(config, job, again=again, base_model_given=base_model is not None)
-
-
-@contextmanager
-def daemon_for_run(config: Config) -> Iterator[None]:
-    """The daemon that runs already, or one that runs as long as this context."""
-    if launch.running(config):
-        yield
-        return
-    check_base_model(config)
-    talk = talk_console()
-    talk.print(f"no daemon runs on {config.state_dir}: starting one with {config.model.name} for this run")
-    try:
-        launch.start_detached(config, config.daemon.ready_timeout_s)
-        yield
-    finally:
-        launch.stop(config)
-        talk.print("stopped the daemon")
 
 
 @loractl.command(

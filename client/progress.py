@@ -53,8 +53,8 @@ class RunScreen:
         match event:
             case StepDone():
                 self._show_step(event)
-            case TrainerRestarted(step=step, reason=reason):
-                self.say(f"the trainer restarted ({reason}): going on from step {step}")
+            case TrainerRestarted(step=step):
+                self.say(f"the trainer restarted: going on from step {step}, the last checkpoint")
                 if self._bar is not None:
                     self._bar.reset(self._task, completed=step, total=self._total)
             case Saved() | Stopped() | Published():

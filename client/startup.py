@@ -1,17 +1,17 @@
 """The daemon's start: which model it shall serve, and what a person sees while its actors load."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.text import Text
 
 from ..bus.config import Config
 from ..bus.errors import InvalidConfig
-from ..bus.layout import StateLayout
 from ..bus.messages import ActorPhase, ActorStatus, DaemonStatus
 from .terminal import duration_text
-
-_LAST_LINES = 12
 
 
 def base_model_settings(text: str) -> list[str]:
@@ -54,49 +54,65 @@ def check_same_base_model(config: Config, running: DaemonStatus) -> None:
         )
 
 
+class Launcher(Protocol):
+    """`daemon.launch`, which this package may not import."""
+
+    def running(self, config: Config) -> bool: ...
+    def start_detached(
+        self, config: Config, timeout_s: float, on_progress: Callable[[DaemonStatus], None] | None
+    ) -> DaemonStatus: ...
+    def stop(self, config: Config) -> None: ...
+
+
+@contextmanager
+def daemon_for_run(config: Config, launcher: Launcher, talk: Console) -> Iterator[None]:
+    """The daemon that runs already, or one that runs as long as this context."""
+    if launcher.running(config):
+        yield
+        return
+    check_base_model(config)
+    talk.print(f"no daemon runs on {config.state_dir}: starting one with {config.model.name} for this run")
+    screen = StartScreen(talk, state_option=None)
+    launcher.start_detached(config, config.daemon.ready_timeout_s, screen.show)
+    try:
+        yield
+    finally:
+        launcher.stop(config)
+        talk.print("stopped the daemon")
+
+
 class StartScreen:
-    """A line for each change of an actor, and what to type next once all are ready.
+    """A line for each change of an actor, and what to type next once all are ready."""
 
-    Fed with the daemon's status: at every change in the foreground, once for a detached daemon.
-    """
-
-    def __init__(self, console: Console, state_option: str) -> None:
-        """state_option: `--state-dir DIR ` where commands need it, else empty."""
+    def __init__(self, console: Console, *, state_option: str | None) -> None:
+        """state_option: `--state-dir DIR ` where commands need it, else empty; None to leave out what
+        to type next."""
         self._console = console
         self._state_option = state_option
         self._phases: dict[str, ActorPhase] = {}
-        self._told = False
 
     def show(self, status: DaemonStatus) -> None:
-        for actor in status.actors:
-            if self._phases.get(actor.actor) != actor.phase:
-                self._phases[actor.actor] = actor.phase
-                self._console.print(_actor_line(actor))
-                if actor.phase == "failed":
-                    self._show_last_words(status, actor)
-        if not self._told and all(phase == "ready" for phase in self._phases.values()):
-            self._told = True
-            self._show_how_to_go_on(status)
-
-    def _show_how_to_go_on(self, status: DaemonStatus) -> None:
-        option = self._state_option
-        http = f", http on {status.http}" if status.http else ""
-        self._console.print(
-            f"ready after {duration_text(status.uptime_s)}: serving {status.base_model}, pid {status.pid}, "
-            f"state in {status.state_dir}{http}\n"
-            f"  loractl train {option}DATA.jsonl --adapter NAME\n"
-            f"  loractl sample {option}--adapter NAME 'Hello'\n"
-            f"  loractl daemon stop {option}".rstrip()
-        )
-
-    def _show_last_words(self, status: DaemonStatus, actor: ActorStatus) -> None:
-        file = StateLayout(Path(status.state_dir)).logs / f"{actor.actor}.out"
-        lines = file.read_text(errors="replace").splitlines()[-_LAST_LINES:] if file.is_file() else []
-        for line in lines:
-            self._console.print(f"  {line}")
-        self._console.print(f"  (from {file}; `loractl daemon logs {self._state_option}` has more)")
+        """Told at every change, and as often besides as one likes."""
+        changed = [a for a in status.actors if self._phases.get(a.actor) != a.phase]
+        for actor in changed:
+            self._phases[actor.actor] = actor.phase
+            self._console.print(_actor_line(actor))
+        if changed and self._state_option is not None and set(self._phases.values()) == {"ready"}:
+            self._console.print(_how_to_go_on(status, self._state_option))
+            self._state_option = None
 
 
 def _actor_line(actor: ActorStatus) -> Text:
     style = {"ready": "green", "failed": "bold red"}.get(actor.phase, "yellow")
     return Text.assemble(f"{actor.actor:12}", (f"{actor.phase:12}", style), actor.details)
+
+
+def _how_to_go_on(status: DaemonStatus, option: str) -> str:
+    http = f", http on {status.http}" if status.http else ""
+    return (
+        f"ready after {duration_text(status.uptime_s)}: serving {status.base_model}, pid {status.pid}, "
+        f"state in {status.state_dir}{http}\n"
+        f"  loractl train {option}DATA.jsonl --adapter NAME\n"
+        f"  loractl sample {option}--adapter NAME 'Hello'\n"
+        f"  loractl daemon stop {option}".rstrip()
+    )

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from loractl.client import connect, supervised_datum
 
 STEPS = 24
 
@@ -61,6 +62,13 @@ def test_a_second_daemon_on_the_same_state_is_refused(loractl, tiny_model):
 
     assert outcome.code == 2
     assert outcome.err.startswith("error: a daemon (pid ")
+
+
+def test_another_base_model_than_the_running_daemons_is_refused(loractl, tiny_model, rows):
+    outcome = loractl("train", rows, "--adapter", "x", "--base-model", f"other={tiny_model}")
+
+    assert outcome.code == 2
+    assert "serves 'tiny', not 'other'" in outcome.err
 
 
 def test_the_status_shows_every_actor(loractl):
@@ -281,6 +289,31 @@ def test_policy_losses_learn_from_what_sample_prints(loractl, uninterrupted, tmp
     for loss in ("importance_sampling", "ppo"):
         outcome = loractl("train", file, "--adapter", loss, "--loss", loss, "--rank", "4", "--max-steps", "2")
         assert outcome.code == 0, outcome.err
+
+
+def test_python_users_have_the_same_in_a_few_calls(loractl):
+    datum = supervised_datum([1, 5, 9, 12, 2], [False, False, True, True, True])
+
+    with connect(str(loractl.state_dir)) as service:
+        adapter = service.create_adapter("from-python", rank=2, alpha=4.0, train_mlp=False)
+        before = adapter.forward_backward([datum]).result().metrics["loss:sum"]
+        steps = [adapter.optim_step(1e-2).result().step]
+        adapter.save("early").result()
+        for _ in range(3):
+            adapter.forward_backward([datum])
+            steps.append(adapter.optim_step(1e-2).result().step)
+        after = adapter.forward_backward([datum], forward_only=True).result().metrics["loss:sum"]
+        receipt = adapter.publish().result()
+        loaded = adapter.load("early").result()
+        sampled = service.sample([1, 5, 9], adapter="from-python", max_tokens=3, temperature=0.0)
+        again = service.open_adapter("from-python")
+        service.delete_adapter("from-python")
+
+    assert steps == [1, 2, 3, 4]
+    assert after < before
+    assert (receipt.record.number, receipt.record.step, receipt.sampler) == (1, 4, "sampler-0")
+    assert loaded.step == again.details.step == 1
+    assert (sampled.version, len(sampled.texts)) == (1, 1)
 
 
 def test_the_logs_of_all_processes_are_one_story(loractl):

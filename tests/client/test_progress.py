@@ -49,5 +49,5 @@ def test_a_restart_is_told_and_the_bar_goes_back():
         screen.show(TrainerRestarted(5, "it died"))
         screen.show(done(6, 10))
 
-    assert "the trainer restarted (it died): going on from step 5" in stream.getvalue()
+    assert "the trainer restarted: going on from step 5" in stream.getvalue()
     assert "6/10" in stream.getvalue()

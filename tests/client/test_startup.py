@@ -1,11 +1,14 @@
 """What the daemon shall serve, as people write it."""
 
+import io
 from pathlib import Path
 
 import pytest
 from loractl.bus.config import load_config
 from loractl.bus.errors import InvalidConfig
-from loractl.client.startup import base_model_settings, check_base_model
+from loractl.bus.messages import ActorPhase, ActorStatus, DaemonStatus
+from loractl.client.startup import StartScreen, base_model_settings, check_base_model
+from rich.console import Console
 
 
 def test_a_name_with_a_path_keeps_both_and_the_path_is_absolute(tmp_path: Path, monkeypatch):
@@ -41,3 +44,47 @@ def test_a_directory_without_a_model_is_refused_before_anything_starts(tmp_path:
 
     with pytest.raises(InvalidConfig, match=r"no config\.json"):
         check_base_model(config)
+
+
+def status(**phases: ActorPhase) -> DaemonStatus:
+    actors = [
+        ActorStatus(
+            actor=name, role="trainer", phase=phase, pid=1, restarts=0, rss_bytes=0, waiting=0, details="tiny"
+        )
+        for name, phase in phases.items()
+    ]
+    return DaemonStatus(
+        daemon_version="0",
+        pid=7,
+        uptime_s=3.0,
+        state_dir="/state",
+        base_model="tiny",
+        http="",
+        actors=tuple(actors),
+        adapters=0,
+        versions=0,
+        last_event=0,
+    )
+
+
+def test_each_change_of_an_actor_is_told_once_and_the_way_on_at_the_end():
+    stream = io.StringIO()
+    screen = StartScreen(Console(file=stream), state_option="--state-dir /state ")
+
+    for phases in ({"a": "starting", "b": "starting"}, {"a": "ready", "b": "starting"}):
+        screen.show(status(**phases))
+        screen.show(status(**phases))
+    screen.show(status(a="ready", b="ready"))
+    screen.show(status(a="restarting", b="ready"))
+    screen.show(status(a="ready", b="ready"))
+
+    told = stream.getvalue()
+    assert [line.split()[:2] for line in told.splitlines() if line[0] in "ab"] == [
+        ["a", "starting"],
+        ["b", "starting"],
+        ["a", "ready"],
+        ["b", "ready"],
+        ["a", "restarting"],
+        ["a", "ready"],
+    ]
+    assert told.count("loractl train --state-dir /state DATA.jsonl") == 1
