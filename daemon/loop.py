@@ -7,7 +7,7 @@ ours, is answered if it can be and never ends the loop.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -71,6 +71,8 @@ class Loop:
         self._clients = bind_router(self._context, layout.client_socket, config.limits)
         self._actors = bind_router(self._context, layout.actor_socket, config.limits, handover=True)
         self._events = bind_publisher(self._context, layout.event_socket, config.limits)
+        # Sent at the end of a turn, all at once: a send that finds zmq's thread asleep costs a wake-up.
+        self._outbox: list[tuple[PlainSocket, list[Buffer]]] = []
         self._stop_asked = False
         self._kill_at = math.inf  # when actors that are still draining are ended
         # When to look at the actors' processes again; a signal makes it now.
@@ -112,6 +114,7 @@ class Loop:
             self._supervise(signals, now)
         if now >= self._broker.next_deadline():
             self._perform(self._broker.tick(now))
+        self._send_outbox()
 
     def _timeout_ms(self) -> int:
         due_s = min(self._broker.next_deadline(), self._supervise_at) - time.monotonic()
@@ -169,15 +172,15 @@ class Loop:
         for decision in decisions:
             match decision:
                 case Forward(actor, frames):
-                    self._send(self._actors, actor.encode(), frames)
+                    self._outbox.append((self._actors, [actor.encode(), *frames]))
                 case Relay(client, frames):
-                    self._send(self._clients, client, frames)
+                    self._outbox.append((self._clients, [client, *frames]))
                 case Reply(client, envelope):
-                    self._send(self._clients, client, encode(envelope))
+                    self._outbox.append((self._clients, [client, *encode(envelope)]))
                 case Tell(actor, envelope):
-                    self._send(self._actors, actor.encode(), encode(envelope))
+                    self._outbox.append((self._actors, [actor.encode(), *encode(envelope)]))
                 case Publish(event):
-                    send(self._events, encode(unsolicited(event)))
+                    self._outbox.append((self._events, encode(unsolicited(event))))
                 case Heard(actor, ready):
                     self._supervisor.heard(actor, ready=ready, now=time.monotonic())
                     if ready:
@@ -187,14 +190,16 @@ class Loop:
                 case StopDaemon():
                     self.stop()
 
-    def _send(self, socket: PlainSocket, peer: bytes, frames: Sequence[Buffer]) -> None:
-        try:
-            send(socket, [peer, *frames], copy=False)
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            # The client hung up, or the actor died: its requests are answered when that is noticed.
-            log.debug("peer.gone", peer=peer.hex())
+    def _send_outbox(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        for socket, frames in outbox:
+            try:
+                send(socket, frames, copy=False)
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EHOSTUNREACH:
+                    raise
+                # The client hung up, or the actor died: its requests are answered when that is noticed.
+                log.debug("peer.gone", peer=bytes(frames[0]).hex())
 
     def _changed(self, change: Change, now: float) -> None:
         match change:
@@ -234,6 +239,7 @@ class Loop:
     def _end(self) -> None:
         self._supervisor.kill_all()
         self._perform(self._broker.finish(time.monotonic()))
+        self._send_outbox()
         log.info("daemon.stopped")
         close(self._context, self._clients, self._actors, self._events)
 
