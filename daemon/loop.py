@@ -53,7 +53,7 @@ Progress = Callable[[DaemonStatus], None]
 _MESSAGES_PER_TURN = 256
 # What a process sent just before it ended may still be on its way to us for so long.
 _LAST_WORDS_MS = 20
-_LONGEST_POLL_MS = 3_600_000
+_LONGEST_POLL_S = 3600.0
 
 
 class Loop:
@@ -77,6 +77,7 @@ class Loop:
         self._kill_at = math.inf  # when actors that are still draining are ended
         # When to look at the actors' processes again; a signal makes it now.
         self._supervise_at = 0.0
+        self._tick_at = 0.0
 
     def run(self) -> None:
         """Until a signal, `stop` or a Shutdown, and until all actors have ended."""
@@ -112,15 +113,14 @@ class Loop:
         # Processes cost system calls to look at: not between any two messages.
         if now >= self._supervise_at:
             self._supervise(signals, now)
-        if now >= self._broker.next_deadline():
+        if now >= self._tick_at:
             self._perform(self._broker.tick(now))
         self._send_outbox()
+        self._tick_at = self._broker.next_deadline()
 
     def _timeout_ms(self) -> int:
-        due_s = min(self._broker.next_deadline(), self._supervise_at) - time.monotonic()
-        return min(
-            max(0, math.ceil(due_s * 1000)) if due_s < math.inf else _LONGEST_POLL_MS, _LONGEST_POLL_MS
-        )
+        due_s = min(self._tick_at, self._supervise_at) - time.monotonic()
+        return math.ceil(1000 * min(max(0.0, due_s), _LONGEST_POLL_S))
 
     def _supervise(self, signals: Signals, now: float) -> None:
         if (self._stop_asked or signals.stops) and not self._stopping:

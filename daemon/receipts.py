@@ -74,7 +74,9 @@ class Receipts:
         ]
 
     def next_deadline(self) -> float:
-        return min((waiting.since for waiting in self._open.values()), default=math.inf) + self.timeout_s
+        if not self._open:  # asked for at every turn of the loop
+            return math.inf
+        return min(waiting.since for waiting in self._open.values()) + self.timeout_s
 
     def _fail(self, key: VersionKey, why: str) -> Settled:
         waiting = self._open.pop(key)
