@@ -3,6 +3,7 @@
 stdout gets data, stderr gets talk. Starting and stopping the daemon itself is `daemon.launch`'s.
 """
 
+import contextlib
 import shlex
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Unpack
 
 from ..bus.config import Config
+from ..bus.errors import LoractlError
 from ..bus.layout import StateLayout
 from ..bus.messages import DaemonStatus
 from . import doctor, screens
@@ -27,6 +29,7 @@ from .terminal import EXIT_FAILED, data_console, show_json, talk_console
 from .tiny_model import make_tiny_model
 
 _LOG_LOOK_S = 0.25
+_STATUS_WAIT_S = 3.0
 
 
 @contextmanager
@@ -36,13 +39,16 @@ def _service(config: Config) -> Iterator[Service]:
 
 
 def show_status(config: Config, *, as_json: bool) -> int:
-    with _service(config) as service:
-        state, adapters = service.status(), service.adapters()
+    """Answered at once, also while the trainer restarts or is in a long pass: then without adapters."""
+    adapters = None
+    with connect(config=config) as service:
+        state = service.status()
+        if any(actor.role == "trainer" and actor.phase == "ready" for actor in state.actors):
+            with contextlib.suppress(TimeoutError, LoractlError):
+                adapters = service.adapters(_STATUS_WAIT_S)
     if as_json:
-        show_json(
-            data_console(),
-            {"daemon": screens.plain_data(state), "adapters": screens.plain_data(adapters)},
-        )
+        data = {"daemon": screens.plain_data(state), "adapters": screens.plain_data(adapters)}
+        show_json(data_console(), data)
     else:
         screens.show_status(data_console(), state, adapters)
     return 0

@@ -21,6 +21,7 @@ from .text import ModelText
 from .training import TrainingRun
 
 Say = Callable[[str], None]
+_MANY_ROWS = 2000  # take some seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,8 @@ def _base_settings(found: AdapterDetails | None, earlier: RunRecord | None) -> R
 
 
 def _datums(text: ModelText, file: Path, rows: list[Row], max_length: int | None, say: Say) -> list[Datum]:
+    if len(rows) >= _MANY_ROWS:
+        say(f"tokenizing {len(rows)} rows")
     datums, bad, cut = text.datums(rows, max_length)
     if bad:
         raise BadRows(file, bad, of=len(rows))

@@ -14,7 +14,8 @@ NO_ADAPTERS = "no adapters yet: make one with `loractl train DATA.jsonl --adapte
 _PHASE_STYLES = {"ready": "green", "failed": "bold red"}
 
 
-def show_status(console: Console, status: DaemonStatus, adapters: Sequence[AdapterDetails]) -> None:
+def show_status(console: Console, status: DaemonStatus, adapters: Sequence[AdapterDetails] | None) -> None:
+    """adapters: None when the trainer, which knows them, does not answer at the moment."""
     show_facts(
         console,
         {
@@ -27,7 +28,9 @@ def show_status(console: Console, status: DaemonStatus, adapters: Sequence[Adapt
     console.print()
     show_actors(console, status.actors)
     console.print()
-    if adapters:
+    if adapters is None:
+        console.print(f"{status.adapters} adapters; the trainer cannot list them at the moment")
+    elif adapters:
         show_adapters(console, adapters)
     else:
         console.print(NO_ADAPTERS)

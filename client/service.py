@@ -101,8 +101,11 @@ class Service:
     def status(self) -> DaemonStatus:
         return ask(self._client, GetStatus(), DaemonStatus)
 
-    def adapters(self) -> tuple[AdapterDetails, ...]:
-        return ask(self._client, ListAdapters(), AdapterList).adapters
+    def adapters(self, timeout_s: float | None = None) -> tuple[AdapterDetails, ...]:
+        """Raises:
+        TimeoutError: the trainer, whose they are, did not answer in time.
+        """
+        return Future(self._client.submit(ListAdapters()), AdapterList).result(timeout_s).adapters
 
     def find(self, name: str) -> AdapterDetails | None:
         """The adapter of that name, if there is one."""

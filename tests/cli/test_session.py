@@ -153,8 +153,10 @@ def test_a_killed_trainer_costs_a_run_a_pause_and_not_a_bit(loractl, train, unin
     run.until("step 6/")
     state = json.loads(loractl("daemon", "status", "--json").out)
     os.kill(next(a["pid"] for a in state["daemon"]["actors"] if a["actor"] == "trainer"), signal.SIGKILL)
+    meanwhile = loractl("daemon", "status")
     ended = run.end()
 
+    assert "the trainer cannot list them at the moment" in meanwhile.out
     assert ended.code == 0, ended.err
     assert "the trainer restarted" in ended.err
     assert "going on from step" in ended.err
