@@ -136,7 +136,12 @@ def running(way: str) -> Iterator[tuple[Config, psutil.Process]]:
     file.write_text(config.to_json())
     roles = [["--role", way]] if way == "broker" else [["--role", way], ["--role", "echo", "--prefix", "1"]]
     processes = [
-        subprocess.Popen([sys.executable, __file__, *role, "--config", str(file)], stderr=subprocess.DEVNULL)
+        subprocess.Popen(
+            [sys.executable, __file__, *role, "--config", str(file)],
+            stderr=subprocess.DEVNULL,
+            # As the daemon starts its actors: the system shares time between sessions, then processes.
+            start_new_session="echo" in role,
+        )
         for role in roles
     ]
     try:
