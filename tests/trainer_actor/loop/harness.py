@@ -263,9 +263,15 @@ def start_process(office: Office) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "loractl.trainer_actor", "--config", str(office.layout.config)]
     root = Path(__file__).resolve().parents[3]
     environment = subprocess_environment({"PYTHONPATH": str(root / ".pkg"), "OMP_NUM_THREADS": "1"})
-    return subprocess.Popen(
-        [*command, "--actor", "trainer"], env=environment, start_new_session=True, stderr=subprocess.PIPE
-    )
+    with said_file(office).open("ab") as said:
+        return subprocess.Popen(
+            [*command, "--actor", "trainer"], env=environment, start_new_session=True, stderr=said
+        )
+
+
+def said_file(office: Office) -> Path:
+    """What the trainer's process wrote to stderr."""
+    return office.layout.root / "said.txt"
 
 
 def same(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> bool:

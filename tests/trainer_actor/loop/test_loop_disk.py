@@ -29,6 +29,7 @@ from loractl.tests.trainer_actor.loop.harness import (
     Adapter,
     Office,
     create,
+    said_file,
     same,
     start,
     start_process,
@@ -274,7 +275,7 @@ def processes() -> Iterator[list["subprocess.Popen[bytes]"]]:
     yield started
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait(30)
 
 
 def test_a_killed_trainer_comes_back_at_its_last_checkpoint_and_a_terminated_one_where_it_was(
@@ -321,11 +322,11 @@ def test_a_trainer_that_cannot_start_says_why_in_one_line(
     office.close()
 
     processes.append(start_process(office))
-    _, said = processes[-1].communicate(timeout=60)
 
-    assert processes[-1].returncode == 3
-    assert said.decode().count("\n") == 1
-    assert "no daemon runs" in said.decode()
+    assert processes[-1].wait(60) == 3
+    said = said_file(office).read_text()
+    assert said.count("\n") == 1
+    assert "no daemon runs" in said
 
 
 # --- published versions ----------------------------------------------------------------------------

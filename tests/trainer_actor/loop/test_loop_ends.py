@@ -1,11 +1,11 @@
 """Stopping, bugs, copies that fail: nobody is left without an answer, nothing is left half done."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from loractl.bus.errors import StorageFailed
 from loractl.bus.messages import (
-    DescribeModel,
     Drain,
     Failed,
     OptimStep,
@@ -13,7 +13,16 @@ from loractl.bus.messages import (
     PublishAdapter,
     SaveCheckpoint,
 )
-from loractl.tests.trainer_actor.loop.harness import Office, create, pass_over, same, start, stop
+from loractl.tests.trainer_actor.loop.harness import (
+    WAIT_S,
+    Office,
+    checked,
+    create,
+    pass_over,
+    same,
+    start,
+    stop,
+)
 from loractl.trainer_actor.bank import HostState
 from loractl.trainer_actor.engine import TrainEngine
 from loractl.trainer_actor.passes import PartOutcome, PassPart
@@ -51,6 +60,18 @@ class BrittleEngine(TrainEngine):
             raise BrittleEngine.trouble
 
 
+class HeldEngine(TrainEngine):
+    """Stays inside a pass until it is released."""
+
+    entered = threading.Event()
+    released = threading.Event()
+
+    def forward_backward(self, parts: Sequence[PassPart]) -> list[PartOutcome]:
+        self.entered.set()
+        assert self.released.wait(WAIT_S)
+        return super().forward_backward(parts)
+
+
 @pytest.fixture
 def trip() -> Iterator[Callable[[str, Exception], None]]:
     def arm(at: str, trouble: Exception) -> None:
@@ -63,16 +84,20 @@ def trip() -> Iterator[Callable[[str, Exception], None]]:
 
 def test_a_drain_finishes_what_runs_and_answers_all_that_waits(open_office: OpenOffice) -> None:
     office = open_office()
-    trainer, _ = start(office)
-    adapter = create(office, "poet")
-    adapter.next()
-    early = [office.send(pass_over(data, **adapter.next())) for data in range(3)]
+    trainer, _ = start(office, HeldEngine)
+    adapter, other = create(office, "poet"), create(office, "other")
+    running = office.send(pass_over(1, **adapter.next()))
+    assert HeldEngine.entered.wait(WAIT_S)
+    other.next()
+    waiting = [office.send(pass_over(data, **other.next())) for data in range(3)]  # behind a gap
     office.tell(Drain())
-    late = office.send(DescribeModel())
+    HeldEngine.released.set()
 
-    answers = [office.wait(request) for request in (*early, late)]
+    ran = checked(office.wait(running), PassResult)
+    answers = [office.wait(request) for request in waiting]
 
-    assert [answer.code for answer in answers if isinstance(answer, Failed)] == ["actor_stopping"] * 4
+    assert ran.logprobs.shape == (12,)
+    assert [answer.code for answer in answers if isinstance(answer, Failed)] == ["actor_stopping"] * 3
     assert all(answer.retryable for answer in answers if isinstance(answer, Failed))
     assert trainer.join() == 0
 
