@@ -183,7 +183,10 @@ def train(place: Place, data: Path, adapter: str, resume: bool, base_model: str 
     job = Job(
         data=data, adapter=checked_name(adapter, what="an adapter"), given=wanted, resume=resume, rows=rows
     )
-    again = f"loractl train {place.option}{shlex.quote(str(data))} --adapter {adapter} --resume"
+    daemon_options = [f"--config={each}" for each in place.overrides]
+    daemon_options += [f"--base-model={base_model}"] if base_model else []
+    words = [str(data), f"--adapter={adapter}", "--resume", *daemon_options]
+    again = f"loractl train {place.option}{shlex.join(words)}"
     config = place.config(*(base_model_settings(base_model) if base_model else ()))
     with daemon_for_run(config, launch, talk_console()):
         return commands.train(config, job, again=again, base_model_given=base_model is not None)

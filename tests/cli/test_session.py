@@ -140,7 +140,7 @@ def test_ctrl_c_leaves_an_adapter_that_goes_on_to_the_same_end(loractl, train, r
 
     assert stopped.code == 130
     assert "stopping: waiting for the steps in hand" in stopped.err
-    assert stopped.err.splitlines()[-1].endswith("--adapter stopped --resume")
+    assert stopped.err.splitlines()[-1].endswith("--adapter=stopped --resume")
     details = json.loads(loractl("adapters", "show", "stopped", "--json").out)["adapter"]
     assert details["step"] == details["checkpoint_step"] > 0
     if details["step"] <= STEPS:
