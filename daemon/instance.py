@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..bus.config import Config
-from ..bus.errors import DaemonAlreadyRunning, StartFailed
+from ..bus.errors import DaemonAlreadyRunning, InvalidConfig, StartFailed
 from ..bus.layout import StateLayout
 from ..bus.sockets import checked_address
 
@@ -33,12 +33,15 @@ def hold_state_directory(config: Config) -> Iterator[StateLayout]:
     layout = StateLayout(Path(config.state_dir))
     for address in _addresses(layout):
         checked_address(address)
-    _make_directories(layout)
-    with layout.lock.open("a") as lock:
+    with _usable(layout):
+        _make_directories(layout)
+        lock = layout.lock.open("a")
+    with lock:
         _claim(lock, layout)
-        _remove_sockets_and_pid(layout)
-        layout.pid.write_text(f"{os.getpid()}\n")
-        _write_private(layout.config, config.to_json())
+        with _usable(layout):
+            _remove_sockets_and_pid(layout)
+            layout.pid.write_text(f"{os.getpid()}\n")
+            _write_private(layout.config, config.to_json())
         try:
             yield layout
         finally:
@@ -47,14 +50,20 @@ def hold_state_directory(config: Config) -> Iterator[StateLayout]:
 
 
 def is_held(layout: StateLayout) -> bool:
-    """Whether a daemon lives on this state directory, however it feels."""
+    """Whether a daemon lives on this state directory, however it feels.
+
+    Raises:
+        InvalidConfig: the directory belongs to somebody else.
+    """
     try:
         with layout.lock.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except BlockingIOError:
         return True
+    except PermissionError as error:
+        raise InvalidConfig(f"{layout.lock} may not be opened: whose state directory is it?") from error
     return False
 
 
@@ -89,15 +98,20 @@ def _claim(lock: TextIO, layout: StateLayout) -> None:
     raise already_running(layout)
 
 
-def _make_directories(layout: StateLayout) -> None:
+@contextmanager
+def _usable(layout: StateLayout) -> Iterator[None]:
     try:
-        for directory in (layout.root, layout.logs, layout.adapters, layout.versions):
-            directory.mkdir(parents=True, exist_ok=True)
-        layout.run.mkdir(mode=0o700, exist_ok=True)
-        # It may be older than this rule: whoever enters it can act as the user who started the daemon.
-        layout.run.chmod(0o700)
+        yield
     except OSError as error:
         raise StartFailed(f"the state directory {layout.root} cannot be used: {error}") from error
+
+
+def _make_directories(layout: StateLayout) -> None:
+    for directory in (layout.root, layout.logs, layout.adapters, layout.versions):
+        directory.mkdir(parents=True, exist_ok=True)
+    layout.run.mkdir(mode=0o700, exist_ok=True)
+    # It may be older than this rule: whoever enters it can act as the user who started the daemon.
+    layout.run.chmod(0o700)
 
 
 def _remove_sockets_and_pid(layout: StateLayout) -> None:

@@ -50,7 +50,9 @@ def run_foreground(
         start = _Start(layout)
 
         def progressed(status: DaemonStatus) -> None:
-            note_processes(actors_file(layout), supervisor.pids)
+            # On a full disk the note is missing, and the daemon lives.
+            with contextlib.suppress(OSError):
+                note_processes(actors_file(layout), supervisor.pids)
             if on_progress is not None:
                 on_progress(status)
             if start.failed(status):

@@ -23,13 +23,15 @@ class Identity:
 def daemon_status(
     identity: Identity, config: Config, actors: ActorTable, publishing: Publishing, now: float
 ) -> DaemonStatus:
+    bridges = [actor for actor in actors if actor.role == "bridge"]
     return DaemonStatus(
         daemon_version=identity.version,
         pid=identity.pid,
         uptime_s=now - identity.started,
         state_dir=config.state_dir,
         base_model=config.model.name,
-        http=config.daemon.http,
+        # Port 0 was asked for where a ready bridge says which one it took.
+        http=next((each.details for each in bridges if each.phase == "ready"), config.daemon.http),
         actors=tuple(actor.status() for actor in actors),
         adapters=publishing.adapters,
         versions=len(publishing.versions),

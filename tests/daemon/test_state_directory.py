@@ -6,11 +6,15 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import pytest
 from loractl.bus.config import Config
+from loractl.bus.errors import InvalidConfig, StartFailed
 from loractl.bus.layout import StateLayout
+from loractl.daemon import launch
 from loractl.daemon.instance import actors_file, is_held
 from loractl.daemon.processes import end_orphans, note_processes
 from loractl.tests.daemon.conftest import Start
@@ -88,6 +92,23 @@ def test_nothing_of_a_stopped_daemon_stays_in_the_run_directory(start: Start, st
 
     assert not is_held(StateLayout(state_dir))
     assert sorted(path.name for path in (state_dir / "run").iterdir()) == ["config.json", "daemon.lock"]
+
+
+def test_a_state_directory_that_cannot_be_made_is_named(start: Start, config: Config, state_dir: Path):
+    (state_dir / "file").write_text("")
+    nowhere = replace(config, state_dir=str(state_dir / "file"))
+
+    with pytest.raises(StartFailed, match=f"the state directory {nowhere.state_dir} cannot be used"):
+        launch.run_foreground(nowhere)
+    assert not launch.running(nowhere)
+
+
+def test_a_path_too_long_for_sockets_is_refused_before_anything_is_made(config: Config, state_dir: Path):
+    long = replace(config, state_dir=str(state_dir / ("x" * 100)))
+
+    with pytest.raises(InvalidConfig, match="choose a shorter --state-dir"):
+        launch.run_foreground(long)
+    assert not Path(long.state_dir).exists()
 
 
 # --- orphans: only what is truly ours --------------------------------------------------------------
