@@ -202,7 +202,7 @@ class Clients:
 
 def measure(*, quick: bool) -> list[Result]:
     """Alternate between the ways, round by round; the median of the rounds counts."""
-    rounds, requests = (1, 300) if quick else (7, 3000)
+    rounds, requests = (1, 200) if quick else (7, 3000)
     results = []
     with ExitStack() as stack:
         ways = {way: stack.enter_context(running(way)) for way in ("broker", "relay")}
