@@ -43,6 +43,8 @@ bench: setup
 
 gpu: setup
 	$(BIN)/pytest -m gpu
+	$(BIN)/python examples/demo.py
+	$(BIN)/python bench/sampler.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
