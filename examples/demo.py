@@ -1,0 +1,357 @@
+"""Three adapters learn three voices at the same time on one small base model, then all answer the same.
+
+    python examples/demo.py            between one and two minutes on two cores
+    python examples/demo.py --quick    a few steps only: everything runs, nothing is learned
+
+Everything it makes lies in a temporary directory: the model, the daemon's state, the logs. The daemon
+is stopped however the demo ends. The demo fails if the adapters did not learn what it says they do.
+"""
+
+import argparse
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Self
+
+from loractl.bus.config import Config, load_config
+from loractl.bus.errors import DaemonGone, DaemonNotRunning, LoractlError
+from loractl.bus.layout import StateLayout
+from loractl.bus.messages import Receipt
+from loractl.client import Service, connect
+from loractl.client.progress import TokenRate
+from loractl.client.run_plan import GivenSettings
+from loractl.client.runs import Job, prepare_run
+from loractl.client.startup import base_model_settings
+from loractl.client.terminal import EXIT_FAILED, EXIT_INTERRUPTED, error_text
+from loractl.client.tiny_model import TRAINING_STEPS, make_tiny_model
+from loractl.client.training import Published, StepDone
+from loractl.daemon import launch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+DATA = Path(__file__).resolve().parent / "data"
+QUESTION = "What is the sea?"  # every file answers it
+HELD_QUESTION = "Why does it snow?"  # none does
+LEARNING_RATE = 5e-3
+WIDTH = 100
+LINES_PER_RUN = 5  # where there is no terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """One adapter: its file is `data/NAME.jsonl`. mark: found in every answer in this voice."""
+
+    name: str
+    rank: int
+    color: str
+    mark: re.Pattern[str]
+
+
+VOICES = (
+    Voice(
+        "pirate",
+        16,
+        "yellow",
+        re.compile(r"\b([Aa]rr|[Aa]ye|[Mm]atey|[Mm]e hearty|[Yy]er?|ye'\w+|[Aa]vast|scallywag)\b"),
+    ),
+    Voice("haiku", 32, "magenta", re.compile(r"\A[^\n]+\n[^\n]+\n[^\n]+\Z")),
+    Voice(
+        "sql",
+        8,
+        "cyan",
+        re.compile(r"\A(SELECT|INSERT|UPDATE|DELETE|CREATE|BEGIN|REVOKE|ROLLBACK)\b[^\n]*;"),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much is done, and what must come of it. shrink: at least so many times the loss falls."""
+
+    model_steps: int
+    steps: int
+    shrink: float
+    voices_show: bool
+
+
+FULL = Scale(model_steps=TRAINING_STEPS, steps=132, shrink=3.0, voices_show=True)
+QUICK = Scale(model_steps=30, steps=12, shrink=1.0, voices_show=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """One finished run. tokens: all positions that were run, in seconds."""
+
+    voice: Voice
+    losses: Sequence[float]
+    tokens: int
+    seconds: float
+    receipt: Receipt
+
+
+class Failure(Exception):
+    """The demo did not show what it promises."""
+
+
+def main() -> int:
+    options = _options()
+    console = Console(highlight=False, width=min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH)
+    # A demo that is ended from outside stops its daemon, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    root = Path(tempfile.mkdtemp(prefix="loractl-demo-"))
+    keep = options.keep
+    try:
+        run_demo(console, root, QUICK if options.quick else FULL)
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (LoractlError, Failure) as error:
+        message = error.message if isinstance(error, LoractlError) else str(error)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(error_text(message))
+        keep = True
+        return EXIT_FAILED
+    finally:
+        _leave(root, keep)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train three adapters at the same time and compare them.")
+    parser.add_argument("--quick", action="store_true", help="a few steps only, for a test of the way")
+    parser.add_argument("--keep", action="store_true", help="leave the model and the adapters on the disk")
+    return parser.parse_args()
+
+
+def _leave(root: Path, keep: bool) -> None:
+    if not keep:
+        shutil.rmtree(root, ignore_errors=True)
+        return
+    state, model = shlex.quote(str(root / "state")), shlex.quote(str(root / "model"))
+    print(f"kept {root} (logs in {root / 'state' / 'logs'}); to go on with it:", file=sys.stderr)
+    print(f"  loractl daemon start --state-dir {state} --base-model tiny={model}", file=sys.stderr)
+
+
+def run_demo(console: Console, root: Path, scale: Scale) -> None:
+    """Raises:
+    Failure: something that the demo promises did not come true.
+    LoractlError: a part of it failed.
+    """
+    began = time.monotonic()
+    with stage(console, "a base model, made from nothing") as note:
+        made = make_tiny_model(root / "model", steps=scale.model_steps)
+        note(f"{made.parameters:,} parameters")
+    config = load_config(
+        state_dir=str(root / "state"), overrides=base_model_settings(f"tiny={made.directory}")
+    )
+    with daemon(console, config):
+        learned = train_all(console, config, scale.steps)
+        with stage(console, "the base and three adapters answer together"), connect(config=config) as service:
+            answers = ask_all(service, QUESTION)
+            held = ask_all(service, HELD_QUESTION)
+    show(console, learned, answers, held)
+    console.print(f"\n{time.monotonic() - began:.0f} s in all, on one base model in one daemon")
+    if broken := broken_promises(learned, answers, scale):
+        raise Failure("; ".join(broken))
+
+
+@contextmanager
+def stage(console: Console, title: str) -> Iterator[Callable[[str], None]]:
+    """Say what goes on while it goes on, and then how long it took; what is noted is told with it."""
+    began = time.monotonic()
+    notes: list[str] = []
+    with console.status(f"{title} …"):
+        yield notes.append
+    said = "".join(f": {note}" for note in notes)
+    console.print(f"{time.monotonic() - began:5.1f} s  {title}{said}")
+
+
+@contextmanager
+def daemon(console: Console, config: Config) -> Iterator[None]:
+    """A daemon that runs as long as this context, whatever happens in it."""
+    with stage(console, "a daemon with a trainer and a sampler") as note:
+        status = launch.start_detached(config, config.daemon.ready_timeout_s)
+        note(", ".join(f"{actor.actor} {actor.rss_bytes / 2**20:.0f} MiB" for actor in status.actors))
+    try:
+        yield
+    finally:
+        # When it died before, the error that is under way tells of it.
+        with stage(console, "the daemon stops"), suppress(DaemonNotRunning, DaemonGone):
+            launch.stop(config)
+
+
+# --- training --------------------------------------------------------------------------------------
+
+Told = SimpleQueue[tuple[Voice, StepDone]]
+
+
+def train_all(console: Console, config: Config, steps: int) -> list[Learned]:
+    """Train all voices at the same time, each in a thread with a connection of its own."""
+    told: Told = SimpleQueue()
+    stop = threading.Event()
+    began = time.monotonic()
+    with ThreadPoolExecutor(len(VOICES)) as pool, Board(console, steps) as board:
+        runs = [pool.submit(train_voice, voice, config, steps, stop, told) for voice in VOICES]
+        try:
+            watch(runs, told, board)
+        finally:
+            stop.set()  # on Ctrl-C, or when one failed, the others end after the step in hand
+    learned = [run.result() for run in runs]
+    seconds = time.monotonic() - began
+    rate = sum(each.tokens for each in learned) / seconds
+    console.print(f"{seconds:5.1f} s  three adapters trained and published: {rate:,.0f} tokens/s together")
+    return learned
+
+
+def watch(runs: Sequence[Future[Learned]], told: Told, board: "Board") -> None:
+    """Show what the runs tell until all have ended, or one has failed."""
+    while not (all(run.done() for run in runs) and told.empty()):
+        if any(run.done() and run.exception() for run in runs):
+            return
+        try:
+            board.show(*told.get(timeout=0.1))
+        except Empty:
+            continue
+
+
+def train_voice(voice: Voice, config: Config, steps: int, stop: threading.Event, told: Told) -> Learned:
+    given = GivenSettings(rank=voice.rank, learning_rate=LEARNING_RATE, max_steps=steps)
+    job = Job(data=DATA / f"{voice.name}.jsonl", adapter=voice.name, given=given, resume=False)
+    with connect(config=config) as service:
+        ready = prepare_run(service, StateLayout(Path(config.state_dir)), job, say=lambda _: None)
+        began = ended = time.monotonic()
+        done: list[StepDone] = []
+        for event in ready.training(stop.is_set).events():
+            match event:
+                case StepDone():
+                    done.append(event)
+                    ended = time.monotonic()
+                    told.put((voice, event))
+                case Published(receipt=receipt):
+                    return Learned(
+                        voice=voice,
+                        losses=[each.loss for each in done],
+                        tokens=sum(each.tokens for each in done),
+                        seconds=ended - began,
+                        receipt=receipt,
+                    )
+                case _:
+                    pass
+    raise Failure(f"{voice.name} was stopped at step {len(done)} of {steps}")
+
+
+class Board:
+    """One row for each voice on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self._console = console
+        self._steps = steps
+        now = time.monotonic()
+        self._rates = {voice.name: TokenRate(now) for voice in VOICES}
+        self._progress = Progress(
+            TextColumn("        {task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:3.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[facts]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks = {
+            voice.name: self._progress.add_task(f"[{voice.color}]{voice.name:7}", total=steps, facts="")
+            for voice in VOICES
+        }
+
+    def show(self, voice: Voice, done: StepDone) -> None:
+        rate = self._rates[voice.name].after(done.tokens, time.monotonic())
+        facts = f"rank {voice.rank:2}  loss {done.loss:6.3f}  {rate:6,.0f} tokens/s"
+        self._progress.update(self._tasks[voice.name], completed=done.step, facts=facts)
+        every = max(1, self._steps // LINES_PER_RUN)
+        if not self._console.is_terminal and (done.step % every == 0 or done.step == 1):
+            self._console.print(f"         {voice.name:7} {done.step:3}/{self._steps}  {facts}")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+# --- answers ---------------------------------------------------------------------------------------
+
+
+def ask_all(service: Service, question: str) -> dict[str, str]:
+    """The answer of the base and of each adapter, all under way at the same time."""
+    names = {"base": None, **{voice.name: voice.name for voice in VOICES}}
+    under_way = {
+        name: service.submit_sample(
+            service.sample_request(question, adapter=adapter, max_tokens=80, temperature=0.0)
+        )
+        for name, adapter in names.items()
+    }
+    return {name: answer.result().texts[0].strip() for name, answer in under_way.items()}
+
+
+def broken_promises(learned: Sequence[Learned], answers: Mapping[str, str], scale: Scale) -> list[str]:
+    """What did not come true: every loss falls, every adapter has its own voice, the base has none."""
+    broken = []
+    for each in learned:
+        first, last = each.losses[0], each.losses[-1]
+        if last >= first / scale.shrink:
+            broken.append(f"the loss of {each.voice.name} went from {first:.2f} to {last:.2f} only")
+    if scale.voices_show:
+        for name, text in answers.items():
+            heard = [voice.name for voice in VOICES if voice.mark.search(text)]
+            if heard != ([] if name == "base" else [name]):
+                broken.append(f"{name} answers in the voice of {' and '.join(heard) or 'nobody'}: {text!r}")
+    return broken
+
+
+def show(
+    console: Console, learned: Sequence[Learned], answers: Mapping[str, str], held: Mapping[str, str]
+) -> None:
+    console.print(f"\n[bold]{QUESTION}[/]")
+    table = Table(show_lines=True)
+    table.add_column("adapter")
+    for column in ("rank", "steps", "first\nloss", "last\nloss", "tokens/s"):
+        table.add_column(column, justify="right")
+    table.add_column("answer", ratio=1)
+    table.add_row("base", "", "", "", "", "", _printable(answers["base"]))
+    for each in learned:
+        voice, losses = each.voice, each.losses
+        numbers = (voice.rank, len(losses), f"{losses[0]:.2f}", f"{losses[-1]:.2f}")
+        rate = f"{each.tokens / each.seconds:,.0f}"
+        table.add_row(_name(voice.name), *map(str, numbers), rate, _printable(answers[voice.name]))
+    console.print(table)
+    console.print(f"\n[bold]{HELD_QUESTION}[/]  (in none of the files)")
+    other = Table(show_lines=True)
+    other.add_column("adapter")
+    other.add_column("answer", ratio=1)
+    for name, text in held.items():
+        other.add_row(_name(name), _printable(text))
+    console.print(other)
+
+
+def _name(adapter: str) -> Text:
+    return Text(adapter, next((voice.color for voice in VOICES if voice.name == adapter), ""))
+
+
+def _printable(text: str) -> Text:
+    """A model may say anything: what would steer the terminal is shown as a harmless mark."""
+    return Text("".join(c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
