@@ -8,7 +8,6 @@ is stopped however the demo ends. The demo fails if the adapters did not learn w
 """
 
 import argparse
-import re
 import shlex
 import shutil
 import signal
@@ -41,54 +40,25 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
+from voices import HELD_QUESTION, QUESTION, VOICES, Voice, broken_promises
 
-DATA = Path(__file__).resolve().parent / "data"
-QUESTION = "What is the sea?"  # every file answers it
-HELD_QUESTION = "Why does it snow?"  # none does
 LEARNING_RATE = 5e-3
 WIDTH = 100
 LINES_PER_RUN = 5  # where there is no terminal
 
 
-@dataclass(frozen=True, slots=True)
-class Voice:
-    """One adapter: its file is `data/NAME.jsonl`. mark: found in every answer in this voice."""
-
-    name: str
-    rank: int
-    color: str
-    mark: re.Pattern[str]
-
-
-VOICES = (
-    Voice(
-        "pirate",
-        16,
-        "yellow",
-        re.compile(r"\b([Aa]rr|[Aa]ye|[Mm]atey|[Mm]e hearty|[Yy]er?|ye'\w+|[Aa]vast|scallywag)\b"),
-    ),
-    Voice("haiku", 32, "magenta", re.compile(r"\A[^\n]+\n[^\n]+\n[^\n]+\Z")),
-    Voice(
-        "sql",
-        8,
-        "cyan",
-        re.compile(r"\A(SELECT|INSERT|UPDATE|DELETE|CREATE|BEGIN|REVOKE|ROLLBACK)\b[^\n]*;"),
-    ),
-)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How much is done, and what must come of it. shrink: at least so many times the loss falls."""
+    """How much is done, and what must come of it, see `voices.broken_promises`."""
 
     model_steps: int
     steps: int
     shrink: float
-    voices_show: bool
+    heard: bool
 
 
-FULL = Scale(model_steps=TRAINING_STEPS, steps=132, shrink=3.0, voices_show=True)
-QUICK = Scale(model_steps=30, steps=12, shrink=1.0, voices_show=False)
+FULL = Scale(model_steps=TRAINING_STEPS, steps=132, shrink=3.0, heard=True)
+QUICK = Scale(model_steps=30, steps=12, shrink=1.0, heard=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +133,8 @@ def run_demo(console: Console, root: Path, scale: Scale) -> None:
             held = ask_all(service, HELD_QUESTION)
     show(console, learned, answers, held)
     console.print(f"\n{time.monotonic() - began:.0f} s in all, on one base model in one daemon")
-    if broken := broken_promises(learned, answers, scale):
+    losses = {each.voice.name: each.losses for each in learned}
+    if broken := broken_promises(losses, answers, shrink=scale.shrink, heard=scale.heard):
         raise Failure("; ".join(broken))
 
 
@@ -228,7 +199,7 @@ def watch(runs: Sequence[Future[Learned]], told: Told, board: "Board") -> None:
 
 def train_voice(voice: Voice, config: Config, steps: int, stop: threading.Event, told: Told) -> Learned:
     given = GivenSettings(rank=voice.rank, learning_rate=LEARNING_RATE, max_steps=steps)
-    job = Job(data=DATA / f"{voice.name}.jsonl", adapter=voice.name, given=given, resume=False)
+    job = Job(data=voice.data, adapter=voice.name, given=given, resume=False)
     with connect(config=config) as service:
         ready = prepare_run(service, StateLayout(Path(config.state_dir)), job, say=lambda _: None)
         began = ended = time.monotonic()
@@ -302,21 +273,6 @@ def ask_all(service: Service, question: str) -> dict[str, str]:
         for name, adapter in names.items()
     }
     return {name: answer.result().texts[0].strip() for name, answer in under_way.items()}
-
-
-def broken_promises(learned: Sequence[Learned], answers: Mapping[str, str], scale: Scale) -> list[str]:
-    """What did not come true: every loss falls, every adapter has its own voice, the base has none."""
-    broken = []
-    for each in learned:
-        first, last = each.losses[0], each.losses[-1]
-        if last >= first / scale.shrink:
-            broken.append(f"the loss of {each.voice.name} went from {first:.2f} to {last:.2f} only")
-    if scale.voices_show:
-        for name, text in answers.items():
-            heard = [voice.name for voice in VOICES if voice.mark.search(text)]
-            if heard != ([] if name == "base" else [name]):
-                broken.append(f"{name} answers in the voice of {' and '.join(heard) or 'nobody'}: {text!r}")
-    return broken
 
 
 def show(
