@@ -51,7 +51,9 @@ class Waitlist:
 
     def take(self, tenant: TenantId, runnable: Callable[[Destination], bool]) -> Ticket | None:
         """The tenant's earliest request for a destination that can take one now, off the list."""
-        queues = self._held.get(tenant, {})
+        queues = self._held.get(tenant)
+        if queues is None:  # the usual case, after every answer
+            return None
         heads = [queue[0] for destination, queue in queues.items() if runnable(destination)]
         if not heads:
             return None
