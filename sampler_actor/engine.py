@@ -32,7 +32,7 @@ class EngineSettings:
 
     context_tokens: prompt and answer together never exceed it. max_rank: of any LoRA to come.
     max_loras: versions that one step may mix; max_loaded: versions kept in memory at one time.
-    max_concurrent: jobs handed to the engine at one time; it never sees more.
+    max_concurrent: jobs handed to the engine at one time; beside them it sees one probe at most.
     """
 
     model_path: str

@@ -24,6 +24,7 @@ class EngineHost:
     ) -> None:
         self.name = name
         self.gate = Gate(places)
+        self.probes = Gate(1)
         self._build = build
         self._on_lost = on_lost
         self._engine: Engine | None = None

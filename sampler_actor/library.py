@@ -227,8 +227,8 @@ class Library:
         probe = record.probe_tokens[: self._context_tokens - 1]
         if len(probe) < 2:
             return float("nan")
-        # A turn of its own: samples of the same tenant that wait do not hold up a publish.
-        async with host.gate.turn(NO_TENANT):
+        # Not through the samples' gate: samples that wait for this very load may hold all its places.
+        async with host.probes.turn(NO_TENANT):
             logprobs = await engine.score(key_of(record), probe)
         expected = np.array(record.probe_logprobs[: len(probe) - 1], np.float32)
         difference = float(np.abs(logprobs[1:] - expected).max())

@@ -315,6 +315,20 @@ def test_events_after_a_gap_are_caught_up_with(desk, versions):
     assert isinstance(desk.ask(sample_of(record)), SampleResult)
 
 
+def test_a_version_is_loaded_again_for_as_many_samples_as_run_at_one_time(
+    tiny_model, tmp_path, versions, reference
+):
+    config = config_for(tmp_path / "s", tiny_model, engine="torch", max_concurrent=2, max_loaded=1)
+    with running_sampler(config) as (desk, _, _):
+        evicted = published(desk, versions["alice-1"])
+        published(desk, versions["bob-1"])
+
+        answer = desk.ask(sample_of(evicted, num_samples=2))
+
+        assert answer.lengths.tolist() == [8, 8]
+        reference.assert_greedy(key_of(evicted), PROMPT, tuple(map(int, answer.tokens[:8])))
+
+
 def test_a_drained_sampler_answers_everything_and_leaves(tiny_model, tmp_path):
     with running_sampler(config_for(tmp_path / "s", tiny_model, engine="torch", max_concurrent=1)) as started:
         desk, sampler, _ = started
