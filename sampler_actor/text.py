@@ -9,7 +9,10 @@ from ..bus.errors import InvalidConfig
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 # Enough tokens to hold any character, however few bytes each token stands for.
 _KEEP = 8
+_CHARACTER_TOKENS = 4
 _LONGEST_WINDOW = 4 * _KEEP
+# What is still unfinished after so many tokens is no text. Windows are never longer.
+_LONGEST_UNFINISHED = 16 * _KEEP
 
 
 class Tokenizer(Protocol):
@@ -37,7 +40,8 @@ class TextStream:
     """The text of one growing sequence.
 
     Decodes a window at its end again with every token, because how a token reads may depend on the
-    ones before it. A last character that is still U+FFFD waits: its bytes may not be complete.
+    ones before it. What reads U+FFFD at the end waits: its bytes may not be complete. A tokenizer
+    with byte fallback reads so every byte of a run in which the last character is not.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -48,26 +52,30 @@ class TextStream:
     def push(self, token: int) -> str:
         """Text that became certain with this token."""
         self._window.append(token)
-        text = self._decode()
-        certain = len(text) - text.endswith(_UNFINISHED)
+        text = self._decode(self._window)
+        patient = len(self._window) <= _LONGEST_UNFINISHED
+        certain = len(text.rstrip(_UNFINISHED) if patient else text.removesuffix(_UNFINISHED))
         piece = text[self._shown : certain]
         self._shown = max(self._shown, certain)
-        if len(self._window) > _LONGEST_WINDOW:
-            self._forget_beginning(unshown=len(text) - self._shown)
+        if len(self._window) > _LONGEST_WINDOW and (self._shown == len(text) or not patient):
+            self._forget_beginning(text)
         return piece
 
     def finish(self) -> str:
         """What was still waiting for its other half."""
-        rest = self._decode()[self._shown :]
+        rest = self._decode(self._window)[self._shown :]
         self._shown += len(rest)
         return rest
 
-    def _forget_beginning(self, *, unshown: int) -> None:
-        # Counted from the end: a tokenizer may read the first token of a window in its own way.
-        self._window = self._window[-_KEEP:]
-        self._shown = len(self._decode()) - unshown
+    def _forget_beginning(self, text: str) -> None:
+        """Cut the window where no character lies across; without such a place, wait for a later token."""
+        unshown = len(text) - self._shown
+        for count in range(_KEEP, _KEEP + _CHARACTER_TOKENS):
+            kept = self._decode(self._window[-count:])
+            if text.endswith(kept) or len(self._window) > _LONGEST_UNFINISHED:
+                # Counted from the end: a tokenizer may read the first token of a window in its own way.
+                self._window, self._shown = self._window[-count:], max(0, len(kept) - unshown)
+                return
 
-    def _decode(self) -> str:
-        return self._tokenizer.decode(
-            self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+    def _decode(self, window: list[int]) -> str:
+        return self._tokenizer.decode(window, skip_special_tokens=True, clean_up_tokenization_spaces=False)
