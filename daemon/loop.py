@@ -99,7 +99,9 @@ class Loop:
     # --- one turn --------------------------------------------------------------------------------
 
     def _turn(self, poller: zmq.Poller, signals: Signals) -> None:
-        for source, _ in poller.poll(self._timeout_ms()):
+        # What falls due because of this turn's messages is looked at in the next one.
+        tick_at = self._broker.next_deadline()
+        for source, _ in poller.poll(_timeout_ms(min(tick_at, self._supervise_at))):
             if source is self._clients:
                 for frames in islice(receive_waiting(self._clients), _MESSAGES_PER_TURN):
                     self._from_client(frames)
@@ -117,10 +119,6 @@ class Loop:
             self._perform(self._broker.tick(now))
         self._send_outbox()
         self._tick_at = self._broker.next_deadline()
-
-    def _timeout_ms(self) -> int:
-        due_s = min(self._tick_at, self._supervise_at) - time.monotonic()
-        return math.ceil(1000 * min(max(0.0, due_s), _LONGEST_POLL_S))
 
     def _supervise(self, signals: Signals, now: float) -> None:
         if (self._stop_asked or signals.stops) and not self._stopping:
@@ -250,3 +248,9 @@ def _refusal(client: ClientId, header: Header | None, error: LoractlError) -> li
         return []
     answer = Envelope(request=header.request, tenant=header.tenant, body=failed(error))
     return [Reply(client, answer)]
+
+
+def _timeout_ms(due: float) -> int:
+    """How long the poller may sleep until then; it wakes now and again even if nothing ever is due."""
+    wait_s = min(due - time.monotonic(), _LONGEST_POLL_S)
+    return max(0, math.ceil(wait_s * 1000))
