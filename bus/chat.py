@@ -19,10 +19,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
 from .errors import InvalidData
-from .messages import Floats, Ints
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -32,6 +29,9 @@ class ChatTokenizer(Protocol):
 
     @property
     def eos_token_id(self) -> int | None: ...
+
+    @property
+    def chat_template(self) -> object: ...
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
@@ -46,14 +46,6 @@ class Rendered:
 
     tokens: tuple[int, ...]
     weights: tuple[float, ...]
-
-
-class DatumArrays(NamedTuple):
-    """Shifted: at position i the model has seen tokens[: i + 1] and is to say targets[i]."""
-
-    tokens: Ints
-    targets: Ints
-    weights: Floats
 
 
 class _Piece(NamedTuple):
@@ -101,23 +93,6 @@ def render_prompt(tokenizer: ChatTokenizer, messages: Messages) -> tuple[int, ..
     """
     text = _render(tokenizer, _checked(messages, answered=False), prompt=True)
     return tuple(tokenizer.encode(text, add_special_tokens=False))
-
-
-def to_datum(rendered: Rendered, max_tokens: int) -> DatumArrays:
-    """Shift a sequence into what the model sees and says, cut to its first `max_tokens` positions.
-
-    Raises:
-        InvalidData: nothing is left to learn.
-    """
-    tokens = np.asarray(rendered.tokens, np.int64)
-    weights = np.asarray(rendered.weights, np.float32)
-    datum = DatumArrays(tokens[:-1][:max_tokens], tokens[1:][:max_tokens], weights[1:][:max_tokens])
-    if not datum.weights.any():
-        raise InvalidData(
-            f"nothing to train on within {max_tokens} tokens: the row has {len(tokens)}, and what the "
-            "assistant says begins later"
-        )
-    return datum
 
 
 def _checked(messages: Messages, *, answered: bool = True) -> list[dict[str, str]]:

@@ -2,7 +2,8 @@
 
 Three forms of a row:
 - `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`;
-- `{"prompt": "…", "completion": "…"}`, short for one user turn and one assistant turn;
+- `{"prompt": "…", "completion": "…"}`, short for one user turn and one assistant turn, or plain text
+  where the model has no chat template;
 - `{"prompt_tokens": […], "tokens": […], "logprobs": […], "advantages": […]}`, for the losses that
   learn from sampled text: logprobs and advantages belong to `tokens`, one each; `"advantage": x`
   stands for the same advantage everywhere. `loractl sample --json` prints the first three.
@@ -30,8 +31,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class ChatRow:
+    """is_completion: written as prompt and completion, which a model without chat template takes, too."""
+
     line: int
     turns: tuple[Turn, ...]
+    is_completion: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ def _chat_row(line: int, value: Mapping[str, object]) -> ChatRow:
         )
     if not any(turn.role == "assistant" and turn.content for turn in turns):
         raise InvalidData("no assistant turn with text, so there is nothing to train on")
-    return ChatRow(line, turns)
+    return ChatRow(line, turns, is_completion="messages" not in value)
 
 
 def _turns(value: object) -> tuple[Turn, ...]:

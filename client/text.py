@@ -6,7 +6,7 @@ The tokenizer is read from the model's own directory, which the daemon names; no
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..bus.chat import ChatTokenizer, render_chat, render_prompt
+from ..bus.chat import ChatTokenizer, Rendered, render_chat, render_completion, render_prompt
 from ..bus.errors import InvalidConfig, InvalidData
 from ..bus.messages import ModelDetails
 from .datums import Datum, cut_datum, sampled_datum, supervised_datum
@@ -49,12 +49,18 @@ class ModelText:
     def _datum(self, row: Row) -> Datum:
         match row:
             case ChatRow():
-                rendered = render_chat(
-                    self._tokenizer, [{"role": turn.role, "content": turn.content} for turn in row.turns]
-                )
+                rendered = self._rendered(row)
                 return supervised_datum(rendered.tokens, [weight > 0 for weight in rendered.weights])
             case SampledRow():
                 return self._sampled(row)
+
+    def _rendered(self, row: ChatRow) -> Rendered:
+        if row.is_completion and not self._tokenizer.chat_template:
+            prompt, completion = row.turns
+            return render_completion(self._tokenizer, prompt.content, completion.content)
+        return render_chat(
+            self._tokenizer, [{"role": turn.role, "content": turn.content} for turn in row.turns]
+        )
 
     def _sampled(self, row: SampledRow) -> Datum:
         largest = max(*row.prompt_tokens, *row.tokens)

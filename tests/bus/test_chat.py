@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
-from loractl.bus.chat import Rendered, render_chat, render_completion, render_prompt, to_datum
+from loractl.bus.chat import Rendered, render_chat, render_completion, render_prompt
 from loractl.bus.errors import InvalidData
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -194,24 +193,3 @@ def test_plain_text_needs_no_template(tokenizer: Make) -> None:
 def test_plain_text_needs_both_parts(tokenizer: Make, prompt: str, completion: str) -> None:
     with pytest.raises(InvalidData, match="is empty"):
         render_completion(tokenizer(None), prompt, completion)
-
-
-def test_a_datum_predicts_each_next_token() -> None:
-    datum = to_datum(Rendered((5, 6, 7, 8), (0.0, 0.0, 1.0, 1.0)), max_tokens=10)
-
-    assert datum.tokens.tolist() == [5, 6, 7]
-    assert datum.targets.tolist() == [6, 7, 8]
-    assert datum.weights.tolist() == [0.0, 1.0, 1.0]
-    assert (datum.tokens.dtype, datum.weights.dtype) == (np.int64, np.float32)
-
-
-def test_a_long_row_is_cut_to_its_beginning() -> None:
-    datum = to_datum(Rendered((5, 6, 7, 8), (0.0, 0.0, 1.0, 1.0)), max_tokens=2)
-
-    assert (datum.tokens.tolist(), datum.targets.tolist(), datum.weights.tolist()) == ([5, 6], [6, 7], [0, 1])
-
-
-@pytest.mark.parametrize("rendered", [Rendered((5, 6, 7), (0.0, 0.0, 1.0)), Rendered((5,), (1.0,))])
-def test_a_row_whose_answer_is_cut_off_says_so(rendered: Rendered) -> None:
-    with pytest.raises(InvalidData, match="nothing to train on within 1 tokens"):
-        to_datum(rendered, max_tokens=1)

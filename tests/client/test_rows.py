@@ -31,7 +31,7 @@ def test_a_chat_row_keeps_its_turns_and_its_line():
 def test_prompt_and_completion_are_one_user_and_one_assistant_turn():
     good, _ = parse_rows(['{"prompt": "hi", "completion": "yo"}'], "cross_entropy")
 
-    assert good == [ChatRow(1, (Turn("user", "hi"), Turn("assistant", "yo")))]
+    assert good == [ChatRow(1, (Turn("user", "hi"), Turn("assistant", "yo")), is_completion=True)]
 
 
 @pytest.mark.parametrize("loss", ["importance_sampling", "ppo"])

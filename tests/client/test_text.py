@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from loractl.bus.errors import InvalidConfig, InvalidData
 from loractl.client.rows import ChatRow, SampledRow, Turn
-from loractl.client.text import load_tokenizer
+from loractl.client.text import ModelText, load_tokenizer
 
 
 def chat(line: int, answer: str) -> ChatRow:
@@ -19,6 +19,20 @@ def test_only_the_answer_and_its_end_are_trained(text, model_details):
     tokenizer = load_tokenizer(model_details)
     assert tokenizer.decode(trained) == "Water.<|im_end|>"
     assert (bad, cut) == ([], 0)
+
+
+def test_a_model_without_a_template_takes_completions_and_no_chats(text, model_details):
+    tokenizer = load_tokenizer(model_details)
+    tokenizer.chat_template = None
+    plain = ModelText(model_details, tokenizer)
+    row = chat(1, " Water.")
+
+    (datum,), bad, _ = plain.datums([replace(row, is_completion=True), row], None)
+
+    assert tokenizer.decode(datum.targets[datum.weights > 0]).startswith(" Water.")
+    assert tokenizer.decode(datum.tokens).startswith("What is the sea? Water")
+    assert len(bad) == 1
+    assert "chat template" in bad[0].reason
 
 
 def test_a_training_row_begins_with_the_prompt_that_sampling_sends(text):
