@@ -78,7 +78,8 @@ def read_peft(layout: RowLayout, lora: LoraSpec, config_json: str, data: bytes) 
         raise CheckpointMismatch(f"adapter_config.json does not fit: {listed(differences)}")
     try:
         tensors = load(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:
+        # A type that torch does not have is a KeyError.
         raise CheckpointMismatch(f"adapter_model.safetensors cannot be read: {error}") from error
     main = from_named(layout, lora, tensors, what="adapter_model.safetensors")
     return HostState(lora=lora, step=0, tokens=0, main=main, gradients=None, exp_avg=None, exp_avg_sq=None)
@@ -92,7 +93,7 @@ def target_modules(layout: RowLayout, lora: LoraSpec) -> set[str]:
 def _parsed(config_json: str) -> dict[str, object]:
     try:
         config = json.loads(config_json)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointMismatch(f"adapter_config.json is no JSON: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointMismatch("adapter_config.json holds no JSON object")

@@ -129,7 +129,23 @@ def test_a_config_that_does_not_fit_says_why(lab: Lab, changes: dict[str, object
         engine.state_from_peft(json.dumps({**json.loads(config_json), **changes}), data, spec())
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "nan", "integers", "bytes", "json", "list"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing",
+        "extra",
+        "shape",
+        "nan",
+        "integers",
+        "float8",
+        "huge",
+        "type",
+        "bytes",
+        "json",
+        "deep",
+        "list",
+    ],
+)
 def test_files_that_do_not_fit_say_why(lab: Lab, damage: str) -> None:
     engine = lab.engine("llama")
     engine.fresh(0, spec())
@@ -147,11 +163,24 @@ def test_files_that_do_not_fit_say_why(lab: Lab, damage: str) -> None:
             tensors[name][0, 0] = torch.nan
         case "integers":
             tensors[name] = tensors[name].long()
+        case "float8":
+            tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        case "huge":
+            tensors[name] = tensors[name].double().fill_(1e300)
     data = b"\x00" * 99 if damage == "bytes" else save(tensors)
-    config_json = {"json": "{", "list": "[]"}.get(damage, config_json)
+    if damage == "type":
+        header = b'{"a":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}'
+        data = len(header).to_bytes(8, "little") + header + b"\x00"
+    config_json = {"json": "{", "deep": "[" * 100_000, "list": "[]"}.get(damage, config_json)
 
     with pytest.raises(CheckpointMismatch) as caught:
         engine.state_from_peft(config_json, data, spec())
 
-    words = {"bytes": "cannot be read", "json": "no JSON", "list": "no JSON object"}
+    words = {
+        "bytes": "cannot be read",
+        "type": "cannot be read",
+        "json": "no JSON",
+        "deep": "no JSON",
+        "list": "no JSON object",
+    }
     assert words.get(damage, "k_proj") in caught.value.message
