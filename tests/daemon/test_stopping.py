@@ -2,8 +2,10 @@
 
 import signal
 import time
+from dataclasses import replace
 
 import pytest
+from loractl.bus.config import Config
 from loractl.bus.errors import ActorStopping, DaemonGone, StartFailed
 from loractl.daemon import launch
 from loractl.tests.daemon.conftest import Start
@@ -15,7 +17,11 @@ def ends_within_5_s_with_nobody_left(daemon: RealDaemon) -> bool:
     assert family
     code = daemon.wait()
     took_s = time.monotonic() - began
-    return code == 0 and took_s < 5.0 and all(gone(pid, timeout_s=0.5) for pid in family)
+    return code == 0 and took_s < 5.0 and all(gone(pid, timeout_s=2.0) for pid in family)
+
+
+def with_patience(config: Config, stop_timeout_s: float) -> Config:
+    return replace(config, daemon=replace(config.daemon, stop_timeout_s=stop_timeout_s))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -40,8 +46,8 @@ def test_an_actor_answers_what_it_holds_before_it_ends(start: Start):
     assert daemon.wait() == 0
 
 
-def test_an_actor_that_does_not_drain_is_ended_and_its_clients_are_told(start: Start):
-    daemon = start("--ignore-drain").until(trainer="ready")
+def test_an_actor_that_does_not_drain_is_ended_and_its_clients_are_told(start: Start, config: Config):
+    daemon = start("--ignore-drain", settings=with_patience(config, 2.0)).until(trainer="ready")
     with daemon.client() as client:
         pending = client.submit(ask("keep"))
         echo(client, "it has both")
@@ -68,18 +74,16 @@ def test_requests_that_wait_for_an_actor_are_answered_before_the_daemon_ends(sta
     assert daemon.wait() == 0
 
 
-def test_a_second_signal_ends_everything_at_once(start: Start):
-    daemon = start("--ignore-drain").until(trainer="ready")
+def test_a_second_signal_ends_everything_at_once(start: Start, config: Config):
+    daemon = start("--ignore-drain", settings=with_patience(config, 300.0)).until(trainer="ready")
     family = [process.pid for process in daemon.family()]
     daemon.signal(signal.SIGINT)
     daemon.until(trainer="stopping")
-    began = time.monotonic()
 
     daemon.signal(signal.SIGINT)
-    daemon.wait()
 
-    assert time.monotonic() - began < 2.0
-    assert all(gone(pid, timeout_s=0.5) for pid in family)
+    daemon.wait()
+    assert all(gone(pid) for pid in family)
 
 
 def test_stop_returns_when_the_daemon_has_ended(start: Start, config):
