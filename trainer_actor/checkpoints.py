@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import structlog
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound
@@ -105,7 +105,7 @@ class Checkpoints:
         sequence = self._next_sequence(adapter)
         with storage_errors(what), new_directory(directory / str(sequence)) as aside:
             file = aside / _TENSORS
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file, dict(metadata))
+            _write_tensors(file, tensors, metadata)
             record = CheckpointRecord(
                 adapter=adapter,
                 name=name,
@@ -174,6 +174,14 @@ class Checkpoints:
                 except OSError as error:
                     # The newest one wins anyway; the next start tries again.
                     log.warning("checkpoint.old_one_stays", path=str(path), reason=str(error))
+
+
+def _write_tensors(file: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
+    try:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file, dict(metadata))
+    except SafetensorError as error:
+        # Its own class for what the disk refuses, a full one among it.
+        raise OSError(str(error)) from error
 
 
 def check_fits(record: CheckpointRecord, lora: LoraSpec, base: str) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints on disk: whole or absent, the newest known, nothing foreign believed."""
 
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -173,6 +174,23 @@ def test_a_full_disk_is_refused_before_any_damage(
 
     with pytest.raises(StorageFailed, match="1000 free"):
         save(checkpoints, "first", step=2)
+
+    assert checkpoints.all(A) == [kept]
+    assert len(list(directory.glob("*/*"))) == 1
+
+
+def test_a_disk_that_refuses_while_tensors_are_written_is_the_clients_error(
+    checkpoints: Checkpoints, directory: Path
+) -> None:
+    kept = save(checkpoints, "first", step=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        with pytest.raises(StorageFailed, match="File too large"):
+            save(checkpoints, "first", step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     assert checkpoints.all(A) == [kept]
     assert len(list(directory.glob("*/*"))) == 1
