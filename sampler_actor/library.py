@@ -216,7 +216,9 @@ class Library:
                     f"its logprobs differ from the trainer's by {difference:.3g} on the probe, "
                     f"more than publish.probe_tolerance ({self._tolerance:g})"
                 )
-        except PublishFailed:
+        except EngineFailed:
+            raise  # a dead engine holds nothing
+        except LoractlError:
             await engine.remove(key)
             raise
         return modules, difference
