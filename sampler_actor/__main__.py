@@ -5,6 +5,7 @@ vLLM starts its engine process by importing this module again, so the work is be
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -60,7 +61,9 @@ def _leave(code: int) -> None:
     Not through the interpreter's shutdown, in which vLLM raises from destructors.
     """
     for child in psutil.Process().children(recursive=True):
-        child.kill()
+        # One may end with its own parent, killed a moment ago.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
