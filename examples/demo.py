@@ -15,36 +15,30 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Self
 
+from demo_screen import Board, Learned, receipts_text, show_answers, stage
 from loractl.bus.config import Config, load_config
 from loractl.bus.errors import DaemonGone, DaemonNotRunning, LoractlError
 from loractl.bus.layout import StateLayout
-from loractl.bus.messages import Receipt
 from loractl.client import Service, connect
-from loractl.client.progress import TokenRate
 from loractl.client.run_plan import GivenSettings
 from loractl.client.runs import Job, prepare_run
 from loractl.client.startup import base_model_settings
 from loractl.client.terminal import EXIT_FAILED, EXIT_INTERRUPTED, error_text
 from loractl.client.tiny_model import TRAINING_STEPS, make_tiny_model
-from loractl.client.training import Published, StepDone
+from loractl.client.training import Published, StepDone, TrainerRestarted
 from loractl.daemon import launch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
-from rich.text import Text
 from voices import HELD_QUESTION, QUESTION, VOICES, Voice, broken_promises
 
 LEARNING_RATE = 5e-3
 WIDTH = 100
-LINES_PER_RUN = 5  # where there is no terminal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,17 +55,6 @@ FULL = Scale(model_steps=TRAINING_STEPS, steps=132, shrink=3.0, heard=True)
 QUICK = Scale(model_steps=30, steps=12, shrink=1.0, heard=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
-    """One finished run. tokens: all positions that were run, in seconds."""
-
-    voice: Voice
-    losses: Sequence[float]
-    tokens: int
-    seconds: float
-    receipt: Receipt
-
-
 class Failure(Exception):
     """The demo did not show what it promises."""
 
@@ -82,17 +65,18 @@ def main() -> int:
     # A demo that is ended from outside stops its daemon, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     root = Path(tempfile.mkdtemp(prefix="loractl-demo-"))
-    keep = options.keep
+    keep = True  # the logs of a failure
     try:
         run_demo(console, root, QUICK if options.quick else FULL)
+        keep = options.keep
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        keep = options.keep
         return EXIT_INTERRUPTED
     except (LoractlError, Failure) as error:
         message = error.message if isinstance(error, LoractlError) else str(error)
         Console(stderr=True, highlight=False, soft_wrap=True).print(error_text(message))
-        keep = True
         return EXIT_FAILED
     finally:
         _leave(root, keep)
@@ -131,22 +115,11 @@ def run_demo(console: Console, root: Path, scale: Scale) -> None:
         with stage(console, "the base and three adapters answer together"), connect(config=config) as service:
             answers = ask_all(service, QUESTION)
             held = ask_all(service, HELD_QUESTION)
-    show(console, learned, answers, held)
+    show_answers(console, learned, answers, held)
     console.print(f"\n{time.monotonic() - began:.0f} s in all, on one base model in one daemon")
     losses = {each.voice.name: each.losses for each in learned}
     if broken := broken_promises(losses, answers, shrink=scale.shrink, heard=scale.heard):
         raise Failure("; ".join(broken))
-
-
-@contextmanager
-def stage(console: Console, title: str) -> Iterator[Callable[[str], None]]:
-    """Say what goes on while it goes on, and then how long it took; what is noted is told with it."""
-    began = time.monotonic()
-    notes: list[str] = []
-    with console.status(f"{title} …"):
-        yield notes.append
-    said = "".join(f": {note}" for note in notes)
-    console.print(f"{time.monotonic() - began:5.1f} s  {title}{said}")
 
 
 @contextmanager
@@ -163,9 +136,7 @@ def daemon(console: Console, config: Config) -> Iterator[None]:
             launch.stop(config)
 
 
-# --- training --------------------------------------------------------------------------------------
-
-Told = SimpleQueue[tuple[Voice, StepDone]]
+Told = SimpleQueue[tuple[Voice, StepDone | TrainerRestarted]]
 
 
 def train_all(console: Console, config: Config, steps: int) -> list[Learned]:
@@ -179,14 +150,22 @@ def train_all(console: Console, config: Config, steps: int) -> list[Learned]:
             watch(runs, told, board)
         finally:
             stop.set()  # on Ctrl-C, or when one failed, the others end after the step in hand
+    # Those that were stopped because another failed have the least to say.
+    for error in sorted(filter(None, (run.exception() for run in runs)), key=_is_own):
+        raise error
     learned = [run.result() for run in runs]
     seconds = time.monotonic() - began
     rate = sum(each.tokens for each in learned) / seconds
     console.print(f"{seconds:5.1f} s  three adapters trained and published: {rate:,.0f} tokens/s together")
+    console.print(f"         {receipts_text([each.receipt for each in learned])}")
     return learned
 
 
-def watch(runs: Sequence[Future[Learned]], told: Told, board: "Board") -> None:
+def _is_own(error: BaseException) -> bool:
+    return isinstance(error, Failure)
+
+
+def watch(runs: Sequence[Future[Learned]], told: Told, board: Board) -> None:
     """Show what the runs tell until all have ended, or one has failed."""
     while not (all(run.done() for run in runs) and told.empty()):
         if any(run.done() and run.exception() for run in runs):
@@ -203,64 +182,26 @@ def train_voice(voice: Voice, config: Config, steps: int, stop: threading.Event,
     with connect(config=config) as service:
         ready = prepare_run(service, StateLayout(Path(config.state_dir)), job, say=lambda _: None)
         began = ended = time.monotonic()
-        done: list[StepDone] = []
+        done: dict[int, StepDone] = {}  # by step: after a restart some are taken again
         for event in ready.training(stop.is_set).events():
             match event:
                 case StepDone():
-                    done.append(event)
+                    done[event.step] = event
                     ended = time.monotonic()
+                    told.put((voice, event))
+                case TrainerRestarted():
                     told.put((voice, event))
                 case Published(receipt=receipt):
                     return Learned(
                         voice=voice,
-                        losses=[each.loss for each in done],
-                        tokens=sum(each.tokens for each in done),
+                        losses=[each.loss for each in done.values()],
+                        tokens=sum(each.tokens for each in done.values()),
                         seconds=ended - began,
                         receipt=receipt,
                     )
                 case _:
                     pass
     raise Failure(f"{voice.name} was stopped at step {len(done)} of {steps}")
-
-
-class Board:
-    """One row for each voice on a terminal; elsewhere a line now and then."""
-
-    def __init__(self, console: Console, steps: int) -> None:
-        self._console = console
-        self._steps = steps
-        now = time.monotonic()
-        self._rates = {voice.name: TokenRate(now) for voice in VOICES}
-        self._progress = Progress(
-            TextColumn("        {task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:3.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[facts]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._tasks = {
-            voice.name: self._progress.add_task(f"[{voice.color}]{voice.name:7}", total=steps, facts="")
-            for voice in VOICES
-        }
-
-    def show(self, voice: Voice, done: StepDone) -> None:
-        rate = self._rates[voice.name].after(done.tokens, time.monotonic())
-        facts = f"rank {voice.rank:2}  loss {done.loss:6.3f}  {rate:6,.0f} tokens/s"
-        self._progress.update(self._tasks[voice.name], completed=done.step, facts=facts)
-        every = max(1, self._steps // LINES_PER_RUN)
-        if not self._console.is_terminal and (done.step % every == 0 or done.step == 1):
-            self._console.print(f"         {voice.name:7} {done.step:3}/{self._steps}  {facts}")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-
-# --- answers ---------------------------------------------------------------------------------------
 
 
 def ask_all(service: Service, question: str) -> dict[str, str]:
@@ -273,40 +214,6 @@ def ask_all(service: Service, question: str) -> dict[str, str]:
         for name, adapter in names.items()
     }
     return {name: answer.result().texts[0].strip() for name, answer in under_way.items()}
-
-
-def show(
-    console: Console, learned: Sequence[Learned], answers: Mapping[str, str], held: Mapping[str, str]
-) -> None:
-    console.print(f"\n[bold]{QUESTION}[/]")
-    table = Table(show_lines=True)
-    table.add_column("adapter")
-    for column in ("rank", "steps", "first\nloss", "last\nloss", "tokens/s"):
-        table.add_column(column, justify="right")
-    table.add_column("answer", ratio=1)
-    table.add_row("base", "", "", "", "", "", _printable(answers["base"]))
-    for each in learned:
-        voice, losses = each.voice, each.losses
-        numbers = (voice.rank, len(losses), f"{losses[0]:.2f}", f"{losses[-1]:.2f}")
-        rate = f"{each.tokens / each.seconds:,.0f}"
-        table.add_row(_name(voice.name), *map(str, numbers), rate, _printable(answers[voice.name]))
-    console.print(table)
-    console.print(f"\n[bold]{HELD_QUESTION}[/]  (in none of the files)")
-    other = Table(show_lines=True)
-    other.add_column("adapter")
-    other.add_column("answer", ratio=1)
-    for name, text in held.items():
-        other.add_row(_name(name), _printable(text))
-    console.print(other)
-
-
-def _name(adapter: str) -> Text:
-    return Text(adapter, next((voice.color for voice in VOICES if voice.name == adapter), ""))
-
-
-def _printable(text: str) -> Text:
-    """A model may say anything: what would steer the terminal is shown as a harmless mark."""
-    return Text("".join(c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 if __name__ == "__main__":
