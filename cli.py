@@ -102,7 +102,7 @@ def daemon() -> None:
 def start(place: Place, base_model: str | None, http: str | None, samplers: int | None, detach: bool) -> int:
     """Start the daemon: in the foreground until Ctrl-C, or detached."""
     more = base_model_settings(base_model) if base_model else []
-    more += [f"daemon.http={http}"] if http else []
+    more += [f"daemon.http={http}"] if http is not None else []
     more += [f"sampler.count={samplers}"] if samplers is not None else []
     config = place.config(*more)
     check_base_model(config)
@@ -132,7 +132,14 @@ def stop(place: Place) -> int:
 
 @daemon.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
-@click.option("-n", "--lines", default=200, show_default=True, help="How many lines at first, 0 for all.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="How many lines at first, 0 for all.",
+)
 @placed
 def logs(place: Place, follow: bool, lines: int) -> int:
     """Show the logs of the daemon and all actors as one."""
@@ -201,10 +208,25 @@ def train(place: Place, data: Path, adapter: str, resume: bool, base_model: str 
 @click.argument("prompt", metavar="PROMPT|-")
 @click.option("--adapter", metavar="NAME", help="Without one, the base model answers.")
 @click.option("--version", type=int, help="A published version.  [default: the newest]")
-@click.option("--max-tokens", default=256, show_default=True)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    default=256,
+    show_default=True,
+    help="Tokens an answer may have.",
+)
 @click.option("--temperature", default=1.0, show_default=True, help="0 takes the likeliest token each time.")
 @click.option("--seed", type=int, help="The same seed gives the same text.")
-@click.option("-n", "num_samples", default=1, show_default=True, help="How many answers.")
+@click.option(
+    "-n",
+    "num_samples",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="How many answers.",
+)
 @click.option("--raw", is_flag=True, help="Leave the prompt as it is, without the chat template.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with tokens and logprobs.")
 @placed

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 from platformdirs import user_data_path
@@ -166,6 +166,19 @@ def config_from_json(text: str) -> Config:
     return _checked(_convert(json.loads(text)))
 
 
+def http_address(text: str) -> tuple[str, int]:
+    """Host and port of `daemon.http`.
+
+    Raises:
+        InvalidConfig: it is not HOST:PORT.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
+        raise InvalidConfig(f"daemon.http is {text!r}: write HOST:PORT, such as 127.0.0.1:8000")
+    return host, int(port)
+
+
 def subprocess_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment that the supervisor gives an actor: ours, with `extra` on top."""
     return {**os.environ, **extra}
@@ -215,7 +228,10 @@ def _convert(tree: Mapping[str, Any]) -> Config:
         # Not strict: environment and flags give text, which may stand for a number.
         return msgspec.convert(tree, Config, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidConfig(f"setting refused: {error}") from error
+        reason, _, dotted = str(error).partition(" - at `$.")
+        dotted = dotted.rstrip("`")
+        allowed = ", ".join(map(str, get_args(_KNOWN_KEYS.get(dotted))))
+        raise InvalidConfig(f"{dotted}: {reason}{allowed and f'; it can be {allowed}'}") from error
 
 
 def _checked(config: Config) -> Config:
@@ -228,6 +244,8 @@ def _checked(config: Config) -> Config:
             raise InvalidConfig(f"{dotted} must be at least 1")
     if not 0 < config.sampler.gpu_memory_utilization <= 1:
         raise InvalidConfig("sampler.gpu_memory_utilization must lie in (0, 1]")
+    if config.daemon.http:
+        http_address(config.daemon.http)
     return config
 
 
@@ -239,11 +257,12 @@ def _numbers(config: Config) -> Iterable[tuple[str, float]]:
                     yield f"{section}.{key}", value
 
 
-def _known_keys() -> list[str]:
-    keys = []
+def _known_keys() -> dict[str, Any]:
+    """Every setting and its type."""
+    keys: dict[str, Any] = {}
     for section, hint in get_type_hints(Config).items():
         if dataclasses.is_dataclass(hint):
-            keys += [f"{section}.{f.name}" for f in dataclasses.fields(hint)]
+            keys |= {f"{section}.{name}": kind for name, kind in get_type_hints(hint).items()}
     return keys
 
 

@@ -8,6 +8,8 @@ from ..bus.errors import LoractlError, StartFailed
 from .rows import BadRows
 from .terminal import EXIT_FAILED, EXIT_INTERRUPTED, error_text, exit_code, talk_console
 
+_SHOWN_ROWS = 20
+
 
 def guarded(action: Callable[[], int]) -> int:
     """Run a command; returns its exit code. Only with log.level=debug does a traceback follow."""
@@ -36,8 +38,10 @@ def guarded(action: Callable[[], int]) -> int:
 
 def _show_bad_rows(error: BadRows) -> None:
     console = talk_console()
-    for row in error.rows:
+    for row in error.rows[:_SHOWN_ROWS]:
         console.print(f"{error.file}:{row.line}: {row.reason}")
+    if len(error.rows) > _SHOWN_ROWS:
+        console.print(f"… and {len(error.rows) - _SHOWN_ROWS} more")
 
 
 def _without_last_words(error: StartFailed) -> str:

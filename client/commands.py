@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Unpack
 
 from ..bus.config import Config
-from ..bus.errors import LoractlError
+from ..bus.errors import InvalidData, LoractlError
 from ..bus.layout import StateLayout
 from ..bus.messages import DaemonStatus
 from . import doctor, screens
@@ -61,9 +61,10 @@ def show_logs(config: Config, *, follow: bool, lines: int) -> int:
         pause.wait(_LOG_LOOK_S)
 
     console = data_console()
-    for line in merged_log(
-        StateLayout(Path(config.state_dir)).logs, last=lines, wait=wait if follow else None
-    ):
+    folder = StateLayout(Path(config.state_dir)).logs
+    if not any(folder.glob("*.log")):
+        talk_console().print(f"no logs in {folder} yet: no daemon has run there")
+    for line in merged_log(folder, last=lines, wait=wait if follow else None):
         console.print(line.text())
     return 0
 
@@ -81,12 +82,19 @@ def train(config: Config, job: Job, *, again: str, base_model_given: bool) -> in
 
 def sample(config: Config, prompt: str, *, as_json: bool, **options: Unpack[SampleOptions]) -> int:
     """Continue a prompt; `-` stands for what is on stdin."""
-    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    text = _standard_input() if prompt == "-" else prompt
     with _service(config) as service:
         stream = options.get("num_samples", 1) == 1 and not as_json
         request = service.sample_request(text, stream=stream, **options)
         show_answer(service.stream_sample(request), request, options.get("adapter"), as_json=as_json)
     return 0
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidData(f"stdin is not {error.encoding} text at byte {error.start + 1}") from error
 
 
 def list_adapters(config: Config, *, as_json: bool) -> int:

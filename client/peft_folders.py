@@ -16,6 +16,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _MLP = {"gate_proj", "up_proj", "down_proj"}
 _UNEMBED = {"lm_head"}
+# Trained as a whole or not at all, which is how an adapter's shape can be three switches.
+_GROUPS = (_ATTENTION, _MLP, _UNEMBED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,4 +153,9 @@ def _targets(value: object) -> set[str]:
         raise InvalidData(
             f"target_modules names {unknown[0]!r}: loractl trains {', '.join(sorted(_ATTENTION | _MLP | _UNEMBED))}"
         )
+    for group in _GROUPS:
+        if targets & group and (missing := sorted(group - targets)):
+            raise InvalidData(
+                f"target_modules lacks {', '.join(missing)}: loractl trains {', '.join(sorted(group))} together"
+            )
     return targets

@@ -79,7 +79,8 @@ def read_rows(file: Path, loss: LossName) -> list[Row]:
         InvalidData: the file cannot be read, or holds no row at all.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        # With or without the mark that some editors write first.
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InvalidData(f"cannot read {file}: {reason}") from error
@@ -141,8 +142,10 @@ def _chat_row(line: int, value: Mapping[str, object]) -> ChatRow:
 
 
 def _turns(value: object) -> tuple[Turn, ...]:
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         raise InvalidData(f"'messages' is {_kind(value)}: give a list of at least one message")
+    if not value:
+        raise InvalidData("'messages' is empty: give at least one message")
     turns = []
     for number, message in enumerate(value, start=1):
         try:
@@ -215,7 +218,20 @@ def _text(value: Mapping[str, object], key: str) -> str:
     text = value[key]
     if not isinstance(text, str):
         raise InvalidData(f"'{key}' is {_kind(text)}, not a string")
+    check_text(text, f"'{key}'")
     return text
+
+
+def check_text(text: str, what: str) -> None:
+    """JSON escapes and stray bytes on a command line can make strings that no tokenizer takes.
+
+    Raises:
+        InvalidData: it holds half a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidData(f"{what} is not Unicode text at character {error.start + 1}") from error
 
 
 def _refuse_other_keys(value: Mapping[str, object], known: set[str]) -> None:

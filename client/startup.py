@@ -35,10 +35,17 @@ def check_base_model(config: Config) -> None:
             "no base model: give --base-model NAME=PATH (`loractl model tiny DIR` makes one to try), "
             f"or set model.name and model.path in {config.state_dir}/loractl.toml"
         )
-    if config.model.path and not (Path(config.model.path) / "config.json").is_file():
+    directory = Path(config.model.path or config.model.name)
+    if (directory / "config.json").is_file():
+        return
+    if not config.model.path:
         raise InvalidConfig(
-            f"{config.model.path} is no model directory: it has no config.json (PATH in --base-model NAME=PATH)"
+            f"there is no model directory {config.model.name}: say where it is with "
+            f"--base-model {config.model.name}=PATH (no hub is asked)"
         )
+    raise InvalidConfig(
+        f"{directory} is no model directory: it has no config.json (PATH in --base-model NAME=PATH)"
+    )
 
 
 def check_same_base_model(config: Config, running: DaemonStatus) -> None:

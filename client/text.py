@@ -10,7 +10,9 @@ from ..bus.chat import ChatTokenizer, Rendered, render_chat, render_completion, 
 from ..bus.errors import InvalidConfig, InvalidData
 from ..bus.messages import ModelDetails
 from .datums import Datum, cut_datum, sampled_datum, supervised_datum
-from .rows import BadRow, ChatRow, Row, SampledRow
+from .rows import BadRow, ChatRow, Row, SampledRow, check_text
+
+_ANY_LENGTH = 10**30  # what transformers itself writes for "no limit"
 
 
 class ModelText:
@@ -22,10 +24,11 @@ class ModelText:
         """A prompt as one user turn that the assistant answers, or the bare text.
 
         Raises:
-            InvalidData: no text, or the model has no chat template.
+            InvalidData: no text, no Unicode text, or the model has no chat template.
         """
         if not text:
             raise InvalidData("the prompt is empty")
+        check_text(text, "the prompt")
         if raw:
             return tuple(self._tokenizer.encode(text, add_special_tokens=True))
         return render_prompt(self._tokenizer, [{"role": "user", "content": text}])
@@ -95,7 +98,10 @@ def load_tokenizer(model: ModelDetails) -> ChatTokenizer:
             from transformers import PreTrainedTokenizerFast as Tokenizer
         else:
             from transformers import AutoTokenizer as Tokenizer
-        tokenizer: ChatTokenizer = Tokenizer.from_pretrained(model.path, local_files_only=True)
+        # Lengths are judged here, by the daemon's limit; transformers would warn of its own beside it.
+        tokenizer: ChatTokenizer = Tokenizer.from_pretrained(
+            model.path, local_files_only=True, model_max_length=_ANY_LENGTH
+        )
     except ImportError as error:
         raise InvalidConfig("text needs the transformers package: pip install 'loractl[train]'") from error
     except (OSError, ValueError) as error:

@@ -133,7 +133,7 @@ class ActorTable:
 
 
 def _why_nobody(destination: Destination, actors: list[Actor]) -> str:
-    if not actors:
-        return f"this daemon runs without {destination.value}: start it with one configured"
+    if not actors:  # only of samplers can there be none
+        return f"this daemon runs without {destination.value}: start it again with --samplers 1 or more"
     gone = "; ".join(f"{actor.name}: {actor.details}" for actor in actors)
     return f"{destination.value} was given up ({gone}): see its log, mend the cause and restart the daemon"

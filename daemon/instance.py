@@ -28,7 +28,7 @@ def hold_state_directory(config: Config) -> Iterator[StateLayout]:
     Raises:
         DaemonAlreadyRunning: another daemon holds it; the text has its pid.
         StartFailed: the directory cannot be written.
-        InvalidConfig: its path is too long for sockets.
+        InvalidConfig: it can be none, or its path is too long for sockets.
     """
     layout = StateLayout(Path(config.state_dir))
     for address in _addresses(layout):
@@ -103,7 +103,17 @@ def _usable(layout: StateLayout) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StartFailed(f"the state directory {layout.root} cannot be used: {error}") from error
+        raise unusable(layout, error) from error
+
+
+def unusable(layout: StateLayout, error: OSError) -> InvalidConfig | StartFailed:
+    """A path that cannot be a state directory is its user's mistake; a full disk, say, is not."""
+    misnamed = isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError | PermissionError)
+    kind = InvalidConfig if misnamed else StartFailed
+    return kind(
+        f"the state directory {layout.root} cannot be used: {(error.strerror or str(error)).lower()}; "
+        "choose another --state-dir"
+    )
 
 
 def _make_directories(layout: StateLayout) -> None:

@@ -16,7 +16,7 @@ from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from ..bus.messages import ActorStatus, DaemonStatus, GetStatus, Shutdown
 from .broker import Broker
-from .instance import actors_file, already_running, hold_state_directory, is_held, read_pid
+from .instance import actors_file, already_running, hold_state_directory, is_held, read_pid, unusable
 from .loop import Loop, Progress
 from .processes import end_orphans, last_words, note_processes
 from .status import Identity
@@ -139,7 +139,7 @@ def _spawn(config: Config, layout: StateLayout) -> "subprocess.Popen[str]":
                 text=True,
             )
     except OSError as error:
-        raise StartFailed(f"the state directory {layout.root} cannot be used: {error}") from error
+        raise unusable(layout, error) from error
     assert process.stdin is not None
     # If it has ended already, its last words say why.
     with contextlib.suppress(BrokenPipeError), process.stdin as stdin:

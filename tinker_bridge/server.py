@@ -11,8 +11,8 @@ import uvicorn
 
 from ..bus.async_actor_link import AsyncActorLink
 from ..bus.async_client import AsyncClient
-from ..bus.config import Config
-from ..bus.errors import InvalidConfig, NotSupported, StartFailed
+from ..bus.config import Config, http_address
+from ..bus.errors import NotSupported, StartFailed
 from ..bus.failures import failed
 from ..bus.messages import Drain, Echo, Echoed, Envelope
 from .app import create_app
@@ -68,16 +68,13 @@ def listen(http: str) -> socket.socket:
     Raises:
         StartFailed, InvalidConfig: as `run_bridge`.
     """
-    host, _, port = http.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise InvalidConfig(f"daemon.http is {http!r}: write HOST:PORT, such as 127.0.0.1:8000")
+    host, port = http_address(http)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     # A port that a bridge left a moment ago can be taken again; one that is being served cannot.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, int(port)))
+        listening.bind((host, port))
         listening.listen(1024)
     except OSError as error:
         listening.close()

@@ -69,7 +69,18 @@ def test_the_commands_without_arguments_show_their_help_as_a_mistake(call):
         (["train", "x.jsonl", "--adapter", "a", "--rank", "many"], "'many' is not a valid integer"),
         (["train", "x.jsonl", "--adapter", "a", "--loss", "mse"], "'mse' is not one of"),
         (["daemon", "status", "--config", "trainer.slot=3"], "the nearest is 'trainer.slots'"),
+        (["daemon", "status", "--config", "trainer.slots=few"], "trainer.slots: Expected `int`, got `str`"),
+        (["daemon", "status", "--config", "sampler.engine=onnx"], "it can be auto, vllm, torch"),
         (["daemon", "start"], "--base-model NAME=PATH"),
+        (["daemon", "start", "--base-model", "Qwen/Qwen3-0.6B"], "--base-model Qwen/Qwen3-0.6B=PATH"),
+        (["daemon", "start", "--base-model", "x=/nowhere", "--http", "localhost"], "write HOST:PORT"),
+        (
+            ["daemon", "start", "--base-model", "x=/nowhere", "--http", "http://localhost:1"],
+            "write HOST:PORT",
+        ),
+        (["daemon", "logs", "-n", "-5"], "-5 is not in the range"),
+        (["sample", "hello", "--max-tokens", "0"], "0 is not in the range"),
+        (["sample", "hello", "-n", "0"], "0 is not in the range"),
         (["daemon", "start", "--base-model", "x=/nowhere"], "no config.json"),
         (["train", "missing.jsonl", "--adapter", "a"], "cannot read missing.jsonl"),
         (["adapters", "import", "/nowhere", "a"], "is /nowhere a PEFT directory"),
@@ -114,6 +125,18 @@ def test_every_bad_row_is_told_before_anything_starts(call, tmp_path):
         f"{file}:3: not JSON: Expecting value at column 1",
         f"error: 2 of 3 rows of {file} cannot be used: mend or remove them; nothing was trained",
     ]
+
+
+def test_of_many_bad_rows_the_first_ones_are_told(call, tmp_path):
+    file = tmp_path / "bad.jsonl"
+    file.write_text("nope\n" * 500)
+
+    outcome = call("train", file, "--adapter", "a", "--state-dir", tmp_path / "state")
+
+    lines = outcome.err.splitlines()
+    assert len(lines) == 22
+    assert lines[-2] == "… and 480 more"
+    assert "500 of 500 rows" in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -173,6 +196,13 @@ def test_logs_without_a_daemon_are_those_it_left(call, tmp_path: Path):
 
     assert outcome.code == 0
     assert "daemon.stopping" in outcome.out
+
+
+def test_logs_where_no_daemon_has_run_say_so(call, tmp_path: Path):
+    outcome = call("daemon", "logs", "--state-dir", tmp_path)
+
+    assert (outcome.code, outcome.out) == (0, "")
+    assert f"no logs in {tmp_path}/logs yet" in outcome.err
 
 
 def test_the_entry_point_of_the_package_is_this_command():

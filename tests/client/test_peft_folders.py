@@ -15,7 +15,10 @@ CONFIG = {
     "peft_type": "LORA",
     "r": 4,
     "lora_alpha": 8,
-    "target_modules": ["q_proj", "model.layers.0.mlp.up_proj"],
+    "target_modules": [
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "down_proj", "model.layers.0.mlp.up_proj"),
+    ],
 }
 
 
@@ -104,6 +107,7 @@ def test_a_peft_directory_is_read_with_its_shape(tmp_path: Path):
         ({"target_modules": "all-linear"}, "'all-linear'"),
         ({"target_modules": ["embed_tokens"]}, "'embed_tokens'"),
         ({"target_modules": []}, "must list"),
+        ({"target_modules": ["q_proj", "v_proj"]}, "lacks k_proj, o_proj: loractl trains .* together"),
     ],
 )
 def test_what_is_no_lora_of_ours_is_refused_by_name(change, says):

@@ -28,6 +28,14 @@ def test_a_chat_row_keeps_its_turns_and_its_line():
     assert bad == []
 
 
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path, start):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(start + '{"prompt": "hi", "completion": "yo"}\r\n', encoding="utf-8")
+
+    assert len(read_rows(file, "cross_entropy")) == 1
+
+
 def test_prompt_and_completion_are_one_user_and_one_assistant_turn():
     good, _ = parse_rows(['{"prompt": "hi", "completion": "yo"}'], "cross_entropy")
 
@@ -59,7 +67,9 @@ def test_one_advantage_stands_for_every_token():
         ("9" * 5000, "too long"),
         ("[" * 100_000, "too deeply"),
         ({}, "neither 'messages' nor"),
-        ({"messages": []}, "'messages'"),
+        ({"messages": []}, "'messages' is empty"),
+        ({"messages": "hi"}, "'messages' is a string"),
+        ('{"prompt": "hi\\ud800", "completion": "yo"}', "'prompt' is not Unicode text at character 3"),
         ({"messages": [{"role": "user", "content": "hi"}]}, "no assistant turn"),
         ({"messages": [{"role": "assistant", "content": ""}]}, "no assistant turn"),
         ({"messages": [{"role": "bot", "content": "hi"}]}, "message 1: has the role 'bot'"),

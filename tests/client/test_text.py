@@ -51,6 +51,16 @@ def test_a_raw_prompt_has_no_template(text):
         text.prompt("")
 
 
+def test_a_prompt_of_stray_bytes_is_refused(text):
+    with pytest.raises(InvalidData, match="the prompt is not Unicode text at character 2"):
+        text.prompt("a\udcff")
+
+
+def test_a_long_prompt_is_tokenized_without_a_word_from_the_library(text, caplog):
+    assert len(text.prompt("word " * 3000)) > 3000
+    assert "longer than the specified maximum" not in caplog.text
+
+
 def test_a_row_that_is_too_long_is_refused_unless_it_may_be_cut(text):
     rows = [chat(1, "Water."), chat(2, "Water, " * 60)]
 

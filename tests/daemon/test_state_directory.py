@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from loractl.bus.config import Config
-from loractl.bus.errors import InvalidConfig, StartFailed
+from loractl.bus.errors import InvalidConfig
 from loractl.bus.layout import StateLayout
 from loractl.daemon import launch
 from loractl.daemon.instance import actors_file, is_held
@@ -98,7 +98,7 @@ def test_a_state_directory_that_cannot_be_made_is_named(start: Start, config: Co
     (state_dir / "file").write_text("")
     nowhere = replace(config, state_dir=str(state_dir / "file"))
 
-    with pytest.raises(StartFailed, match=f"the state directory {nowhere.state_dir} cannot be used"):
+    with pytest.raises(InvalidConfig, match=f"the state directory {nowhere.state_dir} cannot be used"):
         launch.run_foreground(nowhere)
     assert not launch.running(nowhere)
 
