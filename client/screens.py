@@ -67,7 +67,7 @@ def _adapter_row(a: AdapterDetails) -> tuple[str, ...]:
         _saved(a),
         str(a.version) if a.version else "-",
         count_text(a.parameters),
-        a.served_by or "-",
+        a.served_by.partition(":")[0] or "-",  # why that engine, `adapters show` says
     )
 
 
