@@ -1,6 +1,5 @@
 """From a `Sample` off the wire to jobs an engine may trust. Pure: everything is checked here, once."""
 
-import math
 from dataclasses import dataclass
 
 from ..bus.errors import InvalidData, InvalidRequest
@@ -9,8 +8,9 @@ from ..bus.messages import Sample
 from .engine import Job, VersionKey
 from .facts import ModelFacts
 
-# vLLM silently raises a lower temperature to this one.
+# vLLM silently raises a lower temperature to the one, and refuses a higher one than the other.
 _LOWEST_TEMPERATURE = 0.01
+_HIGHEST_TEMPERATURE = 2.0
 _MOST_SAMPLES = 1024
 _MOST_STOPS = 64
 
@@ -104,8 +104,10 @@ def _check_fields(sample: Sample, facts: ModelFacts) -> None:
     if not 1 <= sample.num_samples <= _MOST_SAMPLES:
         raise InvalidRequest(f"num_samples must lie in 1 to {_MOST_SAMPLES}")
     temperature = sample.temperature
-    if not math.isfinite(temperature) or not (temperature == 0 or temperature >= _LOWEST_TEMPERATURE):
-        raise InvalidRequest(f"temperature must be 0 (greedy) or at least {_LOWEST_TEMPERATURE}")
+    if not (temperature == 0 or _LOWEST_TEMPERATURE <= temperature <= _HIGHEST_TEMPERATURE):  # NaN neither
+        raise InvalidRequest(
+            f"temperature must be 0 (greedy) or lie in {_LOWEST_TEMPERATURE} to {_HIGHEST_TEMPERATURE:g}"
+        )
     if sample.top_k != -1 and sample.top_k < 1:
         raise InvalidRequest("top_k must be at least 1, or -1 for off")
     if not 0 < sample.top_p <= 1:

@@ -190,6 +190,7 @@ def test_a_prompt_that_the_model_cannot_take_is_refused(prompt):
         {"max_tokens": -1, "prompt_logprobs": True},
         {"temperature": -1.0},
         {"temperature": 0.001},
+        {"temperature": 2.1},
         {"temperature": math.nan},
         {"temperature": math.inf},
         {"top_k": 0},
