@@ -8,14 +8,12 @@ import functools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 
 from . import __version__
-from .bus.config import Config, load_config
 from .bus.ids import checked_name
 from .bus.messages import LossName
 from .client import commands
@@ -23,27 +21,11 @@ from .client.boundary import guarded
 from .client.rows import read_rows
 from .client.run_plan import GivenSettings
 from .client.runs import Job
-from .client.startup import StartScreen, base_model_settings, check_base_model, daemon_for_run
+from .client.startup import Place, StartScreen, base_model_settings, check_base_model, daemon_for_run
 from .client.terminal import EXIT_USER_ERROR, error_text, talk_console
 from .daemon import launch
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which daemon is meant, and settings on top of its file."""
-
-    state_dir: str | None
-    overrides: tuple[str, ...]
-
-    def config(self, *more: str) -> Config:
-        return load_config(state_dir=self.state_dir, overrides=[*more, *self.overrides])
-
-    @property
-    def option(self) -> str:
-        """The option to repeat in commands that a person is told to type."""
-        return f"--state-dir {shlex.quote(self.state_dir)} " if self.state_dir else ""
 
 
 def placed(command: CommandT) -> CommandT:

@@ -1,17 +1,35 @@
 """The daemon's start: which model it shall serve, and what a person sees while its actors load."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 from rich.text import Text
 
-from ..bus.config import Config
+from ..bus.config import Config, load_config
 from ..bus.errors import InvalidConfig
 from ..bus.messages import ActorPhase, ActorStatus, DaemonStatus
 from .terminal import duration_text
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which daemon is meant, and settings on top of its file."""
+
+    state_dir: str | None
+    overrides: tuple[str, ...]
+
+    def config(self, *more: str) -> Config:
+        return load_config(state_dir=self.state_dir, overrides=[*more, *self.overrides])
+
+    @property
+    def option(self) -> str:
+        """The option to repeat in commands that a person is told to type."""
+        return f"--state-dir {shlex.quote(self.state_dir)} " if self.state_dir else ""
 
 
 def base_model_settings(text: str) -> list[str]:
