@@ -1,5 +1,5 @@
-# make demo   set up everything and run the main job
-# make test   set up and run the tests
+## make demo   set up everything and run the main job
+## make test   set up and run the tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ export HF_HUB_OFFLINE := 1
 
 .PHONY: help
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^## //p' Makefile
 	@echo 'make lint   format, lint, types'
 	@echo 'make bench  measurements, as tables'
 	@echo 'make gpu    the tests and measurements that need a CUDA device'
