@@ -29,10 +29,16 @@ class AsyncPending:
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self.request = asked.request
+        self.tenant = asked.tenant
 
     @property
     def ended(self) -> bool:
         return self._asked.final is not None
+
+    @property
+    def waits_for(self) -> str:
+        """Why the request is not being served yet, in words; empty when nothing was said."""
+        return self._asked.waits_for
 
     async def result(self, timeout_s: float | None = None) -> Message:
         """Wait for the answer; parts of a streamed one are left out.
@@ -84,7 +90,7 @@ class AsyncClient:
         """
         self._layout, self._limits = place_of(where)
         self._tenant = tenant
-        self._conversations = Conversations(tenant, daemon=str(self._layout.root), on_waiting=on_waiting)
+        self._conversations = Conversations(daemon=str(self._layout.root), on_waiting=on_waiting)
         check_daemon(self._layout)
         self._gone = False
         self._context = new_context()
@@ -94,18 +100,27 @@ class AsyncClient:
         self._ticking: asyncio.Handle = self._loop.call_later(PING_EVERY_S, self._tick)
 
     async def request(
-        self, body: Message, *, timeout_s: float | None = None, request: RequestId | None = None
+        self,
+        body: Message,
+        *,
+        timeout_s: float | None = None,
+        request: RequestId | None = None,
+        tenant: TenantId | None = None,
     ) -> Message:
         """Send a request and wait for its answer; raises as `submit` and `AsyncPending.result` do."""
-        pending = self.submit(body, request=request)
+        pending = self.submit(body, request=request, tenant=tenant)
         try:
             return await pending.result(timeout_s)
         except asyncio.CancelledError:
             self._abort(pending, body)
             raise
 
-    def submit(self, body: Message, *, request: RequestId | None = None) -> AsyncPending:
-        """Send a request without waiting. request: its id, to send one again.
+    def submit(
+        self, body: Message, *, request: RequestId | None = None, tenant: TenantId | None = None
+    ) -> AsyncPending:
+        """Send a request without waiting.
+
+        request: its id, to send one again. tenant: whose it is, for a server that speaks for many.
 
         Raises:
             InvalidData: an array of the wrong dtype, or more data than one message may carry.
@@ -115,8 +130,9 @@ class AsyncClient:
             check_daemon(self._layout)
             self._gone = False
         request = request or new_request_id()
-        frames = encode_request(Envelope(request=request, tenant=self._tenant, body=body), self._limits)
-        asked = self._conversations.ask(request, time.monotonic())
+        tenant = tenant or self._tenant
+        frames = encode_request(Envelope(request=request, tenant=tenant, body=body), self._limits)
+        asked = self._conversations.ask(request, time.monotonic(), tenant)
         self._socket.send(frames)
         return AsyncPending(asked)
 
@@ -152,7 +168,7 @@ class AsyncClient:
 
     def _abort(self, pending: AsyncPending, body: Message) -> None:
         if isinstance(body, Sample) and not pending.ended:
-            self.submit(Abort(target=pending.request))
+            self.submit(Abort(target=pending.request), tenant=pending.tenant)
 
     def _tick(self) -> None:
         """Ping while anything waits, and end the waits when the daemon is gone."""

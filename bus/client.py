@@ -84,7 +84,7 @@ class Client:
         """
         self._layout, self._limits = place_of(where)
         self._tenant = tenant
-        self._conversations = Conversations(tenant, daemon=str(self._layout.root), on_waiting=on_waiting)
+        self._conversations = Conversations(daemon=str(self._layout.root), on_waiting=on_waiting)
         check_daemon(self._layout)
         self._gone = False
         self._context = new_context()
@@ -108,7 +108,7 @@ class Client:
             self._gone = False
         request = request or new_request_id()
         frames = encode_request(Envelope(request=request, tenant=self._tenant, body=body), self._limits)
-        asked = self._conversations.ask(request, time.monotonic())
+        asked = self._conversations.ask(request, time.monotonic(), self._tenant)
         send(self._socket, frames)
         return Pending(self, asked)
 

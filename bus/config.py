@@ -94,6 +94,23 @@ class DaemonConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeConfig:
+    """session_expiry_s: how long a session lives without a heartbeat. long_poll_s: how long a poll
+    for a result waits at most. result_s, result_bytes: finished results kept so that they can be
+    read again. pending_samples: beyond so many, clients are told to slow down (429).
+    ephemeral_samplers: unnamed sampler snapshots of a model that stay; older ones go.
+    body_bytes: largest request body."""
+
+    session_expiry_s: float = 600.0
+    long_poll_s: float = 30.0
+    result_s: float = 6 * 3600.0
+    result_bytes: int = 512 * 2**20
+    pending_samples: int = 4096
+    ephemeral_samplers: int = 64
+    body_bytes: int = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsConfig:
     """inflight_per_tenant: requests of one tenant that actors hold at one time; further ones wait
     in the broker. outcome_bytes: finished answers kept so that a resend gets the first outcome."""
@@ -121,6 +138,7 @@ class Config:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    bridge: BridgeConfig = field(default_factory=BridgeConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -279,6 +297,7 @@ _AT_LEAST_ONE = (
     "sampler.max_batched_tokens",
     "publish.keep_versions",
     "daemon.restart_limit",
+    "bridge.ephemeral_samplers",
     "limits.frames",
     "limits.inflight_per_tenant",
 )

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from .errors import Aborted, DaemonGone, LoractlError
 from .failures import error_of
-from .ids import RequestId, TenantId, new_request_id
+from .ids import LOCAL_TENANT, RequestId, TenantId, new_request_id
 from .messages import Envelope, Failed, Message, Pong, Waiting
 
 PING_EVERY_S = 0.5
@@ -22,12 +22,17 @@ OnWaiting = Callable[[str], None]
 
 
 class Asked:
-    """One request that is under way: the parts of its answer that have come, then its end."""
+    """One request that is under way: the parts of its answer that have come, then its end.
 
-    __slots__ = ("__weakref__", "final", "parts", "request", "sent_at", "wakers")
+    waits_for: why it is not being served yet, in words; empty when nothing was said.
+    """
 
-    def __init__(self, request: RequestId, sent_at: float) -> None:
+    __slots__ = ("__weakref__", "final", "parts", "request", "sent_at", "tenant", "waits_for", "wakers")
+
+    def __init__(self, request: RequestId, tenant: TenantId, sent_at: float) -> None:
         self.request = request
+        self.tenant = tenant
+        self.waits_for = ""
         self.sent_at = sent_at
         self.parts: deque[Message] = deque()
         self.final: Message | LoractlError | None = None
@@ -49,9 +54,8 @@ class Asked:
 
 
 class Conversations:
-    def __init__(self, tenant: TenantId, *, daemon: str, on_waiting: OnWaiting | None = None) -> None:
+    def __init__(self, *, daemon: str, on_waiting: OnWaiting | None = None) -> None:
         """daemon: its name in errors, such as the state directory."""
-        self._tenant = tenant
         self._daemon = daemon
         self._on_waiting = on_waiting
         # Weak: an answer that nobody waits for any more is dropped when it comes.
@@ -60,11 +64,11 @@ class Conversations:
         self._heard_at = float("-inf")
         self._look_at = float("-inf")
 
-    def ask(self, request: RequestId, now: float) -> Asked:
+    def ask(self, request: RequestId, now: float, tenant: TenantId = LOCAL_TENANT) -> Asked:
         """Note a request that is being sent; the same id again joins the wait for its one answer."""
         asked = self._asked.get(request)
         if asked is None or asked.final is not None:
-            asked = Asked(request, now)
+            asked = Asked(request, tenant, now)
             self._asked[request] = asked
         return asked
 
@@ -75,12 +79,13 @@ class Conversations:
             self._hear_pong(envelope.request, envelope.body)
             return
         asked = self._asked.get(envelope.request)
-        if asked is None or asked.final is not None or envelope.tenant != self._tenant:
+        if asked is None or asked.final is not None or envelope.tenant != asked.tenant:
             return
         match envelope.body:
             case Failed() as failure:
                 asked.finish(error_of(failure))
             case Waiting(reason=reason):
+                asked.waits_for = reason
                 if self._on_waiting is not None:
                     self._on_waiting(reason)
             case body if envelope.last:

@@ -79,6 +79,32 @@ class VersionNotFound(LoractlError):
     code = "version_not_found"
 
 
+class SessionNotFound(LoractlError):
+    code = "session_not_found"
+
+
+class SessionEnded(LoractlError):
+    """The session was finished by its client, or nothing was heard of it for too long."""
+
+    code = "session_ended"
+
+
+class ResultNotFound(LoractlError):
+    code = "result_not_found"
+
+
+class ResultExpired(LoractlError):
+    """The result was there, and is no longer kept."""
+
+    code = "result_expired"
+
+
+class AccessDenied(LoractlError):
+    """No API key, or one that is not known here."""
+
+    code = "access_denied"
+
+
 class SequenceConflict(LoractlError):
     """A sequence number was used twice in one lane, with different content."""
 

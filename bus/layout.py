@@ -6,6 +6,10 @@
 <state>/adapters/<id>/     one directory per adapter: adapter.json, checkpoints/<digest of name>/
 <state>/versions/<id>/<n>/ immutable published versions: PEFT files, version.json
 <state>/training/<id>.json the settings of the `loractl train` run that made an adapter
+<state>/keys.json          API keys, hashed, and whose they are
+<state>/local.key          0600: the local user's own API key, as `loractl env` prints it
+<state>/tinker.sqlite      the bridge's sessions, training runs, checkpoints and samplers
+<state>/exports/<token>/   files behind expiring download addresses
 """
 
 import hashlib
@@ -69,6 +73,22 @@ class StateLayout:
 
     def version(self, adapter: AdapterId, number: int) -> Path:
         return self.versions / adapter / str(number)
+
+    @property
+    def keys(self) -> Path:
+        return self.root / "keys.json"
+
+    @property
+    def local_key(self) -> Path:
+        return self.root / "local.key"
+
+    @property
+    def tinker_store(self) -> Path:
+        return self.root / "tinker.sqlite"
+
+    @property
+    def exports(self) -> Path:
+        return self.root / "exports"
 
     def training_record(self, adapter: AdapterId) -> Path:
         return self.root / "training" / f"{adapter}.json"

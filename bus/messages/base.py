@@ -11,7 +11,7 @@ from ..ids import RequestId, TenantId
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
-LossName = Literal["cross_entropy", "importance_sampling", "ppo"]
+LossName = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo", "stable_reinforce"]
 StopReason = Literal["stop", "length", "abort"]
 EngineName = Literal["vllm", "torch"]
 ActorRole = Literal["trainer", "sampler", "bridge"]

@@ -59,6 +59,7 @@ class VersionRecord:
     number: 1, 2, … per adapter, never used again. directory: holds PEFT files. digest: SHA-256 of
     the safetensors file, hex. probe_tokens: a short sequence that the trainer scored with these
     weights; probe_logprobs: log p(t_i | t_<i) for i >= 1, one fewer than the tokens, at temperature 1.
+    held: it stays until it is deleted by name, whatever `publish.keep_versions` says.
     """
 
     adapter: AdapterId
@@ -72,3 +73,4 @@ class VersionRecord:
     modules: int
     probe_tokens: tuple[int, ...]
     probe_logprobs: tuple[float, ...]
+    held: bool = False

@@ -1,13 +1,24 @@
 """Requests to a sampler, and its answers.
 
-Legend: P = prompt tokens, S = sampled tokens of all sequences end to end, N = sequences.
+Legend: P = prompt tokens, S = sampled tokens of all sequences end to end, N = sequences, K = choices
+at one position.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..ids import AdapterId, RequestId
+import numpy as np
+
+from ..ids import AdapterId, RequestId, TenantId
 from .base import EngineName, Floats, Ints, Message, StopReason
+
+
+def _no_ints() -> Ints:
+    return np.zeros((0, 0), dtype=np.int64)
+
+
+def _no_floats() -> Floats:
+    return np.zeros((0, 0), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +32,15 @@ class Sample(Message):
     decoded text, which ends before the match, while the tokens end with the one that completes it.
     prompt_logprobs asks for log p(t_i | t_<i) of the prompt, at temperature 1; with it, max_tokens
     may be 0. max_tokens is cut to what the model's context leaves.
+
+    What else can be asked of the prompt, always at temperature 1 over the whole vocabulary:
+    topk_prompt_logprobs, the k likeliest tokens of every position; prompt_targets [P - 1, K], token
+    ids to score for positions 1 to P - 1, -1 for none; prompt_alt_tokens, k draws for each of those
+    positions from log_softmax(logits / temperature), independent of each other.
+    prompt_last_n leaves out all of a prompt but its last n positions (None: all are scored).
+    topk_sample_logprobs: the k likeliest tokens beside every sampled one, at the request's temperature.
+    owner: the tenant of the adapter when that is another one; whoever sets it has checked that the
+    version was made public.
     """
 
     kind: ClassVar[str] = "sample"
@@ -37,6 +57,12 @@ class Sample(Message):
     stop_strings: tuple[str, ...] = ()
     prompt_logprobs: bool = False
     stream: bool = False
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    prompt_targets: Ints = field(default_factory=_no_ints)
+    prompt_alt_tokens: int = 0
+    prompt_last_n: int | None = None
+    owner: TenantId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +90,11 @@ class SampleResult(Message):
     logprobs are log_softmax(logits / temperature) of the sampled tokens (temperature 1 for greedy),
     over the whole vocabulary: top_k and top_p do not change them.
     prompt_logprobs [P] (first entry NaN) or empty. version 0 is the base model.
+
+    What was not asked for is empty. prompt_topk_* [P, K]: likeliest first; positions that are not
+    scored hold token -1 and logprob NaN. prompt_target_logprobs [P - 1, K] and prompt_alt_* [P - 1, K]:
+    likewise, and NaN where the request held -1. sample_topk_* [S, K]: likeliest first.
+    prompt_cached_tokens: tokens of the prompt whose attention states were there already.
     """
 
     kind: ClassVar[str] = "sample_result"
@@ -75,3 +106,11 @@ class SampleResult(Message):
     texts: tuple[str, ...]
     stop_reasons: tuple[StopReason, ...]
     prompt_logprobs: Floats
+    prompt_topk_tokens: Ints = field(default_factory=_no_ints)
+    prompt_topk_logprobs: Floats = field(default_factory=_no_floats)
+    prompt_target_logprobs: Floats = field(default_factory=_no_floats)
+    prompt_alt_tokens: Ints = field(default_factory=_no_ints)
+    prompt_alt_logprobs: Floats = field(default_factory=_no_floats)
+    sample_topk_tokens: Ints = field(default_factory=_no_ints)
+    sample_topk_logprobs: Floats = field(default_factory=_no_floats)
+    prompt_cached_tokens: int = 0

@@ -1,13 +1,15 @@
 """Requests to the trainer, and its answers.
 
-Legend: B = datums of a batch, T = all positions of the batch packed end to end.
+Legend: B = datums of a batch, T = all positions of the batch packed end to end, K = targets of a position.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..ids import AdapterId, LaneId
+import numpy as np
+
+from ..ids import AdapterId, LaneId, TenantId
 from .base import Bytes, Floats, Ints, LossName, Message
 from .descriptions import AdapterDetails, LoraSpec, ModelDetails
 
@@ -34,9 +36,11 @@ class ForwardBackward(Message):
     """Run datums through the model and, unless forward_only, add to the adapter's gradients.
 
     lengths [B]: positions of each datum; tokens [T], targets [T], weights [T]: the datums end to
-    end; position i predicts targets[i]. Losses are sums over positions, never means.
-    old_logprobs [T] and advantages [T] belong to importance_sampling and ppo, and are empty for
-    cross_entropy; for those two losses, weights [T] masks positions (0 leaves one out).
+    end; position i predicts targets[i]. Losses are sums over positions, never means. For
+    cross_entropy, targets and weights may be [T, K]: K weighted targets a position, of any sign.
+    old_logprobs [T] and advantages [T] belong to the other losses, and are empty for
+    cross_entropy; for those losses, weights [T] masks positions (0 leaves one out).
+    ratio_mask [T] belongs to gspo: positions other than 0 make the sequence's ratio; empty is all.
     loss_config: named settings of the loss, such as clip_low_threshold; unknown ones are refused.
     """
 
@@ -53,6 +57,7 @@ class ForwardBackward(Message):
     loss: LossName
     loss_config: Mapping[str, float] = field(default_factory=dict)
     forward_only: bool = False
+    ratio_mask: Floats = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +98,8 @@ class LoadCheckpoint(Message):
     """Replace the adapter's state by a checkpoint of an adapter of the same tenant.
 
     source: the adapter that saved it (may be this one). Pending gradients are dropped. Without
-    the optimizer, moments and step start at zero.
+    the optimizer, moments and step start at zero. source_owner: the tenant of the source when that
+    is another one; whoever sets it has checked that the checkpoint was made public.
     """
 
     kind: ClassVar[str] = "load_checkpoint"
@@ -103,6 +109,49 @@ class LoadCheckpoint(Message):
     source: AdapterId
     name: str
     with_optimizer: bool = True
+    source_owner: TenantId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadVersion(Message):
+    """Replace the adapter's weights by those of a published version; the optimizer starts anew.
+
+    source, source_owner: as in `LoadCheckpoint`. Answered with StateLoaded, step 0.
+    """
+
+    kind: ClassVar[str] = "load_version"
+    adapter: AdapterId
+    lane: LaneId
+    seq: int
+    source: AdapterId
+    version: int
+    source_owner: TenantId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefuseOperation(Message):
+    """Use up a number of the lane for an operation that its sender knows to be wrong.
+
+    It waits for its turn like any other and is then answered with this failure (of the caller's
+    doing), so that what was sent behind it runs.
+    """
+
+    kind: ClassVar[str] = "refuse_operation"
+    adapter: AdapterId
+    lane: LaneId
+    seq: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportWeights(Message):
+    """Hand out the adapter's present weights as PEFT files; nothing is published."""
+
+    kind: ClassVar[str] = "export_weights"
+    adapter: AdapterId
+    lane: LaneId
+    seq: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,18 +171,56 @@ class ImportWeights(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishAdapter(Message):
-    """Publish the adapter's present weights as its next version; answered with a receipt."""
+    """Publish the adapter's present weights as its next version; answered with a receipt.
+
+    held: the version stays until DeleteVersion, however many newer ones there are
+    (`publish.keep_versions` neither counts nor retires it), also after a restart.
+    """
 
     kind: ClassVar[str] = "publish_adapter"
     adapter: AdapterId
     lane: LaneId
     seq: int
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteAdapter(Message):
     kind: ClassVar[str] = "delete_adapter"
     adapter: AdapterId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnloadAdapter(Message):
+    """Let go of the adapter's training state in memory; its checkpoints and versions stay.
+
+    Its lanes are closed, and what waits in them is answered with Aborted. Opening a lane takes it
+    up again, from its newest checkpoint.
+    """
+
+    kind: ClassVar[str] = "unload_adapter"
+    adapter: AdapterId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteCheckpoint(Message):
+    """Delete one checkpoint by its name."""
+
+    kind: ClassVar[str] = "delete_checkpoint"
+    adapter: AdapterId
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteVersion(Message):
+    """Retire a published version for good. One that is gone already is no error.
+
+    Requests under way on it end first; its files go when no sampler holds it.
+    """
+
+    kind: ClassVar[str] = "delete_version"
+    adapter: AdapterId
+    version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,10 +252,10 @@ class LaneOpened(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassResult(Message):
-    """Answer to ForwardBackward. logprobs [T]: log p(targets[i] | tokens[:i+1]), at temperature 1.
+    """Answer to ForwardBackward. logprobs: log p(targets[i] | tokens[:i+1]), at temperature 1.
 
-    loss_terms [T]: each position's part of the summed loss. metrics: `name:reduction` keys, always
-    with `loss:sum`.
+    loss_terms: each one's part of the summed loss. Both in the shape of targets, [T] or [T, K].
+    metrics: `name:reduction` keys, always with `loss:sum`.
     """
 
     kind: ClassVar[str] = "pass_result"
@@ -200,8 +287,18 @@ class CheckpointSaved(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsExported(Message):
+    """Answer to ExportWeights: adapter_config.json as text, adapter_model.safetensors [bytes]."""
+
+    kind: ClassVar[str] = "weights_exported"
+    config_json: str
+    safetensors: Bytes
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateLoaded(Message):
-    """Answer to LoadCheckpoint and ImportWeights."""
+    """Answer to LoadCheckpoint, LoadVersion and ImportWeights."""
 
     kind: ClassVar[str] = "state_loaded"
     step: int

@@ -18,7 +18,7 @@ def envelope(
 
 @pytest.fixture
 def conversations() -> Conversations:
-    return Conversations(LOCAL_TENANT, daemon="/state")
+    return Conversations(daemon="/state")
 
 
 def test_an_answer_ends_its_wait_and_no_other(conversations: Conversations) -> None:
@@ -49,7 +49,7 @@ def test_a_failure_becomes_the_error_that_was_raised(conversations: Conversation
 
 def test_waiting_is_told_and_is_no_answer() -> None:
     reasons: list[str] = []
-    conversations = Conversations(LOCAL_TENANT, daemon="/state", on_waiting=reasons.append)
+    conversations = Conversations(daemon="/state", on_waiting=reasons.append)
     asked = conversations.ask(REQUEST, 0.0)
 
     conversations.hear(envelope(Waiting(reason="the trainer is restarting"), last=False), 0.1)
