@@ -1,26 +1,31 @@
 """The broker's pure core: a request, an answer or a report comes in, decisions come out.
 
-Owns what each kind of message means to the broker. Who gets a request, and when, is `dispatch`; which
-versions there are is `publishing`. No sockets, no clock: `now` is seconds of a monotonic clock.
+Owns what each kind of message means to the broker; requests that it must understand before they go on
+their way are left to `admissions`. Who gets a request, and when, is `dispatch`; which versions there are
+is `publishing`. No sockets, no clock: `now` is seconds of a monotonic clock.
 Frames are looked into only where the broker must understand them; all others pass through.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from ..bus.codec import Header, check_sizes, decode, encode, payload_digest, with_fields
+from ..bus.codec import Header, check_sizes, decode, encode, payload_digest
 from ..bus.config import Config
-from ..bus.errors import Aborted, BadFrame, Internal, InvalidRequest, LoractlError, NotSupported
+from ..bus.errors import (
+    BadFrame,
+    Internal,
+    LoractlError,
+)
 from ..bus.failures import failed
 from ..bus.identities import unsolicited
 from ..bus.ids import ActorId
 from ..bus.messages import (
-    Abort,
     ActorReady,
     ActorRole,
     AdapterCreated,
     AdapterList,
     DaemonStatus,
-    DeleteAdapter,
+    DeleteVersion,
     Done,
     Drain,
     Envelope,
@@ -31,12 +36,12 @@ from ..bus.messages import (
     LaneOpened,
     Message,
     Ping,
-    Sample,
     Shutdown,
     VersionReleased,
     VersionServed,
     VersionWritten,
 )
+from .admissions import UNDERSTOOD, Admissions
 from .decisions import ClientId, Decision, Frames, Heard, Key, Reply, StopDaemon, Tell
 from .dispatch import Dispatch, stopping
 from .ledger import Ticket
@@ -44,9 +49,11 @@ from .publishing import Publishing
 from .receipts import Settled
 from .routing import DESTINATION_BY_KIND, Destination
 from .status import Identity, daemon_status
+from .versions import VersionKey
 
 REPORTS = (ActorReady, Heartbeat, VersionServed, VersionReleased)
 _REPORT_KINDS = frozenset(report.kind for report in REPORTS)
+_DESCRIPTIONS = (AdapterCreated.kind, AdapterList.kind, LaneOpened.kind)
 
 
 class Broker:
@@ -56,12 +63,7 @@ class Broker:
         self._draining = False
         self._dispatch = Dispatch(config.limits, actors)
         self._publishing = Publishing(config.publish, self._dispatch.actors)
-        # What must be understood, or changed, before a request of this kind goes on its way.
-        self._admissions = {
-            Sample.kind: self._admit_sample,
-            Abort.kind: self._admit_abort,
-            DeleteAdapter.kind: self._admit_delete,
-        }
+        self._admissions = Admissions(self._dispatch, self._publishing)
 
     # --- from clients ------------------------------------------------------------------------
 
@@ -84,13 +86,12 @@ class Broker:
             return self._dispatch.again(known, key, client)
         if self._draining:
             raise stopping()
-        admit = self._admissions.get(header.kind)
-        body = self._decoded(frames).body if admit is not None else None
+        body = self._decoded(frames).body if header.kind in UNDERSTOOD else None
         ticket = ledger.open(key, header.kind, digest, destination, frames, client)
-        if admit is None or body is None:
+        if body is None:
             return self._dispatch.place(ticket, now)
         try:
-            return self._settled_pins(admit(ticket, body, now))
+            return self._settled_pins(self._admissions.admit(ticket, body, now))
         except LoractlError as error:
             return self._settled_pins(self._dispatch.end(ticket, failed(error), now))
 
@@ -108,7 +109,7 @@ class Broker:
         if header.kind in _REPORT_KINDS:
             return self._settled_pins(self._report(self._decoded(frames).body, now))
         if header.kind == GetVersions.kind:
-            return [self._table_for(actor, header)]
+            return self._table_for(actor, header)
         try:
             return self._settled_pins(self._answer(actor, header, frames, now))
         except BadFrame as error:
@@ -154,7 +155,7 @@ class Broker:
     # --- requests with a meaning of their own ------------------------------------------------
 
     def _answer_at_once(self, client: ClientId, envelope: Envelope, now: float) -> list[Decision]:
-        """Questions change nothing, so the ledger need not know them."""
+        """Questions change nothing, and a deletion done twice nothing more: the ledger need not know them."""
         answer: Message
         match envelope.body:
             case Ping():
@@ -165,39 +166,13 @@ class Broker:
                 answer = self._publishing.versions.table(envelope.tenant)
             case Shutdown():
                 answer = Done()
+            case DeleteVersion(adapter=adapter, version=number):
+                done = self._publishing.delete_version(envelope.tenant, VersionKey(adapter, number))
+                return [*done, _reply(client, envelope, Done())]
             case other:
                 raise AssertionError(f"{other.kind} is routed to the broker, which does not know it")
-        reply = Reply(client, Envelope(request=envelope.request, tenant=envelope.tenant, body=answer))
+        reply = _reply(client, envelope, answer)
         return [reply, StopDaemon()] if isinstance(envelope.body, Shutdown) else [reply]
-
-    def _admit_sample(self, ticket: Ticket, body: Message, now: float) -> list[Decision]:
-        """Bind the sample to a version, once and for all."""
-        assert isinstance(body, Sample)
-        if body.adapter is None and body.version:
-            raise InvalidRequest(
-                f"the base model has no version {body.version}: name an adapter, or no version"
-            )
-        if body.adapter is not None:
-            ticket.pin = self._publishing.versions.admit(ticket.key[0], body.adapter, body.version)
-            ticket.frames = [with_fields(ticket.frames[0], version=ticket.pin.number), *ticket.frames[1:]]
-        return self._dispatch.place(ticket, now)
-
-    def _admit_abort(self, ticket: Ticket, body: Message, now: float) -> list[Decision]:
-        assert isinstance(body, Abort)
-        target = self._dispatch.ledger.find((ticket.key[0], body.target))
-        if target is None:  # ended already, or never was
-            return self._dispatch.end(ticket, Done(), now)
-        if target.kind != Sample.kind:
-            raise NotSupported(f"only a sample can be aborted; {body.target!r} is a {target.kind}")
-        if target.actor is not None:
-            return [self._dispatch.follow(ticket, target)]
-        aborted = failed(Aborted("aborted by its owner before a sampler took it"))
-        return [*self._dispatch.end(target, aborted, now), *self._dispatch.end(ticket, Done(), now)]
-
-    def _admit_delete(self, ticket: Ticket, body: Message, now: float) -> list[Decision]:
-        assert isinstance(body, DeleteAdapter)
-        ticket.deletes = body.adapter
-        return self._dispatch.place(ticket, now)
 
     # --- answers and reports -----------------------------------------------------------------
 
@@ -211,7 +186,7 @@ class Broker:
             return self._dispatch.end(ticket, frames, now, keep=header.fields.get("retryable") is False)
         if header.kind == VersionWritten.kind:
             return self._version_written(ticket, frames, now)
-        if header.kind in (AdapterCreated.kind, AdapterList.kind, LaneOpened.kind):
+        if header.kind in _DESCRIPTIONS:
             frames = self._described(frames)
         deleted = self._publishing.deleted(ticket.deletes) if ticket.deletes is not None else []
         return [*deleted, *self._dispatch.end(ticket, frames, now)]
@@ -223,19 +198,10 @@ class Broker:
         return [*told, *self._dispatch.let_go(ticket), *self._settle(settled, now)]
 
     def _described(self, frames: Frames) -> Frames:
-        """Say which engine serves each adapter that an answer describes."""
-        envelope, publishing = self._decoded(frames), self._publishing
-        match envelope.body:
-            case AdapterCreated(details=details, lane=lane):
-                publishing.adapters += 1
-                body: Message = AdapterCreated(details=publishing.described(details), lane=lane)
-            case LaneOpened(details=details, lane=lane):
-                body = LaneOpened(details=publishing.described(details), lane=lane)
-            case AdapterList(adapters=adapters):
-                body = AdapterList(adapters=tuple(map(publishing.described, adapters)))
-            case other:
-                raise AssertionError(f"{other.kind} describes no adapter")
-        return encode(Envelope(request=envelope.request, tenant=envelope.tenant, body=body))
+        """Say of each adapter that an answer describes what only the broker knows."""
+        envelope = self._decoded(frames)
+        assert isinstance(envelope.body, AdapterCreated | AdapterList | LaneOpened)
+        return encode(replace(envelope, body=self._publishing.described(envelope.body)))
 
     def _report(self, body: Message, now: float) -> list[Decision]:
         match body:
@@ -258,17 +224,16 @@ class Broker:
         decisions: list[Decision] = [Heard(actor.name, ready=True)]
         if actor.role == "trainer":
             decisions += self._publishing.trainer_ready(body)
-        elif actor.role == "sampler":
-            self._publishing.versions.held_by(actor.name)
         return decisions + self._dispatch.advance_all(now)
 
-    def _table_for(self, actor: ActorId, header: Header) -> Decision:
+    def _table_for(self, actor: ActorId, header: Header) -> list[Decision]:
         """A sampler starts or saw a gap: it gets the whole truth, and may hold all of it from now on."""
         known = self._dispatch.actors.get(actor)
+        decisions: list[Decision] = []
         if known is not None and known.role == "sampler":
-            self._publishing.versions.held_by(actor)
+            decisions += self._publishing.table_sent(actor)
         table = self._publishing.versions.table()
-        return Tell(actor, Envelope(request=header.request, tenant=header.tenant, body=table))
+        return [*decisions, Tell(actor, Envelope(request=header.request, tenant=header.tenant, body=table))]
 
     # --- small change ------------------------------------------------------------------------
 
@@ -288,3 +253,7 @@ class Broker:
 
     def _decoded(self, frames: Frames) -> Envelope:
         return decode(frames, self._config.limits)
+
+
+def _reply(client: ClientId, asked: Envelope, answer: Message) -> Reply:
+    return Reply(client, replace(asked, body=answer))

@@ -6,15 +6,20 @@ events and words to the trainer.
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import assert_never
 
 from ..bus.config import PublishConfig
 from ..bus.identities import unsolicited
-from ..bus.ids import ActorId, AdapterId
+from ..bus.ids import ActorId, AdapterId, TenantId
 from ..bus.messages import (
     ActorReady,
+    AdapterCreated,
     AdapterDetails,
+    AdapterList,
     DropVersion,
     Envelope,
+    LaneOpened,
+    Message,
     VersionRecord,
     VersionReleased,
     VersionServed,
@@ -58,8 +63,13 @@ class Publishing:
     def served(self, body: VersionServed, now: float) -> list[Settled]:
         if not body.error:
             self._served_by[body.adapter] = f"{body.engine}: {body.engine_reason}".removesuffix(": ")
-        self.versions.held_by(ActorId(body.actor))
         return self.receipts.served(body, self._samplers(), now)
+
+    def delete_version(self, tenant: TenantId, key: VersionKey) -> list[Decision]:
+        return self.told(self.versions.delete(tenant, key))
+
+    def table_sent(self, sampler: ActorId) -> list[Decision]:
+        return self.told(self.versions.table_sent(sampler))
 
     def released(self, body: VersionReleased) -> list[Decision]:
         return self.told(self.versions.released(ActorId(body.actor), VersionKey(body.adapter, body.version)))
@@ -67,9 +77,22 @@ class Publishing:
     def sampler_lost(self, sampler: ActorId) -> tuple[list[Decision], list[Settled]]:
         return self.told(self.versions.sampler_lost(sampler)), self.receipts.despair(self._samplers())
 
-    def described(self, details: AdapterDetails) -> AdapterDetails:
-        """Only the broker knows which engine serves an adapter."""
-        return replace(details, served_by=self._served_by.get(details.adapter, ""))
+    def described(self, body: AdapterCreated | AdapterList | LaneOpened) -> Message:
+        """Only the broker knows which engine serves an adapter, and which version is the newest."""
+        match body:
+            case AdapterCreated(details=details):
+                self.adapters += 1
+                return replace(body, details=self._completed(details))
+            case LaneOpened(details=details):
+                return replace(body, details=self._completed(details))
+            case AdapterList(adapters=adapters):
+                return replace(body, adapters=tuple(map(self._completed, adapters)))
+            case _:
+                assert_never(body)
+
+    def _completed(self, details: AdapterDetails) -> AdapterDetails:
+        served_by = self._served_by.get(details.adapter, "")
+        return replace(details, served_by=served_by, version=self.versions.newest(details.adapter))
 
     def told(self, changes: Iterable[Change]) -> list[Decision]:
         """Events go to every subscriber; drops to the trainer, or, while none is ready, nowhere:

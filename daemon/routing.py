@@ -8,22 +8,28 @@ from ..bus.messages import (
     ActorRole,
     CreateAdapter,
     DeleteAdapter,
+    DeleteCheckpoint,
+    DeleteVersion,
     DescribeModel,
     Echo,
+    ExportWeights,
     ForwardBackward,
     GetStatus,
     GetVersions,
     ImportWeights,
     ListAdapters,
     LoadCheckpoint,
+    LoadVersion,
     Message,
     OpenLane,
     OptimStep,
     Ping,
     PublishAdapter,
+    RefuseOperation,
     Sample,
     SaveCheckpoint,
     Shutdown,
+    UnloadAdapter,
 )
 
 
@@ -38,7 +44,7 @@ class Destination(Enum):
 
 
 _ROUTES: Mapping[Destination, tuple[type[Message], ...]] = {
-    Destination.BROKER: (Ping, GetStatus, GetVersions, Shutdown),
+    Destination.BROKER: (Ping, GetStatus, GetVersions, DeleteVersion, Shutdown),
     Destination.TRAINER: (
         CreateAdapter,
         OpenLane,
@@ -46,9 +52,14 @@ _ROUTES: Mapping[Destination, tuple[type[Message], ...]] = {
         OptimStep,
         SaveCheckpoint,
         LoadCheckpoint,
+        LoadVersion,
         ImportWeights,
+        ExportWeights,
         PublishAdapter,
+        RefuseOperation,
         DeleteAdapter,
+        UnloadAdapter,
+        DeleteCheckpoint,
         ListAdapters,
         DescribeModel,
     ),

@@ -5,8 +5,12 @@ then retired (the event is out, samplers let go of it), then its files are dropp
 admitted request needs a version does its event go out, so a sampler never sees a request for a
 version that it was told to remove. Disk is the truth: the trainer brings what it holds whenever it
 starts, and event numbers go on.
+
+What makes a version close: newer ones, the deletion of its adapter, or its own. A held one closes
+for the latter two alone.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -49,14 +53,17 @@ class _Version:
 
 
 class Versions:
-    """keep: newest versions of an adapter that stay."""
+    """keep: newest versions of an adapter that stay, those that are held not counted."""
 
     def __init__(self, *, keep: int) -> None:
         self._keep = keep
         self._adapters: dict[AdapterId, dict[int, _Version]] = {}
         self._deleting: set[AdapterId] = set()
-        # Numbers up to here were retired; a directory that turns up again is only left over.
+        # What was retired, so that a directory that turns up again is known to be left over: numbers
+        # up to here, but held ones only where the adapter was deleted (infinity), and these by name.
         self._floor: dict[AdapterId, float] = {}
+        self._deleted: dict[VersionKey, TenantId] = {}
+        self._knows_disk = False
         self._holders: set[ActorId] = set()
         self._last_event = 0
 
@@ -77,8 +84,14 @@ class Versions:
             shown = [v.record for v in versions if v.phase == "live" and v.record.tenant == tenant]
         return VersionTable(last_event=self._last_event, records=tuple(shown))
 
+    def newest(self, adapter: AdapterId) -> int:
+        """Number of the version that "latest" means now; 0 when none can be sampled from."""
+        return max((n for n, v in self._adapters.get(adapter, {}).items() if v.phase == "live"), default=0)
+
     def admit(self, tenant: TenantId, adapter: AdapterId, number: int | None) -> VersionKey:
-        """Decide which version a sample gets; None is the newest. It stays until `unpin`.
+        """Decide which version a sample gets; None is the newest, held or not. It stays until `unpin`.
+
+        tenant: whose adapter it must be.
 
         Raises:
             VersionNotFound: the tenant has no such version. Another tenant's adapter answers
@@ -120,15 +133,34 @@ class Versions:
     def deleted(self, adapter: AdapterId) -> list[Change]:
         """The adapter is gone: no new request gets any of its versions."""
         self._deleting.add(adapter)
-        self._floor[adapter] = float("inf")
+        self._floor[adapter] = math.inf
         for version in self._adapters.get(adapter, {}).values():
             if version.phase == "live":
                 version.phase = "closing"
         return self._close(adapter)
 
+    def delete(self, tenant: TenantId, key: VersionKey) -> list[Change]:
+        """Retire one version of the tenant, held or not. One that it does not have is left alone.
+
+        Before a trainer has said what the disk holds, the wish is kept until it does. It is kept in
+        memory only: a daemon that dies before the directory is gone serves the version again.
+        """
+        version = self._find(key)
+        if version is None:
+            if not self._knows_disk:
+                self._deleted[key] = tenant
+            return []
+        if version.record.tenant != tenant:
+            return []
+        self._deleted[key] = tenant
+        if version.phase == "live":
+            version.phase = "closing"
+        return self._close(key.adapter)
+
     def rebuild(self, records: Iterable[VersionRecord]) -> list[Change]:
         """A trainer started and brought what lies on disk: take that for the truth."""
         found = {VersionKey(record.adapter, record.number): record for record in records}
+        self._knows_disk = True
         changes: list[Change] = []
         for key in [*self._keys()]:
             if key not in found:
@@ -136,21 +168,28 @@ class Versions:
         for key in sorted(found):
             if self._find(key) is not None:
                 changes += self._drop_if_free(key)
-            elif key.number <= self._floor.get(key.adapter, 0):
+            elif self._is_left_over(found[key]):
                 changes.append(Drop(key))
             else:
                 changes += self._add(found[key])
         on_disk = {key.adapter for key in found}
         self._floor = {adapter: floor for adapter, floor in self._floor.items() if adapter in on_disk}
+        self._deleted = {key: tenant for key, tenant in self._deleted.items() if key in found}
         for adapter in sorted(on_disk):
             changes += self._retire_old(adapter)
         for adapter in [*self._deleting]:
             changes += self._close(adapter)
         return changes
 
-    def held_by(self, sampler: ActorId) -> None:
-        """From now on this sampler may hold any version that is not retired."""
+    def table_sent(self, sampler: ActorId) -> list[Change]:
+        """From now on this sampler may hold any version that is not retired, and holds no other.
+
+        A sampler that never had a table holds nothing. One that asks again lets go of whatever the
+        new table lacks, and of some versions it may never hear: no event tells of what a table has
+        told already. Nobody's request runs on a retired version, so its files may go at once.
+        """
         self._holders.add(sampler)
+        return [change for key in [*self._keys()] for change in self.released(sampler, key)]
 
     def released(self, sampler: ActorId, key: VersionKey) -> list[Change]:
         version = self._find(key)
@@ -179,9 +218,10 @@ class Versions:
         return [AdapterPublished(number=self._next_event(), record=record)]
 
     def _retire_old(self, adapter: AdapterId) -> list[Change]:
-        live = sorted(n for n, v in self._adapters.get(adapter, {}).items() if v.phase == "live")
-        for number in live[: -self._keep]:
-            self._adapters[adapter][number].phase = "closing"
+        numbers = self._adapters.get(adapter, {})
+        passing = sorted(n for n, v in numbers.items() if v.phase == "live" and not v.record.held)
+        for number in passing[: -self._keep]:
+            numbers[number].phase = "closing"
         return self._close(adapter)
 
     def _close(self, adapter: AdapterId) -> list[Change]:
@@ -204,7 +244,8 @@ class Versions:
         version = self._adapters[key.adapter][key.number]
         if version.phase != "retired":
             version.phase, version.awaiting = "retired", set(self._holders)
-            self._floor[key.adapter] = max(self._floor.get(key.adapter, 0), key.number)
+            if key not in self._deleted:
+                self._floor[key.adapter] = max(self._floor.get(key.adapter, 0), key.number)
         return self._drop_if_free(key)
 
     def _drop_if_free(self, key: VersionKey) -> list[Change]:
@@ -213,6 +254,14 @@ class Versions:
             return []
         self._forget(key)
         return [Drop(key)]
+
+    def _is_left_over(self, record: VersionRecord) -> bool:
+        """Whether this version, which the table lacks, was retired and only its files are still there."""
+        tenant = self._deleted.get(VersionKey(record.adapter, record.number))
+        if tenant is not None:
+            return tenant == record.tenant
+        floor = self._floor.get(record.adapter, 0)
+        return record.number <= floor and (not record.held or floor == math.inf)
 
     def _vanished(self, key: VersionKey) -> list[Change]:
         """Its files are gone from disk: samplers are told, nothing is left to drop."""

@@ -133,8 +133,11 @@ class Office:
         return self.report(actor, body)
 
     def all_ready(self) -> "Office":
-        for actor in self.roles:
+        """Everybody is up, and samplers have read the table, as they do when they are."""
+        for actor, role in self.roles.items():
             self.ready(actor)
+            if role == "sampler":
+                self.tables(actor)
         return self
 
     def lose(self, actor: ActorId, *, for_good: bool = False) -> list[Decision]:

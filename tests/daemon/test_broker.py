@@ -63,7 +63,7 @@ def test_a_training_request_goes_to_the_trainer_as_it_came(office: Office):
 
     assert isinstance(decision, Forward)
     assert decision.actor == TRAINER
-    assert len(decision.frames) == 7
+    assert len(decision.frames) == 8
 
 
 def test_its_answer_goes_to_the_client_as_it_came(office: Office):

@@ -10,7 +10,7 @@ ANSWERS = {
     messages.AdapterCreated, messages.LaneOpened, messages.PassResult, messages.StepResult,
     messages.CheckpointSaved, messages.StateLoaded, messages.VersionWritten, messages.Receipt,
     messages.AdapterList, messages.ModelDescribed, messages.SampleChunk, messages.SampleResult,
-    messages.VersionTable,
+    messages.VersionTable, messages.WeightsExported,
 }  # fmt: skip
 EVENTS = {messages.AdapterPublished, messages.VersionRetired, messages.AdapterDeleted}
 TO_ACTORS = {messages.DropVersion, messages.Drain}

@@ -59,7 +59,7 @@ def test_another_tenants_adapter_answers_as_one_that_does_not_exist(number: int 
 
 def test_versions_beyond_the_newest_few_are_retired_oldest_first():
     versions = with_versions(1, 2, keep=2)
-    versions.held_by(SAMPLER)
+    versions.table_sent(SAMPLER)
 
     changes = versions.written(record(3))
 
@@ -73,7 +73,7 @@ def test_versions_beyond_the_newest_few_are_retired_oldest_first():
 
 def test_a_version_in_use_is_retired_only_when_its_last_request_ended():
     versions = with_versions(1, keep=1)
-    versions.held_by(SAMPLER)
+    versions.table_sent(SAMPLER)
     pins = [versions.admit(ALICE, ONE, None), versions.admit(ALICE, ONE, 1)]
 
     assert versions.written(record(2)) == [AdapterPublished(number=2, record=record(2))]
@@ -94,8 +94,8 @@ def test_a_version_that_is_closing_takes_no_new_request_and_is_still_served():
 
 def test_files_are_dropped_when_every_sampler_has_let_go():
     versions = with_versions(1, keep=1)
-    versions.held_by(SAMPLER)
-    versions.held_by(OTHER_SAMPLER)
+    versions.table_sent(SAMPLER)
+    versions.table_sent(OTHER_SAMPLER)
     versions.written(record(2))
 
     assert versions.released(SAMPLER, key(1)) == []
@@ -105,8 +105,8 @@ def test_files_are_dropped_when_every_sampler_has_let_go():
 
 def test_a_dead_sampler_counts_as_having_let_go():
     versions = with_versions(1, keep=1)
-    versions.held_by(SAMPLER)
-    versions.held_by(OTHER_SAMPLER)
+    versions.table_sent(SAMPLER)
+    versions.table_sent(OTHER_SAMPLER)
     versions.written(record(2))
     versions.released(SAMPLER, key(1))
 
@@ -115,9 +115,9 @@ def test_a_dead_sampler_counts_as_having_let_go():
 
 def test_a_sampler_that_comes_later_is_not_waited_for():
     versions = with_versions(1, keep=1)
-    versions.held_by(SAMPLER)
+    versions.table_sent(SAMPLER)
     versions.written(record(2))
-    versions.held_by(OTHER_SAMPLER)
+    versions.table_sent(OTHER_SAMPLER)
 
     assert versions.released(SAMPLER, key(1)) == [Drop(key(1))]
 
@@ -133,7 +133,7 @@ def test_without_samplers_files_are_dropped_at_once():
 
 def test_a_deleted_adapter_goes_with_one_event_and_every_version_is_dropped():
     versions = with_versions(1, 2)
-    versions.held_by(SAMPLER)
+    versions.table_sent(SAMPLER)
 
     assert versions.deleted(ONE) == [AdapterDeleted(number=3, adapter=ONE)]
     assert versions.table().records == ()
@@ -205,7 +205,7 @@ def test_versions_of_a_deleted_adapter_that_turn_up_again_are_dropped_again():
 
 def test_a_retired_version_that_a_sampler_still_holds_survives_a_restart_of_the_trainer():
     versions = with_versions(1, keep=1)
-    versions.held_by(SAMPLER)
+    versions.table_sent(SAMPLER)
     versions.written(record(2))
 
     assert versions.rebuild([record(1), record(2)]) == []
