@@ -109,6 +109,7 @@ class Operations:
             loss=operation.loss,
             loss_config=operation.loss_config,
             backward=not operation.forward_only,
+            ratio_mask=operation.ratio_mask,
         )
         self._engine.check_part(part)
         self._adapters.residents.pin(adapter.id)

@@ -3,11 +3,14 @@
 The loop decides which operations run and where their adapters lie; the engine (`engine.TrainEngine`)
 computes. A pass is one run of packed rows over the base model.
 
-Legend: B = datums of one part, T = its positions packed end to end, N = parameters of a bank row.
+Legend: B = datums of one part, T = its positions packed end to end, K = targets of a position,
+N = parameters of a bank row.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from ..bus.errors import LoractlError
 from ..bus.messages import Floats, Ints, LoraSpec, LossName
@@ -31,11 +34,12 @@ class PassPart:
     loss: LossName
     loss_config: Mapping[str, float]
     backward: bool
+    ratio_mask: Floats = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartResult:
-    """What one part computed: logprobs [T] and loss_terms [T] in the order of its tokens."""
+    """What one part computed: logprobs and loss_terms in the order and shape of its targets, [T] or [T, K]."""
 
     logprobs: Floats
     loss_terms: Floats
