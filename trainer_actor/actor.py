@@ -1,5 +1,7 @@
 """The mailbox loop: receive all that waits, admit, plan a turn, run it, reply.
 
+What is asked of adapters outside of their lanes is answered by `desk`.
+
 A deliberate error is answered and the loop lives. After a bug (see `boundary`) everyone who waits
 reads that the trainer restarts, and the process ends with status 1 so that the supervisor starts a
 sound one. Before any end, clean or not, what a restart would lose is saved.
@@ -10,43 +12,41 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Self, assert_never
+from typing import Self
 
 import structlog
 
 from ..bus.actor_link import ActorLink
 from ..bus.config import Config
-from ..bus.errors import Aborted, ActorRestarting, ActorStopping, LaneLost, NotSupported, StorageFailed
+from ..bus.errors import ActorRestarting, ActorStopping, LaneLost, NotSupported, StorageFailed
 from ..bus.failures import failed
 from ..bus.identities import NO_REQUEST, unsolicited
-from ..bus.ids import AdapterId, new_lane_id
+from ..bus.ids import AdapterId
 from ..bus.layout import StateLayout
 from ..bus.messages import (
-    AdapterCreated,
-    AdapterList,
     CreateAdapter,
     DeleteAdapter,
+    DeleteCheckpoint,
     DescribeModel,
-    Done,
     Drain,
     DropVersion,
     Echo,
-    Echoed,
     Envelope,
     Failed,
     ForwardBackward,
-    LaneOpened,
     ListAdapters,
     Message,
-    ModelDescribed,
     ModelDetails,
     OpenLane,
+    UnloadAdapter,
 )
 from .adapters import Adapter, Adapters
 from .boundary import Boundary
+from .desk import Desk, Request
 from .engine import TrainEngine
 from .fingerprint import fingerprint
 from .lanes import Answer, Lanes, Operation, Queued
+from .notices import Notices
 from .operations import Operations
 from .plan import Turn, next_turn
 
@@ -54,8 +54,6 @@ log = structlog.get_logger()
 
 # The loop turns at least this often, so that whoever watches it sees it live.
 _IDLE_S = 1.0
-
-Control = CreateAdapter | OpenLane | DeleteAdapter | ListAdapters | DescribeModel | Echo
 
 
 class TrainerActor:
@@ -76,6 +74,8 @@ class TrainerActor:
             kept_bytes=config.limits.outcome_bytes,
             max_ahead=max(config.limits.inflight_per_tenant, 1024),
         )
+        self._desk = Desk(model, adapters, self._lanes)
+        self._notices = Notices()
         self._boundary = Boundary()
         self._stopping = False
 
@@ -92,6 +92,7 @@ class TrainerActor:
         while not self._leaving:
             self._take_in(self._link.receive(self._patience_s()))
             self._send(self._lanes.expire(time.monotonic()))
+            self._send(self._notices.due(self._lanes), last=False)
             if not self._leaving and (turn := next_turn(self._lanes.runnable())):
                 self._run_turn(turn)
         self._leave()
@@ -122,7 +123,7 @@ class TrainerActor:
                     self._reply(envelope, self._parting())
                 case CreateAdapter() | ListAdapters() | DescribeModel() | Echo() as request:
                     self._handle(envelope, (), partial(self._control, envelope, request))
-                case OpenLane() | DeleteAdapter() as request:
+                case OpenLane() | DeleteAdapter() | UnloadAdapter() | DeleteCheckpoint() as request:
                     self._handle(envelope, [request.adapter], partial(self._control, envelope, request))
                 case DropVersion() as request:
                     self._handle(envelope, (), partial(self._drop, request))
@@ -138,43 +139,19 @@ class TrainerActor:
         if reply is not None:
             self._reply(envelope, reply)
 
-    def _control(self, envelope: Envelope, request: Control) -> Message:
-        match request:
-            case CreateAdapter(name=name, lora=lora):
-                adapter = self._adapters.create(envelope.tenant, name, lora)
-                opened = self._open_lane(adapter)
-                return AdapterCreated(details=opened.details, lane=opened.lane)
-            case OpenLane(adapter=wanted):
-                adapter = self._adapters.owned(envelope.tenant, wanted)
-                self._adapters.take_up(adapter)
-                return self._open_lane(adapter)
-            case DeleteAdapter(adapter=wanted):
-                return self._delete(self._adapters.owned(envelope.tenant, wanted))
-            case ListAdapters(name=wanted_name):
-                found = self._adapters.of(envelope.tenant, wanted_name)
-                return AdapterList(adapters=tuple(self._adapters.details(each) for each in found))
-            case DescribeModel():
-                return ModelDescribed(model=self._model)
-            case Echo(payload=payload):
-                return Echoed(payload=payload)
-            case _:
-                assert_never(request)
-
-    def _open_lane(self, adapter: Adapter) -> LaneOpened:
-        lane = new_lane_id()
-        self._lanes.open(adapter.id, lane)
-        return LaneOpened(lane=lane, details=self._adapters.details(adapter))
-
-    def _delete(self, adapter: Adapter) -> Done:
-        self._adapters.delete(adapter)
-        self._send(self._lanes.close(adapter.id, failed(Aborted("the adapter was deleted"))))
-        return Done()
+    def _control(self, envelope: Envelope, request: Request) -> Message:
+        outcome = self._desk.answer(envelope.tenant, request)
+        self._send(outcome.others)
+        return outcome.answer
 
     def _admit(self, envelope: Envelope, operation: Operation) -> None:
         adapter = self._adapters.owned(envelope.tenant, operation.adapter)
         if not self._lanes.knows(operation):
             raise _lane_lost(adapter)
-        self._send(self._lanes.admit(envelope, operation, fingerprint(operation), time.monotonic()))
+        settled = self._lanes.admit(envelope, operation, fingerprint(operation), time.monotonic())
+        self._send(settled)
+        if not settled:
+            self._notices.arrived(envelope, operation)
 
     def _drop(self, request: DropVersion) -> None:
         try:
@@ -223,13 +200,13 @@ class TrainerActor:
         self._send(self._lanes.finish(queued, outcome))
         self._link.turn()
 
-    def _send(self, answers: Sequence[Answer]) -> None:
+    def _send(self, answers: Sequence[Answer], *, last: bool = True) -> None:
         for answer in answers:
-            self._reply(answer.to, answer.body)
+            self._reply(answer.to, answer.body, last=last)
 
-    def _reply(self, to: Envelope, body: Message) -> None:
+    def _reply(self, to: Envelope, body: Message, *, last: bool = True) -> None:
         if to.request != NO_REQUEST:  # what the broker itself says asks for no answer
-            self._link.reply(to, body)
+            self._link.reply(to, body, last)
 
     # --- leaving -----------------------------------------------------------------------------
 
@@ -256,6 +233,6 @@ class TrainerActor:
 
 def _lane_lost(adapter: Adapter) -> LaneLost:
     return LaneLost(
-        f"this lane is not known any more, for the trainer restarted: adapter {adapter.record.name!r} is at "
+        f"this lane is not known any more, for the trainer restarted or let go of the adapter: adapter {adapter.record.name!r} is at "
         f"step {adapter.window.step} without gradients; open a new lane and go on from there"
     )

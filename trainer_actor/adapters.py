@@ -1,6 +1,6 @@
 """What the trainer knows of each adapter: who owns it, how far it is, where its state lies.
 
-Owns the life of an adapter: created, taken up from disk, saved for a restart, deleted. What a
+Owns the life of an adapter: created, taken up from disk, unloaded, saved for a restart, deleted. What a
 client's operations do to it is left to `operations`.
 """
 
@@ -117,13 +117,32 @@ class Adapters:
         self.residents.remove(adapter.id)
 
     def take_up(self, adapter: Adapter) -> None:
-        """Have the adapter's state in memory: after a restart, from its newest whole checkpoint.
+        """Have the adapter's state in memory: where it was not, from its newest whole checkpoint.
 
         Raises:
             OutOfSlots
         """
         if not self.residents.admitted(adapter.id):
             self.residents.admit(adapter.id, adapter.lora, lambda: self._restored(adapter))
+
+    def unload(self, adapter: Adapter) -> None:
+        """Forget what the adapter has in memory; it is as far now as its newest checkpoint."""
+        if adapter.window.unsaved:
+            log.info("adapter.unsaved_state_dropped", adapter=adapter.id, step=adapter.window.step)
+        self.residents.remove(adapter.id)
+        found = self._found(adapter.record)
+        adapter.window, adapter.checkpoint_step = found.window, found.checkpoint_step
+
+    def delete_checkpoint(self, adapter: Adapter, name: str) -> None:
+        """Raises CheckpointNotFound, InvalidName, StorageFailed."""
+        newest = self.checkpoints.newest(adapter.id)
+        self.checkpoints.delete(adapter.id, name)
+        found = self._found(adapter.record)
+        adapter.checkpoint_step = found.checkpoint_step
+        if not self.residents.admitted(adapter.id):
+            adapter.window = found.window
+        elif newest is not None and newest.name == name:
+            adapter.happened(Event.CHECKPOINT_DELETED)
 
     def save(self, adapter: Adapter, name: str, state: HostState) -> CheckpointRecord:
         """Write a state of the adapter as a checkpoint. Raises StorageFailed."""

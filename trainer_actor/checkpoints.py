@@ -135,6 +135,19 @@ class Checkpoints:
         with safe_open(file, framework="pt", device="cpu") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
 
+    def delete(self, adapter: AdapterId, name: str) -> None:
+        """Delete a checkpoint. Of those of its name the newest goes last: until then it stands for all.
+
+        Raises:
+            CheckpointNotFound, InvalidName
+            StorageFailed: the disk refused; the checkpoint is as it was.
+        """
+        self.find(adapter, name)
+        with storage_errors(f"delete checkpoint {name!r}"):
+            for record in self.all(adapter):
+                if record.name == name:
+                    remove_directory(self._directory(record))
+
     def sweep(self, adapter: AdapterId) -> None:
         """Remove what a crash left of checkpoints that were being written or removed."""
         checkpoints = self._layout.adapter(adapter) / "checkpoints"

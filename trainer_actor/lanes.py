@@ -15,17 +15,30 @@ from ..bus.failures import failed
 from ..bus.ids import AdapterId, LaneId
 from ..bus.messages import (
     Envelope,
+    ExportWeights,
     ForwardBackward,
     ImportWeights,
     LoadCheckpoint,
+    LoadVersion,
     Message,
     OptimStep,
     PublishAdapter,
+    RefuseOperation,
     SaveCheckpoint,
 )
 from .outcomes import Outcomes
 
-Operation = ForwardBackward | OptimStep | SaveCheckpoint | LoadCheckpoint | ImportWeights | PublishAdapter
+Operation = (
+    ForwardBackward
+    | OptimStep
+    | SaveCheckpoint
+    | LoadCheckpoint
+    | LoadVersion
+    | ImportWeights
+    | ExportWeights
+    | PublishAdapter
+    | RefuseOperation
+)
 
 
 @dataclass(slots=True)
@@ -127,6 +140,11 @@ class Lanes:
         lane.early[seq] = Queued(operation, fingerprint, [envelope])
         self._advance(operation.lane, lane, now)
         return []
+
+    def missing_before(self, operation: Operation) -> int | None:
+        """The number of its lane that an operation waits for; None when it waits for none."""
+        lane = self._lanes.get(operation.lane)
+        return lane.expected if lane is not None and operation.seq in lane.early else None
 
     def runnable(self) -> Mapping[AdapterId, Sequence[Queued]]:
         """Per adapter, what may run now, in order; adapters in the order of their turns."""

@@ -11,23 +11,28 @@ from typing import assert_never
 import numpy as np
 
 from ..bus.config import Config
-from ..bus.errors import LoractlError
+from ..bus.errors import InvalidRequest, LoractlError
 from ..bus.failures import failed
 from ..bus.ids import TenantId
 from ..bus.messages import (
     CheckpointSaved,
+    ExportWeights,
+    Failed,
     ForwardBackward,
     ImportWeights,
     LoadCheckpoint,
+    LoadVersion,
     Message,
     OptimStep,
     PassResult,
     PublishAdapter,
+    RefuseOperation,
     SaveCheckpoint,
     StateLoaded,
     StepResult,
     VersionRecord,
     VersionWritten,
+    WeightsExported,
 )
 from .adapters import Adapter, Adapters
 from .bank import HostState
@@ -44,6 +49,7 @@ class Operations:
         # Two tokens are the fewest that can be scored.
         count = max(2, min(config.publish.probe_tokens, engine.details.max_sequence_tokens))
         self._probe = probe_sequence(vocab_size=engine.details.vocab_size, count=count)
+        self._most_bytes = config.limits.frame_bytes
         self._engine = engine
         self._adapters = adapters
 
@@ -86,10 +92,18 @@ class Operations:
                 return self._save(adapter, operation)
             case LoadCheckpoint():
                 return self._load(adapter, operation)
+            case LoadVersion():
+                return self._load_version(adapter, operation)
             case ImportWeights():
-                return self._import(adapter, operation)
+                data = operation.safetensors.tobytes()
+                return self._import(adapter, operation.config_json, data)
+            case ExportWeights():
+                return self._export(adapter)
             case PublishAdapter():
-                return self._publish(adapter)
+                return self._publish(adapter, held=operation.held)
+            case RefuseOperation(code=code, message=message):
+                adapter.happened(Event.FAILED)
+                return Failed(code=code, message=message, retryable=False, fault="user")
             case _:
                 assert_never(operation)
 
@@ -151,7 +165,7 @@ class Operations:
         )
 
     def _load(self, adapter: Adapter, operation: LoadCheckpoint) -> StateLoaded:
-        source = self._adapters.owned(adapter.record.tenant, operation.source)
+        source = self._source(adapter, operation)
         record = self._adapters.checkpoints.find(source.id, operation.name)
         check_fits(record, adapter.lora, adapter.record.base)
         tensors, metadata = self._adapters.checkpoints.load(record)
@@ -160,11 +174,16 @@ class Operations:
         )
         return self._replace(adapter, state)
 
-    def _import(self, adapter: Adapter, operation: ImportWeights) -> StateLoaded:
-        state = self._engine.state_from_peft(
-            operation.config_json, operation.safetensors.tobytes(), adapter.lora
-        )
-        return self._replace(adapter, state)
+    def _load_version(self, adapter: Adapter, operation: LoadVersion) -> StateLoaded:
+        source = self._source(adapter, operation)
+        return self._import(adapter, *self._adapters.versions.files(source.id, operation.version))
+
+    def _source(self, adapter: Adapter, operation: LoadCheckpoint | LoadVersion) -> Adapter:
+        """Raises AdapterNotFound: it is not there, or not of whom the operation says."""
+        return self._adapters.owned(operation.source_owner or adapter.record.tenant, operation.source)
+
+    def _import(self, adapter: Adapter, config_json: str, safetensors: bytes) -> StateLoaded:
+        return self._replace(adapter, self._engine.state_from_peft(config_json, safetensors, adapter.lora))
 
     def _replace(self, adapter: Adapter, state: HostState) -> StateLoaded:
         """Give the adapter another state, on disk first: a restart would else lose where it began."""
@@ -175,7 +194,21 @@ class Operations:
         adapter.happened(Event.SAVED)
         return StateLoaded(step=state.step)
 
-    def _publish(self, adapter: Adapter) -> VersionWritten:
+    def _export(self, adapter: Adapter) -> WeightsExported:
+        slot = self._adapters.residents.place(adapter.id)
+        config_json, safetensors, _ = self._engine.peft_files(slot)
+        if len(safetensors) > self._most_bytes:
+            raise InvalidRequest(
+                f"these weights take {len(safetensors)} bytes and a message carries at most "
+                f"{self._most_bytes} (limits.frame_bytes): publish a version and read its files"
+            )
+        return WeightsExported(
+            config_json=config_json,
+            safetensors=np.frombuffer(safetensors, dtype=np.uint8),
+            step=adapter.window.step,
+        )
+
+    def _publish(self, adapter: Adapter, *, held: bool) -> VersionWritten:
         """Everything that can fail comes before the number, except the disk: numbers may be skipped."""
         slot = self._adapters.residents.place(adapter.id)
         config_json, safetensors, modules = self._engine.peft_files(slot)
@@ -192,6 +225,7 @@ class Operations:
             modules=modules,
             probe_tokens=self._probe,
             probe_logprobs=tuple(float(value) for value in logprobs),
+            held=held,
         )
         whole = self._adapters.versions.write(record, config_json, safetensors)
         adapter.happened(Event.PUBLISHED)

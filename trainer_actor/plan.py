@@ -6,12 +6,11 @@ list of shares although it has one today: fusing several adapters into a pass ch
 and the running of a turn, nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
 
 from ..bus.ids import AdapterId
-from ..bus.messages import OptimStep
+from ..bus.messages import OptimStep, RefuseOperation
 from .lanes import Operation, Queued
 
 
@@ -33,11 +32,22 @@ class Turn:
 def next_turn(runnable: Mapping[AdapterId, Sequence[Queued]]) -> Turn | None:
     """Choose from what may run, adapters in the order of their turns; None if nothing may."""
     for adapter, queue in runnable.items():
-        behind = takewhile(lambda queued: is_light(queued.operation), islice(queue, 1, None))
-        return Turn((Share(adapter, 1 + sum(1 for _ in behind)),))
+        return Turn((Share(adapter, next(turn_sizes(queue))),))
     return None
+
+
+def turn_sizes(queue: Iterable[Queued]) -> Iterator[int]:
+    """How many operations of an adapter's queue each of its turns will take, if nothing else comes."""
+    count = 0
+    for queued in queue:
+        if count and not is_light(queued.operation):
+            yield count
+            count = 0
+        count += 1
+    if count:
+        yield count
 
 
 def is_light(operation: Operation) -> bool:
     """Whether an operation costs little beside a pass. Nothing that touches a disk does."""
-    return isinstance(operation, OptimStep)
+    return isinstance(operation, OptimStep | RefuseOperation)

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from ..bus.errors import NotFinite
+from ..bus.errors import CheckpointMismatch, NotFinite, VersionNotFound
 from ..bus.ids import AdapterId
 from ..bus.layout import StateLayout
 from ..bus.messages import VersionRecord
@@ -65,6 +65,28 @@ class Versions:
             (aside / _DESCRIPTION).write_bytes(msgspec.json.encode(whole))
         self._records.setdefault(record.adapter, {})[record.number] = whole
         return whole
+
+    def files(self, adapter: AdapterId, number: int) -> tuple[str, bytes]:
+        """What `write` was given: adapter_config.json and adapter_model.safetensors.
+
+        Raises:
+            VersionNotFound
+            CheckpointMismatch: the files are not those that were written.
+        """
+        record = self._records.get(adapter, {}).get(number)
+        if record is None:
+            raise VersionNotFound(f"version {number} of this adapter does not exist or was retired")
+        directory = self._layout.version(adapter, number)
+        try:
+            config_json = (directory / PEFT_CONFIG).read_text(encoding="utf-8")
+            safetensors = (directory / PEFT_WEIGHTS).read_bytes()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointMismatch(f"version {number} cannot be read: {error}; load another") from error
+        if hashlib.sha256(safetensors).hexdigest() != record.digest:
+            raise CheckpointMismatch(
+                f"version {number} is damaged: its file is not the one that was published; load another"
+            )
+        return config_json, safetensors
 
     def drop(self, adapter: AdapterId, number: int) -> None:
         """Delete a version that no sampler holds. Deleting it again is fine."""

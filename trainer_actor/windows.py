@@ -11,6 +11,7 @@ What the events mean here:
   holds the gradients gathered since;
 - loading and importing drop the gradients gathered so far, by definition. A checkpoint that was
   saved inside a window opens that window again when it is loaded with its optimizer;
+- without its newest checkpoint, what an adapter has in memory is unsaved again;
 - nothing follows deletion: the lanes of a deleted adapter are closed with it.
 """
 
@@ -34,6 +35,7 @@ class Event(Enum):
     REPLACED = auto()  # weights, moments and step came from elsewhere, without gradients
     REPLACED_MIDWAY = auto()  # so did they, with gradients gathered since that step
     SAVED = auto()
+    CHECKPOINT_DELETED = auto()  # the newest one, of which the present state may be a copy
     PUBLISHED = auto()
     REMOVED = auto()
 
@@ -46,6 +48,7 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
     (Phase.CLOSED, Event.REPLACED): Phase.CLOSED,
     (Phase.CLOSED, Event.REPLACED_MIDWAY): Phase.OPEN,
     (Phase.CLOSED, Event.SAVED): Phase.CLOSED,
+    (Phase.CLOSED, Event.CHECKPOINT_DELETED): Phase.CLOSED,
     (Phase.CLOSED, Event.PUBLISHED): Phase.CLOSED,
     (Phase.CLOSED, Event.REMOVED): Phase.DELETED,
     (Phase.OPEN, Event.GATHERED): Phase.OPEN,
@@ -55,6 +58,7 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
     (Phase.OPEN, Event.REPLACED): Phase.CLOSED,
     (Phase.OPEN, Event.REPLACED_MIDWAY): Phase.OPEN,
     (Phase.OPEN, Event.SAVED): Phase.OPEN,
+    (Phase.OPEN, Event.CHECKPOINT_DELETED): Phase.OPEN,
     (Phase.OPEN, Event.PUBLISHED): Phase.OPEN,
     (Phase.OPEN, Event.REMOVED): Phase.DELETED,
 }
@@ -73,8 +77,9 @@ class Window:
         phase = TRANSITIONS.get((self.phase, event))
         assert phase is not None, f"{event.name} cannot happen while a window is {self.phase.name}"
         assert (step is not None) == (event in _CHANGE_STEP), f"{event.name} with step {step}"
-        unsaved = event in _CHANGE_STEP or (self.unsaved and event is not Event.SAVED)
+        unsaved = event in _LEAVE_UNSAVED or (self.unsaved and event is not Event.SAVED)
         return Window(phase, self.step if step is None else step, unsaved)
 
 
 _CHANGE_STEP = {Event.COMMITTED, Event.REPLACED, Event.REPLACED_MIDWAY}
+_LEAVE_UNSAVED = _CHANGE_STEP | {Event.CHECKPOINT_DELETED}

@@ -41,6 +41,7 @@ from loractl.bus.messages import (
     OptimStep,
     PassResult,
     StepResult,
+    Waiting,
 )
 from loractl.trainer_actor.actor import TrainerActor
 from loractl.trainer_actor.engine import TrainEngine
@@ -97,6 +98,7 @@ class Office:
             self._context, self.layout.actor_socket, config.limits, handover=True
         )
         self._answers: list[Envelope] = []
+        self.notices: dict[RequestId, list[str]] = {}
         self.arrived: list[RequestId] = []
         self.reports: list[Message] = []
 
@@ -114,6 +116,11 @@ class Office:
         [answer] = [answer for answer in self._answers if answer.request == request]
         self._answers.remove(answer)
         return answer.body
+
+    def wait_for_notice(self, request: RequestId) -> str:
+        """Why the trainer says that a request waits: what it said last."""
+        self._until(lambda: request in self.notices)
+        return self.notices[request][-1]
 
     def wait_for_report(self, kind: type[Reply]) -> Reply:
         self._until(lambda: any(isinstance(report, kind) for report in self.reports))
@@ -141,7 +148,10 @@ class Office:
                 self._take(bytes(identity), decode(frames, self.config.limits))
 
     def _take(self, identity: bytes, envelope: Envelope) -> None:
-        if envelope.request != NO_REQUEST:
+        if isinstance(envelope.body, Waiting):
+            assert not envelope.last
+            self.notices.setdefault(envelope.request, []).append(envelope.body.reason)
+        elif envelope.request != NO_REQUEST:
             self._answers.append(envelope)
             self.arrived.append(envelope.request)
         elif not isinstance(envelope.body, Heartbeat):
