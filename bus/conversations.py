@@ -84,9 +84,9 @@ class Conversations:
         match envelope.body:
             case Failed() as failure:
                 asked.finish(error_of(failure))
-            case Waiting(reason=reason):
+            case Waiting(reason=reason, routine=routine):
                 asked.waits_for = reason
-                if self._on_waiting is not None:
+                if self._on_waiting is not None and not routine:
                     self._on_waiting(reason)
             case body if envelope.last:
                 asked.finish(body)

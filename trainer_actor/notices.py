@@ -89,7 +89,7 @@ def _queued(asked: Sequence[tuple[Envelope, Operation, bool]], lanes: Lanes) -> 
         (asker, _queue(outlook.ahead_of(operation), own_too=told_before))
         for asker, operation, told_before in asked
     ]
-    return [Answer(asker, Waiting(reason=reason)) for asker, reason in reasons if reason]
+    return [Answer(asker, Waiting(reason=reason, routine=True)) for asker, reason in reasons if reason]
 
 
 def _gap(number: int) -> str:

@@ -53,10 +53,14 @@ class Failed(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting(Message):
-    """Not an answer yet: says what an admitted request waits for. Sent with `last` False."""
+    """Not an answer yet: says what an admitted request waits for. Sent with `last` False.
+
+    routine: nothing is amiss, it is only not its turn yet; whoever has a screen need not say so.
+    """
 
     kind: ClassVar[str] = "waiting"
     reason: str
+    routine: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,18 @@ def test_a_failure_becomes_the_error_that_was_raised(conversations: Conversation
     assert asked.final.message == "no such adapter"
 
 
+def test_waiting_for_ones_turn_is_known_to_whoever_looks_and_told_to_nobody() -> None:
+    reasons: list[str] = []
+    conversations = Conversations(daemon="/state", on_waiting=reasons.append)
+    asked = conversations.ask(REQUEST, 0.0)
+
+    conversations.hear(envelope(Waiting(reason="others are first", routine=True), last=False), 0.1)
+
+    assert reasons == []
+    assert asked.waits_for == "others are first"
+    assert asked.final is None
+
+
 def test_waiting_is_told_and_is_no_answer() -> None:
     reasons: list[str] = []
     conversations = Conversations(daemon="/state", on_waiting=reasons.append)
