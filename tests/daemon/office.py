@@ -31,7 +31,9 @@ ROLES: dict[ActorId, ActorRole] = {TRAINER: "trainer", SAMPLER: "sampler", OTHER
 LORA = LoraSpec(rank=4, alpha=8.0, seed=0)
 
 
-def record(number: int, adapter: str = "ad-1", tenant: TenantId = ALICE) -> VersionRecord:
+def record(
+    number: int, adapter: str = "ad-1", tenant: TenantId = ALICE, *, held: bool = False
+) -> VersionRecord:
     return VersionRecord(
         adapter=AdapterId(adapter),
         tenant=tenant,
@@ -44,6 +46,7 @@ def record(number: int, adapter: str = "ad-1", tenant: TenantId = ALICE) -> Vers
         modules=7,
         probe_tokens=(1, 2),
         probe_logprobs=(-1.0,),
+        held=held,
     )
 
 

@@ -13,14 +13,17 @@ from loractl.bus.messages import (
     Abort,
     AdapterDeleted,
     DeleteAdapter,
+    DeleteVersion,
     DescribeModel,
     Done,
     DropVersion,
     Envelope,
     Failed,
+    LoadVersion,
     Message,
     PublishAdapter,
     Sample,
+    VersionRecord,
     VersionRetired,
     VersionWritten,
 )
@@ -47,12 +50,16 @@ ACTORS = (TRAINER, SAMPLER, OTHER_SAMPLER)
 SAMPLERS = (SAMPLER, OTHER_SAMPLER)
 AD1 = AdapterId("ad-1")
 PUBLISH = PublishAdapter(adapter=AD1, lane=LaneId("ln-1"), seq=1)
+PUBLISH_HELD = PublishAdapter(adapter=AD1, lane=LaneId("ln-1"), seq=1, held=True)
+LOAD = LoadVersion(adapter=AD1, lane=LaneId("ln-1"), seq=1, source=AD1, version=1)
 BODIES = (
     forward_backward(1),
     sample(None),
     sample(),
     sample(version=1),
     sample(),
+    replace(sample(), owner=ALICE),
+    LOAD,
 )
 tenants = st.sampled_from([ALICE, ALICE, ALICE, BOB])
 clients = st.sampled_from([ANN, BEN])
@@ -74,7 +81,9 @@ class BrokerMachine(RuleBasedStateMachine):
         self.given_up: set[ActorId] = set()
         self.finished: set[Key] = set()  # with an outcome that is kept
         self.asked: list[tuple[Message, str, TenantId]] = []
-        self.disk: set[int] = set()
+        self.disk: dict[int, VersionRecord] = {}
+        self.deleted: set[int] = set()
+        self.known = 0  # versions up to here the broker has heard of
         self.written = 0
         self.last_event = 0
         self.stopping = False
@@ -126,6 +135,14 @@ class BrokerMachine(RuleBasedStateMachine):
         if seldom == 7:
             self.send(DeleteAdapter(adapter=AD1), f"d{self.steps}", client, ALICE)
 
+    @precondition(lambda self: self.written)
+    @rule(client=clients, tenant=tenants, data=st.data())
+    def delete_version(self, client, tenant, data) -> None:
+        number = data.draw(st.integers(1, self.written + 1))
+        if tenant == ALICE and number <= self.known:
+            self.deleted.add(number)
+        self.send(DeleteVersion(adapter=AD1, version=number), f"v{self.steps}", client, tenant)
+
     # --- actors
 
     @precondition(lambda self: any(self.held_by.values()))
@@ -148,9 +165,9 @@ class BrokerMachine(RuleBasedStateMachine):
         for key in [*self.held_by[actor]]:
             self.succeed(actor, key)
 
-    @rule(client=clients)
-    def publish(self, client) -> None:
-        self.ask(PUBLISH, client, ALICE)
+    @rule(client=clients, body=st.sampled_from([PUBLISH, PUBLISH_HELD]))
+    def publish(self, client, body) -> None:
+        self.ask(body, client, ALICE)
         self.answer_everything(TRAINER)
 
     @rule(actor=actors)
@@ -158,26 +175,27 @@ class BrokerMachine(RuleBasedStateMachine):
         """From a process that died, or for a request that never was."""
         for body, request, tenant in self.asked:
             key = (tenant, RequestId(request))
-            if body is not PUBLISH and key not in self.held_by[actor]:
+            if not isinstance(body, PublishAdapter) and key not in self.held_by[actor]:
                 assert self.office.answer(actor, Done(), request=request, tenant=tenant) == []
 
     def succeed(self, actor: ActorId, key: Key) -> None:
         body: Message = Done()
-        if isinstance(self.held_by[actor].pop(key).body, PublishAdapter):
-            body = self.write_a_version()
+        if isinstance(asked := self.held_by[actor].pop(key).body, PublishAdapter):
+            body = self.write_a_version(held=asked.held)
+            self.known = self.written
         self.perform(self.office.answer(actor, body, request=key[1], tenant=key[0]))
 
-    def write_a_version(self) -> VersionWritten:
+    def write_a_version(self, *, held: bool) -> VersionWritten:
         self.written += 1
-        self.disk.add(self.written)
-        return VersionWritten(record=record(self.written))
+        self.disk[self.written] = record(self.written, held=held)
+        return VersionWritten(record=self.disk[self.written])
 
     @rule(actor=actors, for_good=st.sampled_from([False] * 9 + [True]))
     def die(self, actor, for_good) -> None:
         if actor in self.given_up:
             return
         if actor == TRAINER and any(isinstance(e.body, PublishAdapter) for e in self.held_by[actor].values()):
-            self.write_a_version()  # and died before it could say so
+            self.write_a_version(held=True)  # and died before it could say so
         self.up.discard(actor)
         if for_good:
             self.given_up.add(actor)
@@ -194,8 +212,15 @@ class BrokerMachine(RuleBasedStateMachine):
         if actor in self.up | self.given_up or self.stopping:
             return
         self.up.add(actor)
-        versions = [record(n) for n in sorted(self.disk)] if actor == TRAINER else []
+        versions = [*self.disk.values()] if actor == TRAINER else []
+        if actor == TRAINER:
+            self.known = self.written
         self.perform(self.office.ready(actor, versions=versions))
+
+    @rule(sampler=st.sampled_from(SAMPLERS))
+    def read_the_table(self, sampler) -> None:
+        if sampler in self.up:
+            self.perform(self.office.tables(sampler))
 
     @precondition(lambda self: self.written)
     @rule(sampler=st.sampled_from(SAMPLERS), data=st.data(), error=st.sampled_from(["", "", "torn"]))
@@ -240,7 +265,7 @@ class BrokerMachine(RuleBasedStateMachine):
                 case Tell(actor=actor, envelope=envelope):
                     assert actor in self.up
                     if isinstance(envelope.body, DropVersion):
-                        self.disk.discard(envelope.body.version)
+                        self.disk.pop(envelope.body.version, None)
                 case StopDaemon():
                     raise AssertionError("nobody asked for it")
 
@@ -266,6 +291,8 @@ class BrokerMachine(RuleBasedStateMachine):
         match event:
             case VersionRetired(adapter=adapter, version=number):
                 gone = {VersionKey(adapter, number)}
+                held = number in self.disk and self.disk[number].held
+                assert not held or number in self.deleted, "a held version stays until it is deleted"
             case AdapterDeleted(adapter=adapter):
                 gone = {VersionKey(adapter, number) for number in range(1, self.written + 1)}
             case _:

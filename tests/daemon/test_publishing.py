@@ -1,23 +1,36 @@
 """Publish, retire, delete: as the broker's decisions from the first request to the dropped files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from loractl.bus.ids import AdapterId, LaneId
 from loractl.bus.messages import (
     AdapterDeleted,
+    AdapterDetails,
+    AdapterList,
     AdapterPublished,
     DeleteAdapter,
+    DeleteVersion,
     Done,
     DropVersion,
     Failed,
+    ListAdapters,
+    LoadVersion,
     PublishAdapter,
     Receipt,
     SampleResult,
+    StateLoaded,
     VersionRetired,
     VersionWritten,
+    Waiting,
 )
 from loractl.daemon.decisions import Forward, Publish, Tell
 from loractl.tests.daemon.office import (
+    ALICE,
+    BEN,
+    BOB,
+    LORA,
     OTHER_SAMPLER,
     SAMPLER,
     TRAINER,
@@ -200,3 +213,120 @@ def test_samplers_that_are_all_given_up_fail_the_publish_at_once(office: Office)
 
     assert isinstance(failed, Failed)
     assert failed.code == "publish_failed"
+
+
+def delete_version(office: Office, number: int, **whose: object) -> list[object]:
+    body = DeleteVersion(adapter=AdapterId("ad-1"), version=number)
+    return [office.read(d) for d in office.ask(body, request=f"dv{number}", **whose)]
+
+
+def test_a_held_version_goes_when_it_is_deleted_and_not_before(office: Office):
+    for number in (1, 2, 3):
+        office.ask(PUBLISH, request=f"p{number}")
+        written = VersionWritten(record=record(number, held=number == 1))
+        office.answer(TRAINER, written, request=f"p{number}")
+        office.report(SAMPLER, served(SAMPLER, number))
+
+    [retired, done] = delete_version(office, 1)
+
+    assert retired == VersionRetired(number=5, adapter=AdapterId("ad-1"), version=1)
+    assert done == Done()
+    office.release(SAMPLER, 1)
+    assert office.read(office.release(OTHER_SAMPLER, 1)[0]) == DropVersion(adapter="ad-1", version=1)
+
+
+def test_deleting_a_version_that_is_gone_or_another_tenants_changes_nothing(office: Office):
+    publish(office, 1)
+    office.report(SAMPLER, served(SAMPLER, 1))
+
+    answers = [
+        delete_version(office, 7),
+        delete_version(office, 1, tenant=BOB),
+        delete_version(office, 1, tenant=BOB),
+    ]
+
+    assert answers == [[Done()]] * 3
+    assert isinstance(office.ask(sample(version=1), request="s1")[0], Forward)
+
+
+def test_the_trainer_is_told_of_a_deletion_that_came_while_it_was_away(office: Office):
+    publish(office, 1)
+    office.report(SAMPLER, served(SAMPLER, 1))
+    office.lose(TRAINER)
+    delete_version(office, 1)
+    office.release(SAMPLER, 1)
+    office.release(OTHER_SAMPLER, 1)
+
+    decisions = office.ready(TRAINER, versions=[record(1)])
+
+    assert DropVersion(adapter=AdapterId("ad-1"), version=1) in [
+        office.read(d) for d in decisions if isinstance(d, Tell)
+    ]
+
+
+def test_details_name_the_newest_version_that_can_be_sampled_from(office: Office):
+    for number in (1, 2):
+        office.ask(PUBLISH, request=f"p{number}")
+        office.answer(TRAINER, VersionWritten(record=record(number, held=True)), request=f"p{number}")
+        office.report(SAMPLER, served(SAMPLER, number))
+    delete_version(office, 2)
+    details = AdapterDetails(
+        adapter=AdapterId("ad-1"), tenant=ALICE, name="pirate", lora=LORA, step=3, version=2,
+        checkpoint_step=-1, parameters=8, state_bytes=96, created_unix_s=0.0,
+    )  # fmt: skip
+
+    office.ask(ListAdapters(), request="l1")
+    listed = office.only(office.answer(TRAINER, AdapterList(adapters=(details,)), request="l1"))
+
+    assert isinstance(listed, AdapterList)
+    assert [each.version for each in listed.adapters] == [1]
+
+
+def test_a_version_that_is_being_loaded_stays_until_it_is(office: Office):
+    publish(office, 1)
+    office.report(SAMPLER, served(SAMPLER, 1))
+    load = LoadVersion(
+        adapter=AdapterId("ad-2"), lane=LaneId("ln-2"), seq=1, source=AdapterId("ad-1"), version=1,
+        source_owner=ALICE,
+    )  # fmt: skip
+    office.ask(load, request="l1", tenant=BOB)
+
+    assert delete_version(office, 1) == [Done()]
+    decisions = office.answer(TRAINER, StateLoaded(step=0), request="l1", tenant=BOB)
+
+    assert [type(office.read(d)) for d in decisions] == [StateLoaded, VersionRetired]
+
+
+def test_a_version_that_is_not_there_is_refused_by_the_trainer_in_its_turn(office: Office):
+    load = LoadVersion(
+        adapter=AdapterId("ad-2"), lane=LaneId("ln-2"), seq=1, source=AdapterId("ad-1"), version=9
+    )
+
+    [decision] = office.ask(load, request="l1")
+
+    assert isinstance(decision, Forward)
+    assert decision.actor == TRAINER
+
+
+def test_a_sample_reads_the_version_of_the_tenant_that_it_names(office: Office):
+    publish(office, 1)
+    office.report(SAMPLER, served(SAMPLER, 1))
+
+    [mine] = office.ask(replace(sample(), owner=ALICE), request="s1", tenant=BOB)
+    [refused] = office.ask(sample(), request="s2", tenant=BOB)
+    [wrong] = office.ask(replace(sample(), owner=BOB), request="s3", tenant=ALICE)
+
+    assert office.read(mine).version == 1
+    assert office.read(refused).code == office.read(wrong).code == "version_not_found"
+
+
+def test_whoever_waits_hears_why_and_then_the_answer(office: Office):
+    office.ask(PUBLISH, request="p1")
+    office.ask(PUBLISH, request="p1", client=BEN)
+    waiting = Waiting(reason="2 operations of another adapter run before it", routine=True)
+
+    decisions = office.answer(TRAINER, waiting, request="p1", last=False)
+
+    assert [office.read(d) for d in decisions] == [waiting, waiting]
+    failure = Failed(code="not_finite", message="no", retryable=False, fault="user")
+    assert [office.read(d) for d in office.answer(TRAINER, failure, request="p1")] == [failure, failure]

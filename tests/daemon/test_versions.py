@@ -210,3 +210,149 @@ def test_a_retired_version_that_a_sampler_still_holds_survives_a_restart_of_the_
 
     assert versions.rebuild([record(1), record(2)]) == []
     assert versions.released(SAMPLER, key(1)) == [Drop(key(1))]
+
+
+# --- held versions, and those that are deleted by name ----------------------------------------------
+
+
+def numbers(versions: Versions) -> list[int]:
+    return [each.number for each in versions.table(ALICE).records]
+
+
+def test_held_versions_are_neither_counted_nor_retired_by_newer_ones():
+    versions = Versions(keep=1)
+    for number in range(1, 7):
+        versions.written(record(number, held=number in (1, 3, 4)))
+
+    assert numbers(versions) == [1, 3, 4, 6]
+
+
+def test_latest_is_the_newest_version_held_or_not():
+    versions = Versions(keep=1)
+    versions.written(record(1))
+    versions.written(record(2, held=True))
+
+    assert versions.admit(ALICE, ONE, None) == key(2)
+    assert versions.newest(ONE) == 2
+
+
+@pytest.mark.parametrize("restart", ["trainer", "daemon"])
+def test_held_versions_survive_a_restart(restart: str):
+    written = [record(number, held=number == 1) for number in range(1, 5)]
+    versions = Versions(keep=2)
+    for each in written:
+        versions.written(each)
+
+    on_disk = [written[0], *written[2:]]
+    after = versions if restart == "trainer" else Versions(keep=2)
+    after.rebuild(on_disk)
+
+    assert numbers(after) == [1, 3, 4]
+
+
+def test_a_held_version_that_could_not_be_read_for_once_is_not_taken_for_one_that_was_retired():
+    versions = Versions(keep=1)
+    for number in (1, 2, 3):
+        versions.written(record(number, held=number == 1))
+    versions.rebuild([record(3)])
+
+    changes = versions.rebuild([record(1, held=True), record(3)])
+
+    assert [type(change) for change in changes] == [AdapterPublished]
+    assert sorted(numbers(versions)) == [1, 3]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_deleted_version_is_retired_and_dropped(held: bool):
+    versions = Versions(keep=4)
+    versions.written(record(1, held=held))
+    versions.written(record(2))
+
+    assert versions.delete(ALICE, key(1)) == [VersionRetired(number=3, adapter=ONE, version=1), Drop(key(1))]
+    assert versions.delete(ALICE, key(1)) == []
+    assert numbers(versions) == [2]
+
+
+def test_a_deleted_version_ends_its_requests_first_and_takes_no_new_one():
+    versions = Versions(keep=4)
+    versions.written(record(1, held=True))
+    pin = versions.admit(ALICE, ONE, 1)
+
+    assert versions.delete(ALICE, key(1)) == []
+    with pytest.raises(VersionNotFound):
+        versions.admit(ALICE, ONE, 1)
+    assert versions.unpin(pin)[0] == VersionRetired(number=2, adapter=ONE, version=1)
+
+
+def test_deleting_the_newest_version_makes_the_one_before_it_the_latest():
+    versions = with_versions(1, 2)
+
+    versions.delete(ALICE, key(2))
+
+    assert versions.admit(ALICE, ONE, None) == key(1)
+    assert versions.newest(ONE) == 1
+    versions.delete(ALICE, key(1))
+    assert versions.newest(ONE) == 0
+
+
+def test_the_older_ones_survive_the_deletion_of_a_newer_one_and_a_restart():
+    versions = with_versions(1, 2)
+    versions.delete(ALICE, key(2))
+
+    versions.rebuild([])
+    changes = versions.rebuild([record(1)])
+
+    assert [type(change) for change in changes] == [AdapterPublished]
+
+
+def test_another_tenants_version_is_not_deleted():
+    versions = with_versions(1)
+
+    assert versions.delete(BOB, key(1)) == []
+    assert numbers(versions) == [1]
+
+
+def test_a_deleted_version_that_turns_up_again_is_dropped_again_and_never_announced():
+    versions = Versions(keep=4)
+    versions.written(record(1, held=True))
+    versions.written(record(2, held=True))
+    versions.delete(ALICE, key(1))
+
+    assert versions.rebuild([record(1, held=True), record(2, held=True)]) == [Drop(key(1))]
+
+
+def test_a_version_that_is_deleted_before_the_disk_is_known_goes_when_it_is():
+    versions = Versions(keep=4)
+    versions.delete(ALICE, key(1))
+    versions.delete(BOB, key(2))
+
+    changes = versions.rebuild([record(1, held=True), record(2, held=True)])
+
+    assert changes == [Drop(key(1)), AdapterPublished(number=1, record=record(2, held=True))]
+
+
+def test_held_versions_of_a_deleted_adapter_go_with_it():
+    versions = Versions(keep=4)
+    versions.written(record(1, held=True))
+
+    assert versions.deleted(ONE) == [AdapterDeleted(number=2, adapter=ONE), Drop(key(1))]
+    assert versions.rebuild([record(1, held=True)]) == [Drop(key(1))]
+
+
+# --- what samplers that read the table hold ----------------------------------------------------------
+
+
+def test_a_sampler_that_read_no_table_yet_holds_nothing():
+    versions = with_versions(1, keep=1)
+
+    assert versions.written(record(2))[-1] == Drop(key(1))
+
+
+def test_a_sampler_that_reads_a_table_again_holds_nothing_that_it_lacks():
+    versions = with_versions(1, keep=1)
+    versions.table_sent(SAMPLER)
+    versions.table_sent(OTHER_SAMPLER)
+    versions.written(record(2))
+
+    assert versions.table_sent(SAMPLER) == []
+    assert versions.released(OTHER_SAMPLER, key(1)) == [Drop(key(1))]
