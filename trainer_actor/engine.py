@@ -23,7 +23,8 @@ from .backbone import Backbone
 from .bank import Bank, HostState
 from .checkpoint_state import read_state, state_tensors
 from .hf_config import BaseModel, read_base_model
-from .losses import checked_settings, loss_metrics
+from .loss_metrics import loss_metrics
+from .loss_settings import checked_settings
 from .model_pass import Rows, RowsResult, rows_of, run_rows, split_rows
 from .optimizer import adam_step
 from .output import output_head

@@ -3,85 +3,98 @@
     cross_entropy         -w * lp
     importance_sampling   -ratio * A
     ppo                   -min(ratio * A, clip(ratio, low, high) * A)
+    cispo                 -sg(clip(ratio, low, high)) * lp * A        (arXiv 2506.13585)
+    dro                   -(lp * A - beta / 2 * (lp - q)^2)           (arXiv 2405.19107)
+    gspo                  -min(s * A, clip(s, low, high) * A)         (arXiv 2507.18071, GSPO-token)
+    stable_reinforce      -ratio * A + kl_coeff / 2 * (lp - q)^2      (a substitute, see below)
 
-with lp = log p(target) under the adapter, q = log p when the token was sampled, A = advantage and
-ratio = exp(lp - q). Losses are sums over positions, never means. For the last two, positions of
-weight 0 are left out, and the thresholds bound the ratio itself (0.8 and 1.2, not an epsilon).
-Gradients are autograd's.
+with lp = log p(target) under the adapter, q = log p when the token was sampled, A = advantage,
+ratio = exp(lp - q), sg = no gradient goes through, and s = exp(mean(sg(lp) - q) + lp - sg(lp)): its
+value is the ratio of the whole sequence, the mean being over the positions that ratio_mask counts.
+Losses are sums over positions, never means. But for cross_entropy, where weights are weights and
+targets may be several a position, positions of weight 0 are left out. Gradients are autograd's.
 
-Legend: T = positions.
+The formula of stable_reinforce is not published. In its place stands importance_sampling with a KL
+penalty that holds the policy to the one that sampled. Of the estimators of KL it takes (lp - q)^2 / 2
+because its gradient, (lp - q) grad lp, is in expectation over the policy's own samples that of KL
+itself (arXiv 2506.09477; differentiating lp - q gives 0, and the estimator r - 1 - log r another
+divergence), and because it grows with lp - q, not with exp(lp - q).
+
+Legend: T = positions, K = targets of a position (for cross_entropy, [T] may be [T, K]), B = datums.
 """
 
-import difflib
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
-from ..bus.errors import InvalidRequest
 from ..bus.messages import LossName
 
-DEFAULTS: Mapping[LossName, Mapping[str, float]] = {
-    "cross_entropy": {},
-    "importance_sampling": {},
-    "ppo": {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
-}
+# Losses whose parts depend on log p of their whole sequence, so that none can be had chunk by chunk.
+WHOLE_SEQUENCE: frozenset[LossName] = frozenset({"gspo"})
+
+
+def _none() -> Tensor:
+    return torch.empty(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
-    """weights, old_logprobs, advantages [T], float32; the last two are empty for cross_entropy."""
+    """weights, old_logprobs, advantages [T], float32; all but weights are empty for cross_entropy.
+
+    ratio_mask [T], lengths [B]: for losses over whole sequences. An empty mask counts what weights do.
+    """
 
     weights_T: Tensor
     old_logprobs_T: Tensor
     advantages_T: Tensor
+    ratio_mask_T: Tensor = field(default_factory=_none)
+    lengths_B: Tensor = field(default_factory=_none)
 
-    def rows(self, rows: slice) -> "LossInputs":
+    def rows(self, rows: slice, datums: slice = slice(0)) -> "LossInputs":
+        """Those of some positions, which are whole datums only if it says which."""
         # A slice of an empty tensor is empty.
         return LossInputs(
             weights_T=self.weights_T[rows],
             old_logprobs_T=self.old_logprobs_T[rows],
             advantages_T=self.advantages_T[rows],
+            ratio_mask_T=self.ratio_mask_T[rows],
+            lengths_B=self.lengths_B[datums],
         )
-
-
-def checked_settings(loss: LossName, config: Mapping[str, float]) -> dict[str, float]:
-    """The loss's settings with defaults filled in.
-
-    Raises:
-        InvalidRequest: a setting that this loss does not have, or thresholds that make no range.
-    """
-    defaults = DEFAULTS[loss]
-    for key, value in config.items():
-        if key not in defaults:
-            near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.0)
-            known = f"the nearest is {near[0]!r}" if near else "it has none"
-            raise InvalidRequest(f"{loss} has no setting {key!r}; {known}")
-        if not math.isfinite(value):
-            raise InvalidRequest(f"{key} is {value}; it must be a finite number")
-    settings = {**defaults, **config}
-    if loss == "ppo" and not 0 <= settings["clip_low_threshold"] <= settings["clip_high_threshold"]:
-        raise InvalidRequest(
-            "clip_low_threshold and clip_high_threshold bound the ratio: 0 <= low <= high, "
-            f"and not {settings['clip_low_threshold']} and {settings['clip_high_threshold']}"
-        )
-    return settings
 
 
 def loss_terms(
     loss: LossName, logprobs_T: Tensor, inputs: LossInputs, settings: Mapping[str, float]
 ) -> Tensor:
-    """Each position's part of the loss [T], differentiable in logprobs."""
+    """Each position's part of the loss [T], differentiable in logprobs.
+
+    Positions may be any of an adapter's, but whole datums for a loss of `WHOLE_SEQUENCE`.
+    """
     if loss == "cross_entropy":
         return -inputs.weights_T * logprobs_T
-    ratio_T = _ratio(logprobs_T, inputs)
-    terms_T = ratio_T * inputs.advantages_T
-    if loss == "ppo":
-        low, high = settings["clip_low_threshold"], settings["clip_high_threshold"]
-        terms_T = torch.minimum(terms_T, ratio_T.clamp(low, high) * inputs.advantages_T)
-    return torch.where(inputs.weights_T != 0, -terms_T, 0.0)
+    log_ratio_T = log_ratio(logprobs_T, inputs)
+    advantages_T = inputs.advantages_T
+    match loss:
+        case "importance_sampling":
+            gains_T = log_ratio_T.exp() * advantages_T
+        case "ppo":
+            gains_T = _clipped_gains(log_ratio_T.exp(), advantages_T, settings)
+        case "cispo":
+            gains_T = _clip(log_ratio_T.detach().exp(), settings) * logprobs_T * advantages_T
+        case "dro":
+            gains_T = logprobs_T * advantages_T - settings["beta"] / 2 * log_ratio_T.square()
+        case "gspo":
+            # The difference is 0; it gives the sequence's ratio the gradient of the position's log p.
+            log_s_T = sequence_log_ratio(logprobs_T, inputs) + logprobs_T - logprobs_T.detach()
+            gains_T = _clipped_gains(log_s_T.exp(), advantages_T, settings)
+        case "stable_reinforce":
+            penalty_T = settings["kl_coeff"] / 2 * log_ratio_T.square()
+            gains_T = log_ratio_T.exp() * advantages_T - penalty_T
+        case _:
+            assert_never(loss)
+    return torch.where(inputs.weights_T != 0, -gains_T, 0.0)
 
 
 def terms_and_slopes(
@@ -95,37 +108,32 @@ def terms_and_slopes(
     return terms_T.detach(), slopes_T
 
 
-def loss_metrics(
-    loss: LossName, logprobs_T: Tensor, terms_T: Tensor, inputs: LossInputs, settings: Mapping[str, float]
-) -> dict[str, float]:
-    """`name:reduction` keys, the reduction saying how parts of a batch combine.
+def log_ratio(logprobs_T: Tensor, inputs: LossInputs) -> Tensor:
+    """lp - q [T]; 0 at positions left out: their q may be anything, and infinity times 0 is NaN."""
+    return torch.where(inputs.weights_T != 0, logprobs_T - inputs.old_logprobs_T, 0.0)
 
-    tokens:sum counts positions of weight other than 0; ratio and kl are means over them, kl being
-    the mean of q - lp.
+
+def sequence_log_ratio(logprobs_T: Tensor, inputs: LossInputs) -> Tensor:
+    """The mean of lp - q over the counted positions of each one's datum [T], without a gradient.
+
+    0 where a datum counts none. Each datum is summed by itself, so others do not change its bits.
     """
-    counted = inputs.weights_T != 0
-    tokens = int(counted.sum())
-    metrics = {"loss:sum": float(terms_T.double().sum()), "tokens:sum": float(tokens)}
-    if loss == "cross_entropy":
-        metrics["weights:sum"] = float(inputs.weights_T.double().sum())
-    elif tokens:
-        ratio_T = _ratio(logprobs_T, inputs)[counted]
-        metrics["ratio:mean"] = float(ratio_T.double().mean())
-        metrics["ratio:max"] = float(ratio_T.max())
-        metrics["kl:mean"] = float((inputs.old_logprobs_T - logprobs_T)[counted].double().mean())
-        if loss == "ppo":
-            metrics["clipped:mean"] = float(_clipped(ratio_T, inputs.advantages_T[counted], settings))
-    return metrics
+    mask_T = inputs.ratio_mask_T if len(inputs.ratio_mask_T) else inputs.weights_T
+    counted_T = mask_T != 0
+    difference_T = torch.where(counted_T, logprobs_T.detach() - inputs.old_logprobs_T, 0.0).double()
+    sums_B = _sums(difference_T, inputs.lengths_B)
+    counts_B = _sums(counted_T.double(), inputs.lengths_B)
+    means_B = sums_B / counts_B.clamp(min=1.0)
+    return means_B.repeat_interleave(inputs.lengths_B, output_size=len(logprobs_T)).to(logprobs_T.dtype)
 
 
-def _ratio(logprobs_T: Tensor, inputs: LossInputs) -> Tensor:
-    # Positions left out get ratio 1: their q may be anything, and infinity times 0 is NaN.
-    difference_T = torch.where(inputs.weights_T != 0, logprobs_T - inputs.old_logprobs_T, 0.0)
-    return difference_T.exp()
+def _sums(values_T: Tensor, lengths_B: Tensor) -> Tensor:
+    return torch.segment_reduce(values_T, "sum", lengths=lengths_B)
 
 
-def _clipped(ratio_T: Tensor, advantages_T: Tensor, settings: Mapping[str, float]) -> Tensor:
-    """The share of positions at which clipping took the gradient away."""
-    above = (ratio_T > settings["clip_high_threshold"]) & (advantages_T > 0)
-    below = (ratio_T < settings["clip_low_threshold"]) & (advantages_T < 0)
-    return (above | below).double().mean()
+def _clip(ratio_T: Tensor, settings: Mapping[str, float]) -> Tensor:
+    return ratio_T.clamp(settings["clip_low_threshold"], settings["clip_high_threshold"])
+
+
+def _clipped_gains(ratio_T: Tensor, advantages_T: Tensor, settings: Mapping[str, float]) -> Tensor:
+    return torch.minimum(ratio_T * advantages_T, _clip(ratio_T, settings) * advantages_T)

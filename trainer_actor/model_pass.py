@@ -4,11 +4,12 @@ Adapters of one pass lie in different slots. What backward adds, it adds to scra
 called decides which parts of it join an adapter's gradients. A part whose losses are not finite
 takes no part in the backward.
 
-Legend: T = positions of the pass, N = elements of a row.
+Legend: T = positions of the pass, N = elements of a row, B = datums. Targets and what is computed of
+them are [T], or [T, K] where a position has K of them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from torch import Tensor
 from .backbone import Backbone
 from .bank import Bank
 from .lora import GroupedPass, LoraPass, LoraSegment, SegmentedPass
-from .losses import LossInputs, checked_settings, terms_and_slopes
-from .output import OutputHead, run_head
+from .loss_settings import checked_settings
+from .losses import WHOLE_SEQUENCE, LossInputs, terms_and_slopes
+from .output import OutputHead, run_head, run_head_twice
 from .packing import pack
 from .passes import PassPart
 from .row_layout import active_sections, padded_rank
@@ -62,6 +64,8 @@ def rows_of(part: PassPart, device: torch.device, gradients: RowViews | None) ->
             weights_T=floats(part.weights),
             old_logprobs_T=floats(part.old_logprobs),
             advantages_T=floats(part.advantages),
+            ratio_mask_T=floats(part.ratio_mask),
+            lengths_B=torch.tensor(part.lengths, device=device),
         ),
         settings=checked_settings(part.loss, part.loss_config),
         gradients=gradients if part.backward else None,
@@ -78,28 +82,21 @@ def split_rows(rows: Rows, budget: int) -> list[Rows]:
             size = 0
         cuts[-1].append(length)
         size += length
-    spans = [sum(cut) for cut in cuts]
-
-    def pieces(values_T: Tensor) -> Sequence[Tensor]:
-        return torch.split(values_T, spans) if len(values_T) else [values_T] * len(spans)
-
-    weights, old, advantages = (
-        pieces(each) for each in (rows.inputs.weights_T, rows.inputs.old_logprobs_T, rows.inputs.advantages_T)
-    )
-    return [
-        Rows(
-            part=rows.part,
-            lengths=cut,
-            tokens_T=tokens_T,
-            targets_T=targets_T,
-            inputs=LossInputs(weights_T=w, old_logprobs_T=o, advantages_T=a),
-            settings=rows.settings,
-            gradients=rows.gradients,
+    pieces, position, datum = [], 0, 0
+    for cut in cuts:
+        mine = slice(position, position + sum(cut))
+        inputs = rows.inputs.rows(mine, slice(datum, datum + len(cut)))
+        position, datum = mine.stop, datum + len(cut)
+        pieces.append(
+            replace(
+                rows,
+                lengths=cut,
+                tokens_T=rows.tokens_T[mine],
+                targets_T=rows.targets_T[mine],
+                inputs=inputs,
+            )
         )
-        for cut, tokens_T, targets_T, w, o, a in zip(
-            cuts, pieces(rows.tokens_T), pieces(rows.targets_T), weights, old, advantages, strict=True
-        )
-    ]
+    return pieces
 
 
 def run_rows(backbone: Backbone, bank: Bank, head: OutputHead, rows: Sequence[Rows]) -> list[RowsResult]:
@@ -124,12 +121,20 @@ def _run_head(
     head: OutputHead, segment: LoraSegment, rows: Rows, hidden_TH: Tensor, dhidden_TH: Tensor
 ) -> RowsResult:
     mine = slice(segment.start, segment.stop)
+    name, inputs, settings = rows.part.loss, rows.inputs, rows.settings
+    hidden_tH = hidden_TH[mine]
+    gradient_tH = dhidden_TH[mine] if rows.gradients is not None else None
 
-    def loss(chunk: slice, logprobs_C: Tensor) -> tuple[Tensor, Tensor]:
-        return terms_and_slopes(rows.part.loss, logprobs_C, rows.inputs.rows(chunk), rows.settings)
+    def of_rows(chunk: slice, logprobs_C: Tensor) -> tuple[Tensor, Tensor]:
+        return terms_and_slopes(name, logprobs_C, inputs.rows(chunk), settings)
 
-    gradient = dhidden_TH[mine] if rows.gradients is not None else None
-    logprobs_T, terms_T = run_head(head, segment, hidden_TH[mine], rows.targets_T, loss, gradient)
+    def of_all(logprobs_T: Tensor) -> tuple[Tensor, Tensor]:
+        return terms_and_slopes(name, logprobs_T, inputs, settings)
+
+    if name in WHOLE_SEQUENCE:
+        logprobs_T, terms_T = run_head_twice(head, segment, hidden_tH, rows.targets_T, of_all, gradient_tH)
+    else:
+        logprobs_T, terms_T = run_head(head, segment, hidden_tH, rows.targets_T, of_rows, gradient_tH)
     finite = bool(torch.isfinite(logprobs_T).all() & torch.isfinite(terms_T).all())
     if not finite:
         # What is NaN here stays NaN on its own rows; zeros keep the way back short of surprises.

@@ -9,7 +9,9 @@ import torch
 from loractl.bus.errors import InvalidRequest
 from loractl.bus.messages import LossName
 from loractl.tests.trainer_actor.compute_lab import VOCAB, Lab, batch, begin, gradients, run, spec
-from loractl.trainer_actor.losses import LossInputs, checked_settings, loss_metrics, loss_terms
+from loractl.trainer_actor.loss_metrics import loss_metrics
+from loractl.trainer_actor.loss_settings import checked_settings
+from loractl.trainer_actor.losses import LossInputs, loss_terms
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
