@@ -1,6 +1,7 @@
 """Checkpoints on disk: whole or absent, the newest known, nothing foreign believed."""
 
 import resource
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -219,3 +220,40 @@ def test_hostile_names_stay_inside_the_adapters_directory(name: str) -> None:
 
     assert path.parent == layout.adapter(A) / "checkpoints"
     assert path.name.isalnum()
+
+
+def test_a_deleted_checkpoint_is_gone_and_the_others_stay(checkpoints: Checkpoints) -> None:
+    kept = save(checkpoints, "first", step=1)
+    save(checkpoints, "second", step=2)
+
+    checkpoints.delete(A, "second")
+
+    assert checkpoints.all(A) == [kept]
+    with pytest.raises(CheckpointNotFound):
+        checkpoints.delete(A, "second")
+
+
+@pytest.mark.parametrize("name", [AUTOMATIC, "../first", ""])
+def test_only_names_that_a_client_can_choose_are_deleted(checkpoints: Checkpoints, name: str) -> None:
+    save(checkpoints, AUTOMATIC)
+
+    with pytest.raises((InvalidName, CheckpointNotFound)):
+        checkpoints.delete(A, name)
+
+    assert len(checkpoints.all(A)) == 1
+
+
+def test_a_checkpoint_that_was_being_overwritten_is_deleted_with_the_older_one(
+    checkpoints: Checkpoints, directory: Path
+) -> None:
+    first = save(checkpoints, "first", step=1)
+    older = directory.parent / "older"
+    place = StateLayout(directory.parents[2]).checkpoint(A, "first") / str(first.sequence)
+    shutil.copytree(place, older)
+    save(checkpoints, "first", step=2)
+    older.rename(place)
+    assert [each.step for each in checkpoints.all(A)] == [1, 2]
+
+    checkpoints.delete(A, "first")
+
+    assert checkpoints.all(A) == []

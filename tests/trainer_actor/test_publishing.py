@@ -1,11 +1,12 @@
 """Published versions on disk."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from loractl.bus.errors import NotFinite
+from loractl.bus.errors import CheckpointMismatch, NotFinite, VersionNotFound
 from loractl.bus.ids import AdapterId, TenantId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import LoraSpec, VersionRecord
@@ -123,6 +124,49 @@ def test_dropping_deletes_one_version_and_dropping_again_is_fine(layout: StateLa
     assert not layout.version(A, 1).exists()
     versions.drop(A, 2)
     assert not (layout.versions / A).exists()
+
+
+def test_files_are_read_as_they_were_written(layout: StateLayout) -> None:
+    versions = Versions(layout)
+    versions.write(record(1), '{"r": 4}', b"weights")
+
+    assert versions.files(A, 1) == ('{"r": 4}', b"weights")
+    for adapter, number in ((A, 2), (B, 1)):
+        with pytest.raises(VersionNotFound):
+            versions.files(adapter, number)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_files_that_were_damaged_since_are_not_read(layout: StateLayout, file: str) -> None:
+    versions = Versions(layout)
+    directory = Path(versions.write(record(1), "{}", b"weights").directory)
+    (directory / file).write_bytes(b"\xff")
+
+    with pytest.raises(CheckpointMismatch, match="version 1"):
+        versions.files(A, 1)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_restart_knows_whether_a_version_is_held(layout: StateLayout, held: bool) -> None:
+    Versions(layout).write(replace(record(1), held=held), "{}", b"one")
+
+    again = Versions(layout)
+    again.scan([A], [A])
+
+    assert [each.held for each in again.all()] == [held]
+
+
+def test_a_version_of_before_there_were_held_ones_is_not_held(layout: StateLayout) -> None:
+    written = Versions(layout).write(record(1), "{}", b"one")
+    description = Path(written.directory) / "version.json"
+    fields = json.loads(description.read_bytes())
+    del fields["held"]
+    description.write_text(json.dumps(fields))
+
+    again = Versions(layout)
+    again.scan([A], [A])
+
+    assert again.all() == (written,)
 
 
 def test_weights_that_are_not_finite_are_not_published(layout: StateLayout) -> None:

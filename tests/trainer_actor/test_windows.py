@@ -52,6 +52,13 @@ def test_only_saving_makes_an_adapter_saved() -> None:
     assert not window.after(Event.SAVED).after(Event.GATHERED).unsaved
 
 
+def test_without_its_newest_checkpoint_an_adapter_is_unsaved_again() -> None:
+    window = Window().after(Event.GATHERED)
+
+    assert window.after(Event.CHECKPOINT_DELETED) == Window(Phase.OPEN, step=0, unsaved=True)
+    assert not window.after(Event.CHECKPOINT_DELETED).after(Event.SAVED).unsaved
+
+
 def test_nothing_follows_deletion() -> None:
     assert not [event for (phase, event) in TRANSITIONS if phase is Phase.DELETED]
 
