@@ -19,6 +19,7 @@ import msgspec
 from platformdirs import user_data_path
 
 from .errors import InvalidConfig
+from .listening import http_address
 
 _PREFIX = "LORACTL_"
 # Read by name below; every other LORACTL_ variable is a key of the tree.
@@ -80,8 +81,10 @@ class PublishConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonConfig:
-    """http: "HOST:PORT" of the bridge, empty for none. Restarts back off from restart_first_s,
-    doubling up to restart_max_s; after restart_limit failures in a row the actor is given up."""
+    """http: "HOST:PORT" of the bridge; "auto" is 127.0.0.1 and a port that stays the same from start
+    to start where it can; "none" is no bridge. Empty is "auto" for `loractl daemon start`, and "none"
+    for programs that start a daemon of their own. Restarts back off from restart_first_s, doubling up
+    to restart_max_s; after restart_limit failures in a row the actor is given up."""
 
     http: str = ""
     ready_timeout_s: float = 600.0
@@ -91,6 +94,10 @@ class DaemonConfig:
     restart_max_s: float = 30.0
     restart_limit: int = 5
     stop_timeout_s: float = 4.0
+
+    @property
+    def serves_http(self) -> bool:
+        return self.http not in ("", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,8 +175,7 @@ def load_config(
         _merge(tree, _read_toml(file), source=str(file))
     for name, value in sorted(env.items()):
         if name.startswith(_PREFIX) and name not in _PLAIN_VARIABLES:
-            dotted = name.removeprefix(_PREFIX).lower().replace("__", ".")
-            _set(tree, dotted, value, source=f"environment variable {name}")
+            _set(tree, _key_of(name), value, source=f"environment variable {name}")
     for item in overrides:
         dotted, equals, value = item.partition("=")
         if not equals:
@@ -184,22 +190,18 @@ def config_from_json(text: str) -> Config:
     return _checked(_convert(json.loads(text)))
 
 
-def http_address(text: str) -> tuple[str, int]:
-    """Host and port of `daemon.http`.
-
-    Raises:
-        InvalidConfig: it is not HOST:PORT.
-    """
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise InvalidConfig(f"daemon.http is {text!r}: write HOST:PORT, such as 127.0.0.1:8000")
-    return host, int(port)
-
-
 def subprocess_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment that the supervisor gives an actor: ours, with `extra` on top."""
     return {**os.environ, **extra}
+
+
+def hub_cache(environ: Mapping[str, str] | None = None) -> Path:
+    """Where Hugging Face libraries keep what they got from the hub, found as they find it."""
+    env = os.environ if environ is None else environ
+    if named := env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(named).expanduser()
+    home = env.get("HF_HOME") or f"{env.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    return Path(home).expanduser() / "hub"
 
 
 def set_process_environment(values: Mapping[str, str]) -> None:
@@ -241,6 +243,16 @@ def _set(tree: dict[str, Any], dotted: str, value: object, *, source: str) -> No
     (tree.setdefault(section, {}) if section else tree)[key] = value
 
 
+def _key_of(variable: str) -> str:
+    """The setting that an environment variable sets."""
+    dotted = variable.removeprefix(_PREFIX).lower().replace("__", ".")
+    if dotted not in _KNOWN_KEYS:
+        known = {*_PLAIN_VARIABLES, *(_PREFIX + key.upper().replace(".", "__") for key in _KNOWN_KEYS)}
+        near = difflib.get_close_matches(variable, sorted(known), n=1, cutoff=0.0)
+        raise InvalidConfig(f"there is no environment variable {variable}; the nearest is {near[0]}")
+    return dotted
+
+
 def _convert(tree: Mapping[str, Any]) -> Config:
     try:
         # Not strict: environment and flags give text, which may stand for a number.
@@ -262,7 +274,7 @@ def _checked(config: Config) -> Config:
             raise InvalidConfig(f"{dotted} must be at least 1")
     if not 0 < config.sampler.gpu_memory_utilization <= 1:
         raise InvalidConfig("sampler.gpu_memory_utilization must lie in (0, 1]")
-    if config.daemon.http:
+    if config.daemon.serves_http and config.daemon.http != "auto":
         http_address(config.daemon.http)
     return config
 

@@ -8,6 +8,7 @@
 <state>/training/<id>.json the settings of the `loractl train` run that made an adapter
 <state>/keys.json          API keys, hashed, and whose they are
 <state>/local.key          0600: the local user's own API key, as `loractl env` prints it
+<state>/http.port          the port that "auto" HTTP was served on last
 <state>/tinker.sqlite      the bridge's sessions, training runs, checkpoints and samplers
 <state>/exports/<token>/   files behind expiring download addresses
 """
@@ -81,6 +82,10 @@ class StateLayout:
     @property
     def local_key(self) -> Path:
         return self.root / "local.key"
+
+    @property
+    def http_port(self) -> Path:
+        return self.root / "http.port"
 
     @property
     def tinker_store(self) -> Path:

@@ -12,6 +12,7 @@ from .. import __version__
 from ..bus.client import Client
 from ..bus.config import Config, subprocess_environment
 from ..bus.errors import DaemonGone, DaemonNotRunning, StartFailed
+from ..bus.keys import ensure_local_key
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from ..bus.messages import ActorStatus, DaemonStatus, GetStatus, Shutdown
@@ -38,12 +39,14 @@ def run_foreground(
 
     Raises:
         DaemonAlreadyRunning, InvalidConfig: it cannot start here.
-        StartFailed: neither can it, or an actor was given up before all were ready once.
+        StartFailed, StorageFailed: neither can it, or an actor was given up before all were ready once.
     """
     commands = actor_commands(config) if commands is None else commands
     with hold_state_directory(config) as layout:
         configure_logs(config.log, "daemon", layout.logs)
         end_orphans(actors_file(layout))
+        if config.daemon.serves_http:
+            ensure_local_key(layout)
         identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic())
         broker = Broker(config, {each.actor: each.role for each in commands}, identity)
         supervisor = Supervisor(config, commands)

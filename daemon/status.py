@@ -30,8 +30,10 @@ def daemon_status(
         uptime_s=now - identity.started,
         state_dir=config.state_dir,
         base_model=config.model.name,
-        # Port 0 was asked for where a ready bridge says which one it took.
-        http=next((each.details for each in bridges if each.phase == "ready"), config.daemon.http),
+        # Port 0 or "auto" was asked for where a ready bridge says which one it took.
+        http=next(
+            (each.details for each in bridges if each.phase == "ready"), config.daemon.http if bridges else ""
+        ),
         actors=tuple(actor.status() for actor in actors),
         adapters=publishing.adapters,
         versions=len(publishing.versions),

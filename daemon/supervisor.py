@@ -65,7 +65,7 @@ def actor_commands(config: Config) -> list[ActorCommand]:
     layout = StateLayout(Path(config.state_dir))
     names: list[tuple[str, ActorRole]] = [("trainer", "trainer")]
     names += [(f"sampler-{index}", "sampler") for index in range(config.sampler.count)]
-    names += [("bridge", "bridge")] if config.daemon.http else []
+    names += [("bridge", "bridge")] if config.daemon.serves_http else []
     return [
         ActorCommand(
             actor=ActorId(name),

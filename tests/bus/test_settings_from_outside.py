@@ -1,0 +1,53 @@
+"""Settings as the environment gives them: mistakes are told with the name that was meant."""
+
+from pathlib import Path
+
+import pytest
+from loractl.bus.config import Config, hub_cache, load_config
+from loractl.bus.errors import InvalidConfig
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("LORACTL_STATEDIR", "LORACTL_STATE_DIR"),
+        ("LORACTL_STATE_DIRECTORY", "LORACTL_STATE_DIR"),
+        ("LORACTL_CONFIGS", "LORACTL_CONFIG"),
+        ("LORACTL_TRAINER_SLOTS", "LORACTL_TRAINER__SLOTS"),
+        ("LORACTL_TRAINER__SLOT", "LORACTL_TRAINER__SLOTS"),
+    ],
+)
+def test_a_misspelt_variable_is_told_the_nearest(tmp_path: Path, variable: str, meant: str):
+    with pytest.raises(InvalidConfig, match=f"no environment variable {variable}; the nearest is {meant}$"):
+        load_config(state_dir=str(tmp_path), environ={variable: "1"})
+
+
+def test_a_variable_sets_the_key_of_its_name(tmp_path: Path):
+    config = load_config(state_dir=str(tmp_path), environ={"LORACTL_TRAINER__SLOTS": "3"})
+
+    assert config.trainer.slots == 3
+
+
+@pytest.mark.parametrize(
+    ("http", "served"),
+    [("", False), ("none", False), ("auto", True), ("127.0.0.1:0", True), ("[::1]:80", True)],
+)
+def test_http_is_off_for_programs_unless_they_ask_for_it(tmp_path: Path, http: str, served: bool):
+    config = load_config(state_dir=str(tmp_path), environ={}, overrides=[f"daemon.http={http}"])
+
+    assert config.daemon.serves_http is served
+    assert not Config().daemon.serves_http
+
+
+@pytest.mark.parametrize(
+    ("environ", "found"),
+    [
+        ({"HF_HUB_CACHE": "/a", "HF_HOME": "/b"}, Path("/a")),
+        ({"HUGGINGFACE_HUB_CACHE": "/a", "HF_HOME": "/b"}, Path("/a")),
+        ({"HF_HOME": "/b", "XDG_CACHE_HOME": "/c"}, Path("/b/hub")),
+        ({"XDG_CACHE_HOME": "/c"}, Path("/c/huggingface/hub")),
+        ({}, Path.home() / ".cache/huggingface/hub"),
+    ],
+)
+def test_the_hub_cache_is_where_hugging_face_libraries_look(environ: dict[str, str], found: Path):
+    assert hub_cache(environ) == found
