@@ -8,11 +8,11 @@ import pytest
 import torch
 from loractl.bus.errors import InvalidRequest
 from loractl.bus.messages import LossName
-from loractl.tests.trainer_actor.compute_lab import VOCAB, Lab, batch, begin, gradients, run, spec
+from loractl.tests.trainer_actor.compute_lab import Lab, batch, begin, gradients, run, spec
+from loractl.tests.trainer_actor.compute_reference import WidestLogits
 from loractl.trainer_actor.loss_metrics import loss_metrics
 from loractl.trainer_actor.loss_settings import checked_settings
 from loractl.trainer_actor.losses import LossInputs, loss_terms
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def inputs(**changes: torch.Tensor) -> LossInputs:
@@ -157,19 +157,6 @@ def test_the_chunked_output_is_autograds(lab: Lab, loss: LossName) -> None:
         assert expected is not None
         gradient = found[f"base_model.model.lm_head.lora_{which}.weight"]
         assert (gradient - expected).abs().max() < 1e-5 * expected.abs().max()
-
-
-class WidestLogits(TorchDispatchMode):
-    """The most rows that any tensor with the vocabulary as its last dimension ever had."""
-
-    rows = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor) and tensor.ndim > 1 and tensor.shape[-1] == VOCAB:
-                self.rows = max(self.rows, tensor.numel() // VOCAB)
-        return result
 
 
 def test_logits_of_all_positions_never_exist(lab: Lab) -> None:
