@@ -28,8 +28,9 @@ class Sample(Message):
     The broker fills in `version` when it admits the request, so "latest" is decided once.
     temperature 0 is greedy. top_k -1 and top_p 1 are off. seed None draws one; sample i of
     num_samples uses seed + i. stop_tokens None stops at the model's own end tokens, an empty
-    tuple never stops early. A stop token is part of the output; stop strings are matched in the
-    decoded text, which ends before the match, while the tokens end with the one that completes it.
+    tuple never stops early; keep_end_tokens adds the model's own to the given ones. A stop token is part
+    of the output; stop strings are matched in the decoded text, which ends before the match, while the
+    tokens end with the one that completes it.
     prompt_logprobs asks for log p(t_i | t_<i) of the prompt, at temperature 1; with it, max_tokens
     may be 0. max_tokens is cut to what the model's context leaves.
 
@@ -54,6 +55,7 @@ class Sample(Message):
     seed: int | None = None
     num_samples: int = 1
     stop_tokens: tuple[int, ...] | None = None
+    keep_end_tokens: bool = False
     stop_strings: tuple[str, ...] = ()
     prompt_logprobs: bool = False
     stream: bool = False
