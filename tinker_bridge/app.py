@@ -1,45 +1,28 @@
-"""HTTP at the edge, bus messages inside. So far it says whether the service is up."""
+"""HTTP at the edge, bus messages inside: the application, its routes, and how errors leave it."""
 
-from typing import Protocol
-
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from .. import __version__
 from ..bus.errors import LoractlError
-from ..bus.messages import DaemonStatus, GetStatus, Message
-from .health import Health, health_of
+from .answers import error_body, status_of
+from .bridge import Bridge
+from .routes import ROUTERS
 
-# A probe that gets no answer in this time is told so; load balancers wait no longer either.
-_ANSWER_WITHIN_S = 2.0
+_ABOUT = """The Tinker API, served by loractl: many LoRA adapters trained and sampled on one shared base model.
 
-
-class Bus(Protocol):
-    """What is used of `AsyncClient`."""
-
-    async def request(self, body: Message, *, timeout_s: float | None = None) -> Message: ...
+Point the `tinker` SDK here with the environment that `loractl env` prints."""
 
 
-def create_app(bus: Bus) -> FastAPI:
-    app = FastAPI(title="loractl", docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.get("/healthz")
-    @app.get("/api/v1/healthz")
-    async def healthz() -> JSONResponse:
-        health = await check_health(bus)
-        if health.ok:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "unavailable", "missing": list(health.missing)}, status_code=503)
-
+def create_app(bridge: Bridge) -> FastAPI:
+    app = FastAPI(title="loractl", version=__version__, description=_ABOUT)
+    app.state.bridge = bridge
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_exception_handler(LoractlError, _refuse)
     return app
 
 
-async def check_health(bus: Bus) -> Health:
-    """Ask the broker how the trainer is; a broker that does not answer is what is missing then."""
-    try:
-        status = await bus.request(GetStatus(), timeout_s=_ANSWER_WITHIN_S)
-    except TimeoutError:
-        return Health((f"the daemon did not answer within {_ANSWER_WITHIN_S:g} s",))
-    except LoractlError as error:
-        return Health((error.message,))
-    assert isinstance(status, DaemonStatus)
-    return health_of(status)
+async def _refuse(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LoractlError)
+    return JSONResponse(error_body(error), status_code=status_of(error))

@@ -3,19 +3,23 @@
 import asyncio
 import contextlib
 import signal
-import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import structlog
 import uvicorn
 
 from ..bus.async_actor_link import AsyncActorLink
 from ..bus.async_client import AsyncClient
-from ..bus.config import Config, http_address
-from ..bus.errors import NotSupported, StartFailed
+from ..bus.config import Config
+from ..bus.errors import NotSupported
 from ..bus.failures import failed
+from ..bus.layout import StateLayout
+from ..bus.listening import listen, listen_as_before, url_of
 from ..bus.messages import Drain, Echo, Echoed, Envelope
 from .app import create_app
+from .bridge import open_bridge
+from .housekeeping import keep_house
 
 # For answers under way when the daemon stops; the supervisor waits a little longer.
 _GRACE_S = 2
@@ -37,12 +41,17 @@ async def run_bridge(config: Config, actor: str) -> None:
         StartFailed: the address is in use or not ours.
         InvalidConfig: daemon.http is not HOST:PORT.
         DaemonNotRunning: nobody started us.
+        StorageFailed: the bridge's store cannot be opened.
     """
-    listening = listen(config.daemon.http)
+    http = config.daemon.http
+    listening = (
+        listen_as_before(StateLayout(Path(config.state_dir)).http_port) if http == "auto" else listen(http)
+    )
     async with AsyncActorLink(config, actor, "bridge") as link, AsyncClient(config) as client:
+        bridge = open_bridge(config, client)
         server = _Server(
             uvicorn.Config(
-                create_app(client),
+                create_app(bridge),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -53,42 +62,17 @@ async def run_bridge(config: Config, actor: str) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(each, stopping.set)
         serving = asyncio.create_task(server.serve(sockets=[listening]))
+        keeping = asyncio.create_task(keep_house(bridge))
         # The socket listens already: requests that come before uvicorn looks wait in its queue.
         link.ready(url_of(listening))
         log.info("bridge.opened", url=url_of(listening))
         await _until_drained(link, stopping, serving)
         server.should_exit = True
+        keeping.cancel()
+        bridge.futures.close()  # polls that are held open end with them
         await serving
+        bridge.close()
         log.info("bridge.closed")
-
-
-def listen(http: str) -> socket.socket:
-    """Open the listening socket; port 0 takes a free one.
-
-    Raises:
-        StartFailed, InvalidConfig: as `run_bridge`.
-    """
-    host, port = http_address(http)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    # A port that a bridge left a moment ago can be taken again; one that is being served cannot.
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(1024)
-    except OSError as error:
-        listening.close()
-        reason = (error.strerror or str(error)).lower()
-        raise StartFailed(
-            f"cannot serve HTTP on {http}: {reason}; choose another --http HOST:PORT, or port 0 for a free one"
-        ) from error
-    listening.setblocking(False)
-    return listening
-
-
-def url_of(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _until_drained(

@@ -16,7 +16,14 @@ MAY_IMPORT = {
     "client": {"bus"},
     "cli": {*FOLDERS},
 }
-# The only files that may import each library. None stands for "anything in that folder".
+
+
+def routes() -> set[str]:
+    """The bridge's routes, one file a subject."""
+    return {str(file.relative_to(ROOT)) for file in (ROOT / "tinker_bridge/routes").glob("*.py")}
+
+
+# The only files that may import each library.
 DOORS = {
     "zmq": {
         "bus/sockets.py",
@@ -27,10 +34,12 @@ DOORS = {
         "daemon/loop.py",
     },
     "click": {"cli.py"},
-    "fastapi": {"tinker_bridge/app.py"},
+    "fastapi": {"tinker_bridge/app.py", *routes()},
     "vllm": {"sampler_actor/vllm_engine.py"},
     "megatron": {"trainer_actor/backbone.py", "trainer_actor/lora.py", "trainer_actor/attention.py"},
-    "sqlite3": set(),
+    "sqlite3": {"tinker_bridge/store.py"},
+    "google": {"tinker_bridge/wire/tinker_pb2.py", "tinker_bridge/wire/protobuf.py"},
+    "zstandard": {"tinker_bridge/wire/compression.py"},
     "pickle": set(),
 }
 

@@ -21,6 +21,7 @@ from loractl.bus.codec import decode, encode
 from loractl.bus.config import Config, LimitsConfig, load_config
 from loractl.bus.errors import DaemonGone, InvalidConfig, LoractlError, StartFailed
 from loractl.bus.identities import unsolicited
+from loractl.bus.ids import TenantId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import (
     ActorPhase,
@@ -34,6 +35,8 @@ from loractl.bus.messages import (
     Message,
 )
 from loractl.tinker_bridge.app import create_app
+from loractl.tinker_bridge.base import Pending
+from loractl.tinker_bridge.bridge import open_bridge
 from loractl.tinker_bridge.health import health_of
 from loractl.tinker_bridge.server import listen, url_of
 
@@ -86,7 +89,12 @@ class StatusBus:
     def __init__(self, outcome: DaemonStatus | LoractlError | None) -> None:
         self.outcome = outcome
 
-    async def request(self, body: Message, *, timeout_s: float | None = None) -> Message:
+    def submit(self, body: Message, *, tenant: TenantId | None = None) -> Pending:
+        raise AssertionError("health asks one question")
+
+    async def request(
+        self, body: Message, *, timeout_s: float | None = None, tenant: TenantId | None = None
+    ) -> Message:
         assert isinstance(body, GetStatus)
         assert timeout_s is not None
         if self.outcome is None:
@@ -96,9 +104,10 @@ class StatusBus:
         return self.outcome
 
 
-def get(bus: StatusBus, path: str) -> httpx.Response:
+def get(bus: StatusBus, path: str, state_dir: Path) -> httpx.Response:
     async def call() -> httpx.Response:
-        transport = httpx.ASGITransport(app=create_app(bus))
+        config = load_config(state_dir=str(state_dir), environ={})
+        transport = httpx.ASGITransport(app=create_app(open_bridge(config, bus)))
         async with httpx.AsyncClient(transport=transport, base_url="http://bridge") as client:
             return await client.get(path)
 
@@ -106,8 +115,8 @@ def get(bus: StatusBus, path: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_health_is_ok_when_all_is_well(path: str) -> None:
-    response = get(StatusBus(READY), path)
+def test_health_is_ok_when_all_is_well(path: str, state_dir: Path) -> None:
+    response = get(StatusBus(READY), path, state_dir)
 
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
@@ -120,8 +129,10 @@ def test_health_is_ok_when_all_is_well(path: str) -> None:
         (DaemonGone("the daemon stopped"), "the daemon stopped"),
     ],
 )
-def test_health_names_what_is_missing(outcome: DaemonStatus | LoractlError | None, missing: str) -> None:
-    response = get(StatusBus(outcome), PATHS[0])
+def test_health_names_what_is_missing(
+    outcome: DaemonStatus | LoractlError | None, missing: str, state_dir: Path
+) -> None:
+    response = get(StatusBus(outcome), PATHS[0], state_dir)
 
     assert (response.status_code, response.json()) == (503, {"status": "unavailable", "missing": [missing]})
 

@@ -1,0 +1,160 @@
+"""HTTP futures: how many a second, how long each takes, and what a crowd of polls does to heartbeats.
+
+    python bench/http_futures.py [--seconds 5] [--polls 2000]
+
+Starts a daemon of its own with a tiny model and no sampler. A no-op future is an optim_step without
+gradients: POST, the bus, the trainer's loop and back, then one retrieve_future. Its row says how many
+clients take turns at once, each with a training run of its own. The crowd is polls that are all held
+open while heartbeats come one after another; the row before it has the heartbeats alone.
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
+
+from loractl.bus.config import load_config
+from loractl.bus.keys import ensure_local_key
+from loractl.bus.layout import StateLayout
+from loractl.client.tiny_model import make_tiny_model
+from loractl.daemon import launch
+from rich.console import Console
+from rich.table import Table
+
+CLIENTS = (1, 16, 64)
+HEARTBEATS_S = 0.01
+
+
+class Api:
+    def __init__(self, http: aiohttp.ClientSession) -> None:
+        self._http = http
+
+    async def post(self, path: str, **body: Any) -> dict[str, Any]:
+        async with self._http.post(f"/api/v1/{path}", json=body) as answer:
+            answer.raise_for_status()
+            return await answer.json()
+
+    async def done(self, started: dict[str, Any]) -> dict[str, Any]:
+        while (found := await self.post("retrieve_future", request_id=started["request_id"])).get("type") == (
+            "try_again"
+        ):
+            pass
+        return found
+
+
+async def noop(api: Api, session: str, number: int, until: float) -> list[float]:
+    """Seconds of each no-op future of one client."""
+    model = f"{session}:train:{number}"
+    took = []
+    seq = 0
+    while time.perf_counter() < until:
+        seq += 1
+        begun = time.perf_counter()
+        found = await api.done(await api.post("optim_step", model_id=model, seq_id=seq))
+        took.append(time.perf_counter() - begun)
+        assert found["metrics"]["applied"] == 0, found
+    return took
+
+
+async def models(api: Api, base: str, count: int) -> str:
+    session = (await api.post("create_session", tags=[], user_metadata={}, sdk_version="bench"))["session_id"]
+    for number in range(count):
+        lora = {"rank": 1, "seed": number}
+        await api.done(
+            await api.post(
+                "create_model", session_id=session, model_seq_id=number, base_model=base, lora_config=lora
+            )
+        )
+    return session
+
+
+async def heartbeats(api: Api, session: str, until: float) -> list[float]:
+    took = []
+    while time.perf_counter() < until:
+        begun = time.perf_counter()
+        await api.post("session_heartbeat", session_id=session)
+        took.append(time.perf_counter() - begun)
+        await asyncio.sleep(HEARTBEATS_S)
+    return took
+
+
+async def crowd(api: Api, session: str, polls: int, seconds: float) -> list[float]:
+    """Heartbeats while `polls` futures, which wait behind a number that never comes, are polled at once."""
+    model = f"{session}:train:0"
+    # Number 1 never comes, so all that follow wait.
+    started = await asyncio.gather(
+        *(api.post("optim_step", model_id=model, seq_id=2 + i) for i in range(polls))
+    )
+    polling = [
+        asyncio.create_task(api.post("retrieve_future", request_id=each["request_id"])) for each in started
+    ]
+    took = await heartbeats(api, session, time.perf_counter() + seconds)
+    for task in polling:
+        task.cancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.gather(*polling)
+    return took
+
+
+def row(table: Table, name: str, took: list[float], seconds: float) -> None:
+    cuts = statistics.quantiles(took, n=100)
+    ms = [f"{1000 * value:.1f}" for value in (cuts[49], cuts[98], max(took))]
+    table.add_row(name, f"{len(took) / seconds:.0f}", *ms)
+
+
+async def measure(url: str, key: str, base: str, seconds: float, polls: int) -> Table:
+    table = Table("what", "a second", "p50 ms", "p99 ms", "max ms")
+    connector = aiohttp.TCPConnector(limit=0)
+    headers = {"X-API-Key": key}
+    async with aiohttp.ClientSession(url, connector=connector, headers=headers) as http:
+        api = Api(http)
+        session = await models(api, base, max(CLIENTS))
+        for clients in CLIENTS:
+            fresh = await models(api, base, clients)
+            until = time.perf_counter() + seconds
+            took = await asyncio.gather(*(noop(api, fresh, number, until) for number in range(clients)))
+            row(table, f"no-op futures, {clients} clients", [t for each in took for t in each], seconds)
+        beats = await heartbeats(api, session, time.perf_counter() + seconds)
+        row(table, "heartbeats alone", beats, seconds)
+        row(table, f"heartbeats beside {polls} polls", await crowd(api, session, polls, seconds), seconds)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--polls", type=int, default=2000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="loractl-") as root:
+        make_tiny_model(Path(root) / "model", steps=0)
+        settings = [
+            "model.name=tiny",
+            f"model.path={root}/model",
+            "daemon.http=127.0.0.1:0",
+            "sampler.count=0",
+            "trainer.threads=1",
+        ]
+        config = load_config(state_dir=f"{root}/s", environ={}, overrides=settings)
+        status = launch.start_detached(config, 120.0)
+        try:
+            url = next(actor.details for actor in status.actors if actor.role == "bridge")
+            key = ensure_local_key(StateLayout(Path(config.state_dir)))
+            measuring = measure(url, key, "tiny", arguments.seconds, arguments.polls)
+            Console().print(asyncio.run(measuring))
+        finally:
+            launch.stop(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""One service for every test here that does not need one of its own."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from loractl.tests.tinker_bridge.served import Served, serving
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def sdk_environment(served: Served) -> Iterator[None]:
+    """The SDK in this process finds the service and the tokenizer."""
+    before = dict(os.environ)
+    os.environ.update(served.environment())
+    yield
+    os.environ.clear()
+    os.environ.update(before)

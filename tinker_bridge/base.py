@@ -1,0 +1,60 @@
+"""The base model as the bridge tells of it, asked for once and kept."""
+
+import asyncio
+from typing import Protocol
+
+from ..bus.config import ModelConfig
+from ..bus.errors import InvalidRequest
+from ..bus.ids import RequestId, TenantId
+from ..bus.messages import DescribeModel, Message, ModelDescribed, ModelDetails
+
+
+class Pending(Protocol):
+    """What is used of `AsyncPending`."""
+
+    @property
+    def request(self) -> RequestId: ...
+
+    @property
+    def waits_for(self) -> str: ...
+
+    async def result(self, timeout_s: float | None = None) -> Message: ...
+
+
+class Bus(Protocol):
+    """What is used of `AsyncClient`."""
+
+    async def request(
+        self, body: Message, *, timeout_s: float | None = None, tenant: TenantId | None = None
+    ) -> Message: ...
+
+    def submit(self, body: Message, *, tenant: TenantId | None = None) -> Pending: ...
+
+
+class BaseModel:
+    """The one model that this service trains and samples."""
+
+    def __init__(self, config: ModelConfig, bus: Bus) -> None:
+        self._config = config
+        self._bus = bus
+        self._details: ModelDetails | None = None
+        self._asking = asyncio.Lock()
+
+    @property
+    def name(self) -> str:
+        """As clients call it; known before the trainer is ready."""
+        return self._config.name or self._config.path
+
+    async def details(self) -> ModelDetails:
+        """Waits until the trainer is ready. Raises LoractlError when it never will be."""
+        async with self._asking:
+            if self._details is None:
+                described = await self._bus.request(DescribeModel())
+                assert isinstance(described, ModelDescribed)
+                self._details = described.model
+        return self._details
+
+    def check(self, wanted: str | None) -> None:
+        """Refuse another base model than the one served. Raises InvalidRequest."""
+        if wanted is not None and wanted != self.name:
+            raise InvalidRequest(f"this server serves {self.name!r}, and not {wanted!r}")

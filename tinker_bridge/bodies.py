@@ -1,0 +1,197 @@
+"""The JSON bodies of requests. Unknown fields are ignored: clients of newer versions add some weekly.
+
+What is understood and not done is refused where it is used, by name.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Body(BaseModel):
+    """Fields may begin with `model_`, as Tinker's do; numbers must be finite."""
+
+    model_config = ConfigDict(protected_namespaces=(), extra="ignore", allow_inf_nan=False)
+
+
+class ConfigBody(Body):
+    sdk_version: str = ""
+
+
+class CreateSessionBody(Body):
+    tags: list[str] = []
+    user_metadata: dict[str, Any] | None = None
+    sdk_version: str = ""
+    project_id: str | None = None
+    display_name: str | None = None
+
+
+class HeartbeatBody(Body):
+    session_id: str
+
+
+class FinishReason(Body):
+    type: Literal["success", "errored", "interrupted"] = "success"
+
+
+class FinishBody(Body):
+    reason: FinishReason = FinishReason()
+    detail: str | None = None
+
+
+class LoraConfigBody(Body):
+    rank: int
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+
+
+class CreateModelBody(Body):
+    session_id: str
+    model_seq_id: int = Field(ge=0)
+    base_model: str
+    user_metadata: dict[str, Any] | None = None
+    lora_config: LoraConfigBody | None = None
+    optimizer_config: dict[str, Any] | None = None
+
+
+class ModelBody(Body):
+    model_id: str
+
+
+class AdamParamsBody(Body):
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+class OptimStepBody(Body):
+    model_id: str
+    seq_id: int | None = None
+    adam_params: AdamParamsBody = AdamParamsBody()
+    optimizer_params: dict[str, Any] | None = None
+
+
+class SaveWeightsBody(Body):
+    model_id: str
+    path: str | None = None
+    seq_id: int | None = None
+    ttl_seconds: int | None = None
+    overwrite: bool = False
+    user_metadata: dict[str, str] | None = None
+
+
+class SaveForSamplerBody(Body):
+    model_id: str
+    path: str | None = None
+    sampling_session_seq_id: int | None = Field(default=None, ge=0)
+    kind: Literal["snapshot", "inflight"] = "snapshot"
+    seq_id: int | None = None
+    ttl_seconds: int | None = None
+    user_metadata: dict[str, str] | None = None
+
+
+class SaveExternalBody(Body):
+    model_id: str
+    path: str
+    seq_id: int | None = None
+    ttl_seconds: int | None = None
+    age_encryption_recipients: list[str] | None = None
+
+
+class LoadWeightsBody(Body):
+    """Either model_id and seq_id, for a run under way, or session_id and model_seq_id, for a new one."""
+
+    model_id: str | None = None
+    seq_id: int | None = None
+    session_id: str | None = None
+    model_seq_id: int | None = Field(default=None, ge=0)
+    base_model: str | None = None
+    user_metadata: dict[str, Any] | None = None
+    path: str
+    optimizer: bool
+    optimizer_config: dict[str, Any] | None = None
+    weights_access_token: str | None = None
+
+
+class CreateSamplingSessionBody(Body):
+    session_id: str
+    sampling_session_seq_id: int = Field(ge=0)
+    base_model: str | None = None
+    model_path: str | None = None
+
+
+class SamplingSessionBody(Body):
+    sampling_session_id: str
+
+
+class SamplingParamsBody(Body):
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: str | list[str | int] | None = None
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+
+
+class SampleBody(Body):
+    """As `wire.sample_request` reads it; here for the API's description."""
+
+    sampling_session_id: str
+    seq_id: int
+    prompt: dict[str, Any]
+    sampling_params: SamplingParamsBody
+    num_samples: int = 1
+    prompt_logprobs: bool | None = None
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    target_prompt_logprobs: dict[str, Any] | None = None
+    prompt_alt_tokens_k: int = 0
+    prompt_logprobs_last_n: int | None = None
+
+
+class RetrieveBody(Body):
+    request_id: str
+    allow_metadata_only: bool = False
+
+
+class FuturesTarget(Body):
+    sampling_session_id: str
+    cloned_sampler_id: int = 0
+
+
+class RetrieveManyBody(Body):
+    target: FuturesTarget
+    prev_cursor: int = 0
+    timeout: float | None = None
+    retrieved_request_ids: list[str] = []
+
+
+class CancelBody(Body):
+    request_id: str
+
+
+class PathBody(Body):
+    tinker_path: str
+
+
+class TtlBody(Body):
+    ttl_seconds: int | None = None
+
+
+class ProjectBody(Body):
+    project_id: str | None = None
+
+
+class SearchBody(Body):
+    session_id: str | None = None
+    project_ids: list[str] | None = None
+    user_metadata: dict[str, str] = {}
+    display_name: str | None = None
+    statuses: list[Any] | None = None
+    limit: int = Field(default=50, ge=1, le=1000)
+    cursor: Any = None

@@ -1,0 +1,80 @@
+"""The bridge's parts, put together once and handed to every route."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..bus.config import Config
+from ..bus.keys import Keys
+from ..bus.layout import StateLayout
+from .base import BaseModel, Bus
+from .checkpoints import Checkpoints
+from .futures import Futures
+from .runs import Runs
+from .samplers import Samplers
+from .sampling import Sampling
+from .sessions import Sessions
+from .store import Store
+from .training import Training
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    config: Config
+    layout: StateLayout
+    bus: Bus
+    keys: Keys
+    base: BaseModel
+    store: Store
+    futures: Futures
+    sessions: Sessions
+    checkpoints: Checkpoints
+    runs: Runs
+    training: Training
+    samplers: Samplers
+    sampling: Sampling
+
+    def close(self) -> None:
+        self.futures.close()
+        self.sessions.flush()
+        self.runs.flush()
+        self.store.close()
+
+
+def open_bridge(config: Config, bus: Bus) -> Bridge:
+    """Open what the state directory holds.
+
+    Raises:
+        StorageFailed: the store cannot be opened.
+    """
+    layout = StateLayout(Path(config.state_dir))
+    store = Store(layout.tinker_store)
+    settings = config.bridge
+    base = BaseModel(config.model, bus)
+    checkpoints = Checkpoints(store, bus, layout, clock=time.time)
+    futures = Futures(
+        secret=store.secret,
+        kept_bytes=settings.result_bytes,
+        kept_s=settings.result_s,
+        clock=time.monotonic,
+    )
+    runs = Runs(store, bus, base, checkpoints, clock=time.time)
+    samplers = Samplers(
+        store, bus, base, checkpoints, kept_snapshots=settings.ephemeral_samplers, clock=time.time
+    )
+    sessions = Sessions(store, expiry_s=settings.session_expiry_s, clock=time.time)
+    return Bridge(
+        config=config,
+        layout=layout,
+        bus=bus,
+        keys=Keys(layout),
+        base=base,
+        store=store,
+        futures=futures,
+        sessions=sessions,
+        checkpoints=checkpoints,
+        runs=runs,
+        training=Training(bus, runs, futures),
+        samplers=samplers,
+        sampling=Sampling(bus, base, samplers, futures, pending=settings.pending_samples),
+    )

@@ -1,0 +1,165 @@
+"""Checkpoints as Tinker names them: tinker://<run>/<segment>/<name>, of three kinds, that may expire.
+
+Owns their records and rules. The states themselves lie with the trainer (training checkpoints and
+published versions) or in `<state>/exports` (external ones), and go when their record goes.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from ..bus.errors import AdapterNotFound, CheckpointExists, CheckpointNotFound, InvalidRequest
+from ..bus.ids import TenantId, checked_name
+from ..bus.layout import StateLayout
+from ..bus.messages import DeleteCheckpoint, DeleteVersion
+from .base import Bus
+from .records import CheckpointKind, CheckpointRecord, RunRecord, parsed_path, tinker_path
+from .store import Store
+
+# What the API documents: an hour to ten years.
+_LEAST_TTL_S = 3600
+_MOST_TTL_S = 10 * 366 * 86400
+
+
+class Checkpoints:
+    """clock: seconds since the epoch."""
+
+    def __init__(self, store: Store, bus: Bus, layout: StateLayout, *, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._bus = bus
+        self._layout = layout
+        self._clock = clock
+        # Names whose save is under way: two saves in a row may ask for the same one.
+        self._reserved: set[str] = set()
+
+    def reserve(self, run: RunRecord, kind: CheckpointKind, name: str, *, overwrite: bool = False) -> str:
+        """Claim a name until `release`; returns its tinker path.
+
+        Raises:
+            InvalidName, CheckpointExists
+        """
+        path = tinker_path(run.id, kind, checked_name(name, what="a checkpoint"))
+        taken = self._live(path) is not None and not overwrite
+        if taken or path in self._reserved:
+            raise CheckpointExists(f"{path} exists already: choose another name{_OVERWRITE[kind]}")
+        self._reserved.add(path)
+        return path
+
+    def release(self, path: str) -> None:
+        self._reserved.discard(path)
+
+    def add(
+        self,
+        run: RunRecord,
+        kind: CheckpointKind,
+        name: str,
+        *,
+        ttl_s: int | None,
+        user_metadata: Mapping[str, str],
+        version: int = 0,
+        token: str = "",
+        size_bytes: int = 0,
+    ) -> CheckpointRecord:
+        """Record a checkpoint that was just made. Raises StorageFailed."""
+        now = self._clock()
+        record = CheckpointRecord(
+            id=tinker_path(run.id, kind, name),
+            tenant=run.tenant,
+            parent=run.id,
+            created_unix_s=now,
+            kind=kind,
+            name=name,
+            adapter=run.adapter,
+            base_model=run.base_model,
+            lora=run.lora,
+            version=version,
+            token=token,
+            size_bytes=size_bytes,
+            expires_unix_s=None if ttl_s is None else now + ttl_s,
+            user_metadata=dict(user_metadata),
+        )
+        self._store.put(record)
+        return record
+
+    def find(self, tenant: TenantId, path: str) -> CheckpointRecord:
+        """A checkpoint that this tenant may read: its own, or one that was made public.
+
+        Raises:
+            InvalidRequest: that is no tinker path.
+            CheckpointNotFound: there is none, it expired, or it is another tenant's.
+        """
+        if parsed_path(path) is None:
+            raise InvalidRequest(
+                f"{path[:200]!r} is no checkpoint path: write tinker://<run>/<weights|sampler_weights>/<name>"
+            )
+        record = self._live(path)
+        if record is None or (record.tenant != tenant and not record.public):
+            raise CheckpointNotFound(f"there is no checkpoint {path}: it never was, was deleted, or expired")
+        return record
+
+    def owned(self, tenant: TenantId, path: str) -> CheckpointRecord:
+        """The tenant's own checkpoint. Raises as `find`."""
+        record = self.find(tenant, path)
+        if record.tenant != tenant:
+            raise CheckpointNotFound(f"there is no checkpoint {path}")
+        return record
+
+    def of_run(self, run: str) -> list[CheckpointRecord]:
+        """Oldest first, without those that expired."""
+        return [each for each in self._store.of_parent(CheckpointRecord, run) if not self._over(each)]
+
+    def of_tenant(self, tenant: TenantId) -> list[CheckpointRecord]:
+        """Newest first, without those that expired."""
+        return [each for each in self._store.of_tenant(CheckpointRecord, tenant) if not self._over(each)]
+
+    def set_public(self, record: CheckpointRecord, *, public: bool) -> None:
+        """Raises CheckpointExists: it is that already, as the API documents."""
+        if record.public == public:
+            raise CheckpointExists(f"{record.id} is {'public' if public else 'private'} already")
+        self._store.put(replace(record, public=public))
+
+    def set_ttl(self, record: CheckpointRecord, ttl_s: int | None) -> None:
+        """Let it expire in ttl_s from now, or never. Raises InvalidRequest."""
+        expires = None if (ttl := checked_ttl(ttl_s)) is None else self._clock() + ttl
+        self._store.put(replace(record, expires_unix_s=expires))
+
+    def expired(self) -> list[CheckpointRecord]:
+        return [each for each in self._store.all(CheckpointRecord) if self._over(each)]
+
+    async def delete(self, record: CheckpointRecord) -> None:
+        """Delete what lies behind a record, then the record: one that is cut short can be repeated."""
+        match record.kind:
+            case "training":
+                await self._forgiving(DeleteCheckpoint(adapter=record.adapter, name=record.name), record)
+            case "sampler":
+                await self._forgiving(DeleteVersion(adapter=record.adapter, version=record.version), record)
+            case "external":
+                shutil.rmtree(self._layout.exports / record.token, ignore_errors=True)
+        self._store.delete(record)
+
+    async def _forgiving(self, request: DeleteCheckpoint | DeleteVersion, record: CheckpointRecord) -> None:
+        try:
+            await self._bus.request(request, tenant=record.tenant)
+        except (CheckpointNotFound, AdapterNotFound):
+            return  # gone already: an earlier deletion was cut short
+
+    def _live(self, path: str) -> CheckpointRecord | None:
+        record = self._store.find(CheckpointRecord, path)
+        return None if record is None or self._over(record) else record
+
+    def _over(self, record: CheckpointRecord) -> bool:
+        return record.expires_unix_s is not None and record.expires_unix_s <= self._clock()
+
+
+def checked_ttl(ttl_s: int | None) -> int | None:
+    """Raises InvalidRequest: outside of an hour to ten years."""
+    if ttl_s is not None and not _LEAST_TTL_S <= ttl_s <= _MOST_TTL_S:
+        raise InvalidRequest(f"ttl_seconds is {ttl_s}: it can be 3600 (an hour) to ten years, or none at all")
+    return ttl_s
+
+
+_OVERWRITE: Mapping[CheckpointKind, str] = {
+    "training": ", or overwrite it",
+    "sampler": "",
+    "external": "",
+}

@@ -1,0 +1,286 @@
+"""Work under way and its results: a POST starts work and returns an id, a poll waits for its result.
+
+Owns the ids, who may read which, and how long a result can be read again. The same key with the
+same content joins the first future and runs nothing twice. A future runs as a task of the bridge's
+loop; what it does, and what its result looks like, is its starter's.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from ..bus.errors import Internal, LoractlError, RequestConflict, ResultExpired, ResultNotFound
+from ..bus.ids import TenantId
+
+log = structlog.get_logger()
+
+JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
+
+# Names what a future is for, from ids in the request's body: the same key is the same work.
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished future's answer, ready to be sent. failed: it says why the work was not done.
+
+    to_json: makes JSON of a body that is protobuf, for clients that do not read that.
+    """
+
+    body: bytes
+    media_type: str = JSON
+    failed: bool = False
+    to_json: Callable[[bytes], bytes] | None = None
+
+
+class Waited(Protocol):
+    """What of a bus request under way is looked at (`AsyncPending`)."""
+
+    @property
+    def waits_for(self) -> str: ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a future's work says about itself while it runs. waiting: a bus request it waits on."""
+
+    waiting: Waited | None = None
+
+    @property
+    def reason(self) -> str:
+        """What it waits for, in words; empty when it is being worked on."""
+        return self.waiting.waits_for if self.waiting is not None else ""
+
+
+Work = Callable[[Progress], Awaitable[Result]]
+
+
+@dataclass(slots=True, eq=False)
+class Future:
+    """scope: what it belongs to, such as a session; its end cancels the future. group: where its
+    completion is announced, see `completions`."""
+
+    id: str
+    tenant: TenantId
+    key: Key
+    digest: bytes
+    scope: str
+    group: Key
+    progress: Progress = field(default_factory=Progress)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    result: Result | None = None
+    ended_at: float = 0.0
+    task: "asyncio.Task[None] | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One ended future of a group, with its place in the group's row of completions."""
+
+    number: int
+    future: str
+    failed: bool
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class _Row:
+    """Completions of one group, in order. changed: set at the next one."""
+
+    last: int = 0
+    kept: deque[Completion] = field(default_factory=deque)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Futures:
+    """kept_bytes, kept_s: bounds on results that can be read again."""
+
+    def __init__(self, *, secret: bytes, kept_bytes: int, kept_s: float, clock: Callable[[], float]) -> None:
+        self._secret = secret
+        self._kept_bytes = kept_bytes
+        self._kept_s = kept_s
+        self._clock = clock
+        self._futures: dict[str, Future] = {}
+        self._by_key: dict[tuple[TenantId, Key], Future] = {}
+        self._ended: OrderedDict[str, int] = OrderedDict()  # id to bytes, oldest first
+        self._ended_bytes = 0
+        self._rows: dict[Key, _Row] = {}
+
+    def __len__(self) -> int:
+        """How many are under way."""
+        return len(self._futures) - len(self._ended)
+
+    def known(self, tenant: TenantId, key: Key, digest: bytes) -> Future | None:
+        """The future of this key, if there is one.
+
+        Raises:
+            RequestConflict: the key was used for something else.
+        """
+        future = self._by_key.get((tenant, key))
+        if future is not None and future.digest != digest:
+            raise RequestConflict(
+                f"{' '.join(key)} was used before for another request: its first outcome stands; "
+                "take the next number"
+            )
+        return future
+
+    def start(
+        self, tenant: TenantId, key: Key, digest: bytes, work: Work, *, scope: str, group: Key = ()
+    ) -> Future:
+        """Start work under a key, or join what was started under it before.
+
+        Raises:
+            RequestConflict: as `known`.
+        """
+        if (known := self.known(tenant, key, digest)) is not None:
+            return known
+        future = Future(self._new_id(tenant), tenant, key, digest, scope, group)
+        self._futures[future.id] = future
+        self._by_key[tenant, key] = future
+        future.task = asyncio.create_task(self._run(future, work))
+        return future
+
+    async def wait(self, tenant: TenantId, future_id: str, timeout_s: float) -> Result | str:
+        """The result; or, when there is none yet after timeout_s, what it waits for (may be empty).
+
+        Raises:
+            ResultNotFound: this tenant never got such an id.
+            ResultExpired: it did, and the result is no longer kept.
+        """
+        future = self.owned(tenant, future_id)
+        if future.result is None:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await future.done.wait()
+            except TimeoutError:
+                return future.progress.reason
+        assert future.result is not None
+        return future.result
+
+    def owned(self, tenant: TenantId, future_id: str) -> Future:
+        """Raises ResultNotFound, ResultExpired: as `wait`."""
+        future = self._futures.get(future_id)
+        if future is not None and future.tenant == tenant:
+            return future
+        if future is None and self._is_ours(tenant, future_id):
+            raise ResultExpired("this result is no longer kept: send the request again")
+        raise ResultNotFound("there is no such request id")
+
+    def cancel(self, tenant: TenantId, future_id: str) -> None:
+        """End a future's work; one that has ended stays as it is. Raises as `owned`."""
+        future = self.owned(tenant, future_id)
+        if future.task is not None:
+            future.task.cancel()
+
+    def cancel_scope(self, scope: str) -> None:
+        """End the work of everything that belongs to a scope."""
+        for future in [*self._futures.values()]:
+            if future.scope == scope and future.task is not None:
+                future.task.cancel()
+
+    def drop(self, tenant: TenantId, future_ids: list[str]) -> None:
+        """Let go of results that their reader has; ids that are not theirs or not ended are left."""
+        for future_id in future_ids:
+            future = self._futures.get(future_id)
+            if future is not None and future.tenant == tenant and future_id in self._ended:
+                self._forget(future_id)
+
+    async def completions(self, group: Key, after: int, timeout_s: float) -> tuple[list[Completion], int]:
+        """Those of a group after a number, waiting for the first; and the number to go on from."""
+        row = self._rows.setdefault(group, _Row())
+        while row.kept and row.kept[0].number <= after:
+            row.kept.popleft()
+        if not row.kept and timeout_s > 0:
+            row.changed.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await row.changed.wait()
+            except TimeoutError:
+                pass  # nothing new is an answer, too
+        found = [each for each in row.kept if each.number > after]
+        return found, found[-1].number if found else max(after, row.last if not row.kept else after)
+
+    def forget_group(self, group: Key) -> None:
+        self._rows.pop(group, None)
+
+    def close(self) -> None:
+        for future in self._futures.values():
+            if future.task is not None:
+                future.task.cancel()
+
+    async def _run(self, future: Future, work: Work) -> None:
+        try:
+            result = await work(future.progress)
+        except LoractlError as error:
+            result = failed_result(error)
+        except asyncio.CancelledError:
+            result = failed_text("the request was cancelled", "user")
+        except Exception:  # the loop's boundary: the client must hear of every bug
+            log.exception("future.crashed", key=future.key, tenant=future.tenant)
+            result = failed_result(Internal("the bridge failed on this request; its log says why"))
+        future.result = result
+        future.task = None
+        future.progress.waiting = None
+        self._keep(future, result)
+        future.done.set()
+
+    def _keep(self, future: Future, result: Result) -> None:
+        future.ended_at = self._clock()
+        self._ended[future.id] = len(result.body)
+        self._ended_bytes += len(result.body)
+        if future.group:
+            row = self._rows.setdefault(future.group, _Row())
+            row.last += 1
+            row.kept.append(Completion(row.last, future.id, result.failed, len(result.body)))
+            row.changed.set()
+        self.forget_old(keep=future.id)
+
+    def forget_old(self, *, keep: str = "") -> None:
+        """Let go of the oldest results until the bounds hold; `keep` was not read yet."""
+        now = self._clock()
+        while self._ended:
+            oldest = next(iter(self._ended))
+            if oldest == keep:
+                return
+            young = now - self._futures[oldest].ended_at < self._kept_s
+            if young and self._ended_bytes <= self._kept_bytes:
+                return
+            self._forget(oldest)
+
+    def _forget(self, future_id: str) -> None:
+        self._ended_bytes -= self._ended.pop(future_id)
+        future = self._futures.pop(future_id)
+        self._by_key.pop((future.tenant, future.key), None)
+
+    def _new_id(self, tenant: TenantId) -> str:
+        nonce = secrets.token_hex(16)
+        return f"{nonce}.{self._mark(tenant, nonce)}"
+
+    def _is_ours(self, tenant: TenantId, future_id: str) -> bool:
+        nonce, _, mark = future_id.partition(".")
+        return hmac.compare_digest(mark.encode(), self._mark(tenant, nonce).encode())
+
+    def _mark(self, tenant: TenantId, nonce: str) -> str:
+        """Proof that this id was given to this tenant, also after a restart forgot the future."""
+        return hmac.new(self._secret, f"{tenant}/{nonce}".encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def json_result(fields: object) -> Result:
+    return Result(msgspec.json.encode(fields))
+
+
+def failed_result(error: LoractlError) -> Result:
+    return failed_text(error.message, error.fault)
+
+
+def failed_text(message: str, category: str) -> Result:
+    return Result(msgspec.json.encode({"error": message, "category": category}), failed=True)

@@ -1,0 +1,215 @@
+"""What each numbered operation of a run asks of the trainer, and what its client reads.
+
+forward_backward is `wire`'s to translate; the rest are JSON bodies.
+"""
+
+from pathlib import Path
+
+from ..bus.errors import InvalidRequest, NotSupported
+from ..bus.messages import (
+    CheckpointSaved,
+    LoadCheckpoint,
+    LoadVersion,
+    Message,
+    OptimStep,
+    PassResult,
+    PublishAdapter,
+    Receipt,
+    SaveCheckpoint,
+    StateLoaded,
+    StepResult,
+    VersionRecord,
+)
+from .bodies import LoadWeightsBody, OptimStepBody, SaveForSamplerBody, SaveWeightsBody
+from .checkpoints import Checkpoints, checked_ttl
+from .futures import PROTOBUF, Result, json_result
+from .records import RunRecord
+from .runs import load_operation
+from .samplers import Samplers
+from .training import Operation, Place
+from .wire import ForwardBackwardCall, decode_forward_backward, encode_pass, pass_json, to_message
+
+
+class Pass:
+    """forward_backward, in whatever form it came."""
+
+    def __init__(
+        self, body: bytes, content_type: str, content_encoding: str | None, *, forward_only: bool
+    ) -> None:
+        self._body = body
+        self._content_type = content_type
+        self._content_encoding = content_encoding
+        self._forward_only = forward_only
+        self._call: ForwardBackwardCall | None = None
+
+    def build(self, _run: RunRecord, place: Place) -> Operation:
+        self._call = decode_forward_backward(
+            self._body, self._content_type, self._content_encoding, forward_only=self._forward_only
+        )
+        self._body = b""  # the arrays of the message may be views on it; nobody else needs it
+        return to_message(self._call, adapter=place.adapter, lane=place.lane, seq=place.seq)
+
+    async def finish(self, answer: Message) -> Result:
+        assert isinstance(answer, PassResult)
+        assert self._call is not None
+        body = encode_pass(answer, self._call.inputs.lengths, self._call.metrics)
+        return Result(body, PROTOBUF, to_json=pass_json)
+
+    def close(self) -> None:
+        pass
+
+
+class Step:
+    """optim_step: AdamW with the parameters of this very step."""
+
+    def __init__(self, body: OptimStepBody) -> None:
+        self._body = body
+
+    def build(self, _run: RunRecord, place: Place) -> Operation:
+        if self._body.optimizer_params is not None:
+            raise NotSupported(
+                f"the optimizer {self._body.optimizer_params.get('type')!r} is not supported by this "
+                "server: pass adam_params"
+            )
+        adam = self._body.adam_params
+        return OptimStep(
+            adapter=place.adapter,
+            lane=place.lane,
+            seq=place.seq,
+            learning_rate=adam.learning_rate,
+            beta1=adam.beta1,
+            beta2=adam.beta2,
+            eps=adam.eps,
+            weight_decay=adam.weight_decay,
+            grad_clip_norm=adam.grad_clip_norm,
+        )
+
+    async def finish(self, answer: Message) -> Result:
+        assert isinstance(answer, StepResult)
+        metrics = {
+            "step": float(answer.step),
+            "applied": float(answer.applied),
+            "grad_norm": answer.grad_norm,
+            "learning_rate": answer.learning_rate,
+            "tokens": float(answer.tokens),
+        }
+        return json_result({"type": "optim_step", "metrics": metrics})
+
+    def close(self) -> None:
+        pass
+
+
+class Save:
+    """save_weights: a training checkpoint under the client's name."""
+
+    def __init__(self, body: SaveWeightsBody, checkpoints: Checkpoints) -> None:
+        self._body = body
+        self._checkpoints = checkpoints
+        self._run: RunRecord | None = None
+        self._name = ""
+        self._reserved = ""
+
+    def build(self, run: RunRecord, place: Place) -> Operation:
+        self._run = run
+        checked_ttl(self._body.ttl_seconds)
+        self._name = self._body.path or f"{place.seq:06d}"
+        overwrite = self._body.overwrite
+        self._reserved = self._checkpoints.reserve(run, "training", self._name, overwrite=overwrite)
+        # The trainer may hold one that expired and was not swept yet, or that nobody got to hear of.
+        return SaveCheckpoint(
+            adapter=place.adapter, lane=place.lane, seq=place.seq, name=self._name, overwrite=True
+        )
+
+    async def finish(self, answer: Message) -> Result:
+        assert isinstance(answer, CheckpointSaved)
+        assert self._run is not None
+        record = self._checkpoints.add(
+            self._run,
+            "training",
+            self._name,
+            ttl_s=self._body.ttl_seconds,
+            user_metadata=self._body.user_metadata or {},
+            size_bytes=answer.size_bytes,
+        )
+        return json_result({"type": "save_weights", "path": record.id})
+
+    def close(self) -> None:
+        self._checkpoints.release(self._reserved)
+
+
+class SaveForSampler:
+    """save_weights_for_sampler: a published version, under a name or as an unnamed snapshot."""
+
+    def __init__(self, body: SaveForSamplerBody, checkpoints: Checkpoints, samplers: Samplers) -> None:
+        self._body = body
+        self._checkpoints = checkpoints
+        self._samplers = samplers
+        self._run: RunRecord | None = None
+        self._reserved = ""
+
+    def build(self, run: RunRecord, place: Place) -> Operation:
+        self._run = run
+        checked_ttl(self._body.ttl_seconds)
+        if self._body.path is not None:
+            self._reserved = self._checkpoints.reserve(run, "sampler", self._body.path)
+        elif self._body.sampling_session_seq_id is None:
+            raise InvalidRequest("name the checkpoint (path), or number a sampling session for it")
+        elif not run.parent:
+            raise InvalidRequest(f"name the checkpoint (path): model {run.id} belongs to no session")
+        return PublishAdapter(adapter=place.adapter, lane=place.lane, seq=place.seq, held=True)
+
+    async def finish(self, answer: Message) -> Result:
+        assert isinstance(answer, Receipt)
+        assert self._run is not None
+        kind = {"type": "save_weights_for_sampler"}
+        if self._body.path is None:
+            number = self._body.sampling_session_seq_id
+            assert number is not None
+            inflight = self._body.kind == "inflight"
+            sampler = await self._samplers.add_snapshot(self._run, number, answer.record, inflight=inflight)
+            return json_result({**kind, "sampling_session_id": sampler.id})
+        record = self._checkpoints.add(
+            self._run,
+            "sampler",
+            self._body.path,
+            ttl_s=self._body.ttl_seconds,
+            user_metadata=self._body.user_metadata or {},
+            version=answer.record.number,
+            size_bytes=_size_bytes(answer.record),
+        )
+        return json_result({**kind, "path": record.id})
+
+    def close(self) -> None:
+        self._checkpoints.release(self._reserved)
+
+
+class Load:
+    """load_weights on a run that is under way: pending gradients are dropped."""
+
+    def __init__(self, body: LoadWeightsBody, checkpoints: Checkpoints) -> None:
+        self._body = body
+        self._checkpoints = checkpoints
+        self._run: RunRecord | None = None
+
+    def build(self, run: RunRecord, place: Place) -> LoadCheckpoint | LoadVersion:
+        self._run = run
+        source = self._checkpoints.find(run.tenant, self._body.path)
+        return load_operation(
+            source, run.tenant, place.adapter, place.lane, place.seq, optimizer=self._body.optimizer
+        )
+
+    async def finish(self, answer: Message) -> Result:
+        assert isinstance(answer, StateLoaded)
+        assert self._run is not None
+        return loaded_result(self._run, self._body.path)
+
+    def close(self) -> None:
+        pass
+
+
+def loaded_result(run: RunRecord, path: str) -> Result:
+    return json_result({"type": "load_weights", "path": path, "model_id": run.id})
+
+
+def _size_bytes(version: VersionRecord) -> int:
+    return sum(file.stat().st_size for file in Path(version.directory).glob("adapter_*"))

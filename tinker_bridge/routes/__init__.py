@@ -1,0 +1,12 @@
+"""Every route, grouped by subject. Each file has one router; this is the list."""
+
+from . import futures, health, sampling, sessions, settings, training
+
+ROUTERS = (
+    health.router,
+    settings.router,
+    sessions.router,
+    training.router,
+    sampling.router,
+    futures.router,
+)

@@ -1,0 +1,84 @@
+"""Results: polled one by one, as completions of a sampling session, or given up."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from ..bodies import CancelBody, RetrieveBody, RetrieveManyBody
+from ..bridge import Bridge
+from ..futures import JSON, PROTOBUF, Completion, Result
+from ..sampling import group_of
+from .reading import BridgeIn, TenantIn, checked, described, json_object, read_body
+
+router = APIRouter(prefix="/api/v1", tags=["futures"])
+
+# Between our answer and the client's read timeout, for the way there.
+_SLACK_S = 5.0
+_SHORTEST_POLL_S = 1.0
+
+
+@router.post("/retrieve_future", openapi_extra=described(RetrieveBody))
+async def retrieve_future(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Response:
+    """Wait for a result. `try_again` says that there is none yet, and what it waits for."""
+    body = checked(RetrieveBody, json_object(await read_body(request)))
+    found = await bridge.futures.wait(tenant, body.request_id, _patience_s(request, bridge))
+    if isinstance(found, Result):
+        return _response(found, request.headers.get("accept", ""))
+    return JSONResponse(try_again(body.request_id, found))
+
+
+def _response(result: Result, accept: str) -> Response:
+    """Clients up to 0.24 may read JSON only; later ones say that they read protobuf."""
+    if result.to_json is not None and PROTOBUF not in accept:
+        return Response(result.to_json(result.body), media_type=JSON)
+    return Response(result.body, media_type=result.media_type)
+
+
+def try_again(request_id: str, reason: str) -> dict[str, Any]:
+    state = {"type": "try_again", "request_id": request_id, "queue_state": "active"}
+    if reason:
+        state |= {"queue_state": "paused_capacity", "queue_state_reason": reason}
+    return state
+
+
+@router.post("/retrieve_futures")
+async def retrieve_futures(body: RetrieveManyBody, bridge: BridgeIn, tenant: TenantIn) -> dict[str, Any]:
+    """Completions of one sampling client's requests, in the order of their ends."""
+    sampler = bridge.samplers.owned(tenant, body.target.sampling_session_id)
+    bridge.futures.drop(tenant, body.retrieved_request_ids)
+    timeout_s = bridge.config.bridge.long_poll_s
+    if body.timeout is not None:
+        timeout_s = min(max(body.timeout, 0.0), timeout_s)
+    group = group_of(sampler.id, body.target.cloned_sampler_id)
+    found, cursor = await bridge.futures.completions(group, body.prev_cursor, timeout_s)
+    return {"completions": [_completion(each) for each in found], "cursor": cursor}
+
+
+@router.post("/cancel_future")
+async def cancel_future(body: CancelBody, bridge: BridgeIn, tenant: TenantIn) -> dict[str, str]:
+    """Give a sample up. An operation of a training run cannot be taken back and goes on."""
+    future = bridge.futures.owned(tenant, body.request_id)
+    if future.group:
+        bridge.futures.cancel(tenant, body.request_id)
+    return {"type": "cancel_future"}
+
+
+def _completion(each: Completion) -> dict[str, Any]:
+    if each.failed:
+        return {"state": "failed", "request_id": each.future}
+    return {
+        "state": "finished",
+        "request_id": each.future,
+        "response_payload_uncompressed_size": each.size_bytes,
+    }
+
+
+def _patience_s(request: Request, bridge: Bridge) -> float:
+    """How long to hold a poll: less than the client waits, which it may say."""
+    longest = bridge.config.bridge.long_poll_s
+    said = request.headers.get("x-stainless-read-timeout", "")
+    try:
+        return max(_SHORTEST_POLL_S, min(longest, float(said) - _SLACK_S)) if said else longest
+    except ValueError:
+        return longest

@@ -1,0 +1,90 @@
+"""What every route needs: the bridge, whose request it is, and its body, checked."""
+
+import json
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import ValidationError
+
+from ...bus.errors import AccessDenied, InvalidRequest
+from ...bus.ids import TenantId
+from ..bodies import Body
+from ..bridge import Bridge
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+async def _bridge(request: Request) -> Bridge:
+    bridge = request.app.state.bridge
+    assert isinstance(bridge, Bridge)
+    return bridge
+
+
+async def _tenant(request: Request) -> TenantId:
+    key = request.headers.get("x-api-key", "")
+    if not key:
+        raise AccessDenied("send your API key as X-API-Key: `loractl env` prints the local user's")
+    bridge = await _bridge(request)
+    tenant = bridge.keys.tenant_of(key)
+    if tenant is None:
+        raise AccessDenied("this API key is not known here: `loractl keys create NAME` makes one")
+    return tenant
+
+
+BridgeIn = Annotated[Bridge, Depends(_bridge)]
+TenantIn = Annotated[TenantId, Depends(_tenant)]
+# For routes that need a key, whoever's it is.
+KEYED = [Depends(_tenant)]
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body, while it is not too large. Raises InvalidRequest."""
+    most = (await _bridge(request)).config.bridge.body_bytes
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise InvalidRequest(
+                f"the body is larger than {most} bytes (bridge.body_bytes): send less at once"
+            )
+    return bytes(body)
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """Raises InvalidRequest: it is no JSON object."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return found
+
+
+def checked(kind: type[BodyT], fields: dict[str, Any]) -> BodyT:
+    """Raises InvalidRequest, naming the first field that is wrong."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidRequest(f"{where}: {first['msg']}") from error
+
+
+def numbered(fields: dict[str, Any]) -> tuple[str, int | None]:
+    """model_id and seq_id of an operation, readable whatever else is wrong with it.
+
+    Raises:
+        InvalidRequest: they are not.
+    """
+    model, seq = fields.get("model_id"), fields.get("seq_id")
+    if not isinstance(model, str) or isinstance(seq, bool) or not isinstance(seq, int | None):
+        raise InvalidRequest("an operation needs model_id, a string, and seq_id, a number")
+    return model, seq
+
+
+def described(*bodies: type[Body], media_type: str = "application/json") -> dict[str, Any]:
+    """OpenAPI's description of a body that a route reads by itself."""
+    schemas = [body.model_json_schema() for body in bodies]
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}

@@ -1,0 +1,61 @@
+"""Sampling: sessions on a version or the base model, and the samples drawn in them."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from ...bus.errors import InvalidRequest
+from ..bodies import CreateSamplingSessionBody, SampleBody, SamplingSessionBody
+from ..wire import peek_sample
+from .reading import BridgeIn, TenantIn, described, read_body
+
+router = APIRouter(prefix="/api/v1", tags=["sampling"])
+
+# As the sampler has it.
+_MOST_SAMPLES = 1024
+
+
+@router.post("/create_sampling_session")
+async def create_sampling_session(
+    body: CreateSamplingSessionBody, bridge: BridgeIn, tenant: TenantIn
+) -> dict[str, Any]:
+    session = bridge.sessions.active(tenant, body.session_id)
+    sampler = bridge.samplers.open(
+        tenant,
+        session.id,
+        body.sampling_session_seq_id,
+        base_model=body.base_model,
+        model_path=body.model_path,
+    )
+    return {"type": "create_sampling_session", "sampling_session_id": sampler.id}
+
+
+@router.post("/join_sampling_session")
+async def join_sampling_session(
+    body: SamplingSessionBody, bridge: BridgeIn, tenant: TenantIn
+) -> dict[str, Any]:
+    """Number one more client of a sampling session, so that its requests are told apart."""
+    return {
+        "type": "join_sampling_session",
+        "client_counter": bridge.samplers.join(tenant, body.sampling_session_id),
+    }
+
+
+@router.post("/asample", openapi_extra=described(SampleBody))
+async def asample(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Response:
+    """Start a sample. 429 asks a client to slow down: the same request is welcome a moment later."""
+    content = await read_body(request)
+    envelope = peek_sample(content)
+    if envelope.sampling_session_id is None or envelope.seq_id is None:
+        raise InvalidRequest("a sample needs sampling_session_id and seq_id: create a sampling session first")
+    if not 1 <= envelope.num_samples <= _MOST_SAMPLES:
+        raise InvalidRequest(f"num_samples is {envelope.num_samples}: it can be 1 to {_MOST_SAMPLES}")
+    sampler = bridge.samplers.owned(tenant, envelope.sampling_session_id)
+    bridge.sessions.active(tenant, sampler.parent)
+    if bridge.sampling.full:
+        return JSONResponse({"detail": "too many samples are waiting: slow down"}, status_code=429)
+    future = bridge.sampling.submit(tenant, sampler, envelope.seq_id, content)
+    # Said again for a repeated request, so they are made from its id.
+    sequences = [f"{future.id}.{index}" for index in range(envelope.num_samples)]
+    return JSONResponse({"request_id": future.id, "sample_sequence_ids": sequences})

@@ -1,0 +1,310 @@
+"""Training runs: made fresh or from a checkpoint, looked up, let go of.
+
+A run is an adapter of its tenant on the bus, under the run's id as its name, and one ordered lane on
+it for the client's operations. What the operations do is `training`'s.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal
+
+from ..bus.errors import (
+    AdapterExists,
+    AdapterNotFound,
+    InvalidRequest,
+    LaneLost,
+    LoractlError,
+    NotSupported,
+    SessionEnded,
+)
+from ..bus.ids import AdapterId, LaneId, TenantId
+from ..bus.messages import (
+    AdapterCreated,
+    AdapterList,
+    CreateAdapter,
+    DeleteAdapter,
+    LaneOpened,
+    ListAdapters,
+    LoadCheckpoint,
+    LoadVersion,
+    LoraSpec,
+    OpenLane,
+    UnloadAdapter,
+)
+from .base import BaseModel, Bus
+from .checkpoints import Checkpoints
+from .records import CheckpointRecord, Json, RunRecord
+from .store import Store
+
+# Tinker's LoraConfig has no alpha: 32 is the service's convention, whatever the rank.
+ALPHA = 32.0
+
+
+class Runs:
+    """clock: seconds since the epoch."""
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        base: BaseModel,
+        checkpoints: Checkpoints,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._base = base
+        self._checkpoints = checkpoints
+        self._clock = clock
+        # Those that may take memory: live ones and lost ones.
+        self._loaded = {run.id: run for run in store.all(RunRecord) if run.state in ("live", "lost")}
+        self._last_request: dict[str, float] = {}
+
+    def find(self, tenant: TenantId, run: str) -> RunRecord | None:
+        record = self._loaded.get(run) or self._store.find(RunRecord, run)
+        return record if record is not None and record.tenant == tenant else None
+
+    def owned(self, tenant: TenantId, run: str) -> RunRecord:
+        """The run, in whatever state. Raises AdapterNotFound."""
+        record = self.find(tenant, run)
+        if record is None:
+            raise AdapterNotFound(f"there is no model {run[:200]!r}")
+        return record
+
+    def live(self, tenant: TenantId, run: str) -> RunRecord:
+        """The run if it takes operations; marks it as used now.
+
+        Raises:
+            AdapterNotFound: the tenant has none with this id.
+            LaneLost: the trainer restarted under it.
+            SessionEnded: its session ended, and its state was let go of.
+        """
+        record = self.owned(tenant, run)
+        match record.state:
+            case "live":
+                self._last_request[run] = self._clock()
+                return record
+            case "lost":
+                raise LaneLost(lost_text(run))
+            case "unloaded" | "deleted" if not record.parent:
+                raise AdapterNotFound(f"model {run} was removed")
+            case "unloaded" | "deleted":
+                raise SessionEnded(
+                    f"the session of model {run} ended: create a training client from one of its checkpoints"
+                )
+
+    def last_request_unix_s(self, record: RunRecord) -> float:
+        return self._last_request.get(record.id, record.last_request_unix_s)
+
+    async def create(
+        self,
+        tenant: TenantId,
+        session: str,
+        run: str,
+        base_model: str,
+        lora: LoraSpec,
+        user_metadata: Mapping[str, Json],
+    ) -> RunRecord:
+        """Make a fresh run. Making it again returns the first.
+
+        Raises:
+            LoractlError: it does not exist then.
+        """
+        if (known := self.find(tenant, run)) is not None:
+            return known
+        self._base.check(base_model)
+        created = await create_adapter(self._bus, tenant, run, lora)
+        return self._add(tenant, session, run, created, user_metadata)
+
+    async def create_from(
+        self,
+        tenant: TenantId,
+        session: str,
+        run: str,
+        source: CheckpointRecord,
+        user_metadata: Mapping[str, Json],
+        *,
+        optimizer: bool,
+    ) -> RunRecord:
+        """Make a run of the same geometry as a checkpoint's, and load it, with or without the optimizer.
+
+        Raises:
+            LoractlError: the run does not exist then.
+        """
+        if (known := self.find(tenant, run)) is not None:
+            return known
+        self._base.check(source.base_model)
+        created = await create_adapter(self._bus, tenant, run, source.lora)
+        try:
+            operation = load_operation(
+                source, tenant, created.details.adapter, created.lane, 1, optimizer=optimizer
+            )
+            await self._bus.request(operation, tenant=tenant)
+            opened = await self._bus.request(OpenLane(adapter=created.details.adapter), tenant=tenant)
+        except LoractlError:
+            await self._bus.request(DeleteAdapter(adapter=created.details.adapter), tenant=tenant)
+            raise
+        assert isinstance(opened, LaneOpened)
+        return self._add(tenant, session, run, replace(created, lane=opened.lane), user_metadata)
+
+    async def open_lane(self, record: RunRecord) -> LaneId:
+        """Another ordered lane on a live run. Raises LoractlError."""
+        opened = await self._bus.request(OpenLane(adapter=record.adapter), tenant=record.tenant)
+        assert isinstance(opened, LaneOpened)
+        return opened.lane
+
+    def lose(self, run: str) -> None:
+        """The trainer restarted: what was not saved is gone, and the client must be told, not misled."""
+        record = self._loaded.get(run)
+        if record is not None and record.state == "live":
+            self._put(replace(record, state="lost"))
+
+    async def let_go(self, record: RunRecord) -> None:
+        """Free the run's memory; without any checkpoint there is nothing to keep of its adapter."""
+        kept = any(each.kind != "external" for each in self._checkpoints.of_run(record.id))
+        request = UnloadAdapter(adapter=record.adapter) if kept else DeleteAdapter(adapter=record.adapter)
+        try:
+            await self._bus.request(request, tenant=record.tenant)
+        except AdapterNotFound:
+            kept = False
+        state: Literal["unloaded", "deleted"] = "unloaded" if kept else "deleted"
+        last = self.last_request_unix_s(record)
+        self._store.put(replace(record, state=state, last_request_unix_s=last))
+        self._loaded.pop(record.id, None)
+        self._last_request.pop(record.id, None)
+
+    def not_let_go(self) -> list[RunRecord]:
+        """Runs that may still take memory."""
+        return [*self._loaded.values()]
+
+    def of_session(self, session: str) -> list[RunRecord]:
+        """Oldest first."""
+        return self._store.of_parent(RunRecord, session)
+
+    def flush(self) -> None:
+        """Write when each was last used."""
+        for run, used in self._last_request.items():
+            record = self._loaded.get(run)
+            if record is not None and record.last_request_unix_s < used:
+                self._put(replace(record, last_request_unix_s=used))
+
+    def _add(
+        self,
+        tenant: TenantId,
+        session: str,
+        run: str,
+        created: AdapterCreated,
+        user_metadata: Mapping[str, Json],
+    ) -> RunRecord:
+        now = self._clock()
+        record = RunRecord(
+            id=run,
+            tenant=tenant,
+            parent=session,
+            created_unix_s=now,
+            last_request_unix_s=now,
+            adapter=created.details.adapter,
+            lane=created.lane,
+            base_model=self._base.name,
+            lora=created.details.lora,
+            user_metadata=dict(user_metadata),
+        )
+        self._put(record)
+        return record
+
+    def _put(self, record: RunRecord) -> None:
+        self._store.put(record)
+        self._loaded[record.id] = record
+
+
+async def create_adapter(bus: Bus, tenant: TenantId, name: str, lora: LoraSpec) -> AdapterCreated:
+    """Make an adapter. One of this name is a leftover: of a bridge that died before it wrote it down.
+
+    Raises:
+        LoractlError
+    """
+    try:
+        created = await bus.request(CreateAdapter(name=name, lora=lora), tenant=tenant)
+    except AdapterExists:
+        found = await bus.request(ListAdapters(name=name), tenant=tenant)
+        assert isinstance(found, AdapterList)
+        await bus.request(DeleteAdapter(adapter=found.adapters[0].adapter), tenant=tenant)
+        created = await bus.request(CreateAdapter(name=name, lora=lora), tenant=tenant)
+    assert isinstance(created, AdapterCreated)
+    return created
+
+
+def lora_spec(
+    *, rank: int, seed: int | None, train_attn: bool, train_mlp: bool, train_unembed: bool
+) -> LoraSpec:
+    """Tinker's LoraConfig as ours. Without a seed, one is drawn.
+
+    Raises:
+        InvalidRequest: nothing would be trained.
+    """
+    if not (train_attn or train_mlp or train_unembed):
+        raise InvalidRequest(
+            "train_attn, train_mlp and train_unembed are all false: nothing would be trained"
+        )
+    return LoraSpec(
+        rank=rank,
+        alpha=ALPHA,
+        seed=secrets.randbelow(2**31) if seed is None else seed,
+        train_attn=train_attn,
+        train_mlp=train_mlp,
+        train_unembed=train_unembed,
+    )
+
+
+def load_operation(
+    source: CheckpointRecord,
+    tenant: TenantId,
+    adapter: AdapterId,
+    lane: LaneId,
+    seq: int,
+    *,
+    optimizer: bool,
+) -> LoadCheckpoint | LoadVersion:
+    """The operation that loads a checkpoint into an adapter.
+
+    Raises:
+        InvalidRequest: a sampler checkpoint has no optimizer to restore.
+        NotSupported: an external checkpoint is for other programs.
+    """
+    owner = None if source.tenant == tenant else source.tenant
+    match source.kind:
+        case "training":
+            return LoadCheckpoint(
+                adapter=adapter,
+                lane=lane,
+                seq=seq,
+                source=source.adapter,
+                name=source.name,
+                with_optimizer=optimizer,
+                source_owner=owner,
+            )
+        case "sampler" if optimizer:
+            raise InvalidRequest(
+                f"{source.id} is a sampler checkpoint and holds no optimizer state: load it without the "
+                "optimizer, or load a training checkpoint (tinker://…/weights/…)"
+            )
+        case "sampler":
+            return LoadVersion(
+                adapter=adapter,
+                lane=lane,
+                seq=seq,
+                source=source.adapter,
+                version=source.version,
+                source_owner=owner,
+            )
+        case "external":
+            raise NotSupported(f"{source.id} was exported for other programs: load a training checkpoint")
+
+
+def lost_text(run: str) -> str:
+    return (
+        f"the trainer restarted, and what model {run} had not saved is gone: create a training client from "
+        "its newest checkpoint (create_training_client_from_state_with_optimizer)"
+    )

@@ -1,0 +1,114 @@
+"""Sessions: who is there, when they were last heard of, and when they end.
+
+Heartbeats are kept in memory and written now and then; what a session's end means for its training
+runs and samplers is `housekeeping`'s.
+"""
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from ..bus.errors import SessionEnded, SessionNotFound
+from ..bus.ids import TenantId
+from .records import Json, SessionRecord
+from .store import Store
+
+
+class Sessions:
+    """clock: seconds since the epoch."""
+
+    def __init__(self, store: Store, *, expiry_s: float, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._expiry_s = expiry_s
+        self._clock = clock
+        self._live: dict[str, SessionRecord] = {}
+        self._seen: dict[str, float] = {}
+        # A bridge that was down heard nobody: everyone gets the whole time to come back.
+        for record in store.all(SessionRecord):
+            if record.status == "active":
+                self._live[record.id] = record
+                self._seen[record.id] = clock()
+
+    def create(
+        self,
+        tenant: TenantId,
+        *,
+        tags: Sequence[str],
+        user_metadata: Mapping[str, Json],
+        display_name: str | None,
+        project: str | None,
+        sdk_version: str,
+    ) -> SessionRecord:
+        now = self._clock()
+        record = SessionRecord(
+            id=str(uuid.uuid4()),
+            tenant=tenant,
+            created_unix_s=now,
+            last_seen_unix_s=now,
+            tags=tuple(tags),
+            user_metadata=dict(user_metadata),
+            display_name=display_name,
+            project=project,
+            sdk_version=sdk_version,
+        )
+        self._store.put(record)
+        self._live[record.id] = record
+        self._seen[record.id] = now
+        return record
+
+    def active(self, tenant: TenantId, session: str) -> SessionRecord:
+        """The session, which has just been heard of.
+
+        Raises:
+            SessionNotFound: the tenant has none with this id.
+            SessionEnded: it was finished, or expired.
+        """
+        record = self._live.get(session)
+        if record is not None and record.tenant == tenant:
+            self._seen[session] = self._clock()
+            return record
+        ended = self._store.owned(SessionRecord, tenant, session)
+        if ended is None:
+            raise SessionNotFound(f"there is no session {session!r}: create one first")
+        how = "was finished" if ended.status == "finished" else "was not heard of for too long and expired"
+        raise SessionEnded(f"session {session} {how}: create a new client; checkpoints are still there")
+
+    def owned(self, tenant: TenantId, session: str) -> SessionRecord:
+        """The session, ended or not. Raises SessionNotFound."""
+        record = self._store.owned(SessionRecord, tenant, session)
+        if record is None:
+            raise SessionNotFound(f"there is no session {session!r}")
+        return record
+
+    def change(self, record: SessionRecord) -> None:
+        """Keep new facts about a session."""
+        self._store.put(record)
+        if record.id in self._live:
+            self._live[record.id] = record
+
+    def end(self, record: SessionRecord, *, finished: bool, reason: str = "", detail: str = "") -> bool:
+        """Mark a session as ended; False when it was already: the first word stands."""
+        if self._live.pop(record.id, None) is None:
+            return False
+        last_seen_unix_s = self._seen.pop(record.id)
+        status: Literal["finished", "expired"] = "finished" if finished else "expired"
+        self._store.put(
+            replace(record, status=status, reason=reason, detail=detail, last_seen_unix_s=last_seen_unix_s)
+        )
+        return True
+
+    def is_live(self, session: str) -> bool:
+        """What belongs to no session (an empty id) stays until it is removed."""
+        return not session or session in self._live
+
+    def expired(self) -> list[SessionRecord]:
+        """Live sessions that were not heard of for too long."""
+        since = self._clock() - self._expiry_s
+        return [record for session, record in self._live.items() if self._seen[session] < since]
+
+    def flush(self) -> None:
+        """Write when each was last heard of."""
+        for session, record in self._live.items():
+            if self._seen[session] > record.last_seen_unix_s:
+                self.change(replace(record, last_seen_unix_s=self._seen[session]))

@@ -1,0 +1,120 @@
+"""The bridge's memory on disk: one SQLite file of records, read and written by the bridge alone.
+
+A record is a row: its id, tenant, parent and time to look it up by, and itself as JSON. Writes are
+small and few (nothing is written for a training step or a sample), so they happen in the loop.
+"""
+
+import secrets
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..bus.errors import StorageFailed
+from ..bus.ids import TenantId
+from .records import CheckpointRecord, Record, RunRecord, SamplerRecord, SessionRecord
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+_FORMAT = 1
+_TABLES = (SessionRecord, RunRecord, CheckpointRecord, SamplerRecord)
+
+
+class Store:
+    """secret: random bytes made with the file, for ids that only this store can have given out."""
+
+    def __init__(self, file: Path) -> None:
+        """Open or make the file.
+
+        Raises:
+            StorageFailed: it cannot be opened, or was written by a newer version.
+        """
+        try:
+            self._db = sqlite3.connect(file, isolation_level=None)
+            file.chmod(0o600)
+            self._prepare(file)
+            self.secret = self._secret()
+        except sqlite3.Error as error:
+            raise StorageFailed(f"cannot open {file}: {error}") from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    def put(self, record: Record) -> None:
+        """Add or replace a record. Raises StorageFailed."""
+        row = (record.id, record.tenant, record.parent, record.created_unix_s, msgspec.json.encode(record))
+        sql = f"INSERT OR REPLACE INTO {record.table} VALUES (?, ?, ?, ?, ?)"  # noqa: S608  # our own names
+        try:
+            self._db.execute(sql, row)
+        except sqlite3.Error as error:
+            raise StorageFailed(f"cannot write {record.table} to the state directory: {error}") from error
+
+    def find(self, kind: type[RecordT], id_: str) -> RecordT | None:
+        return next(iter(self._select(kind, "WHERE id = ?", id_)), None)
+
+    def owned(self, kind: type[RecordT], tenant: TenantId, id_: str) -> RecordT | None:
+        """The record if it is this tenant's; another's is as good as none."""
+        record = self.find(kind, id_)
+        return record if record is not None and record.tenant == tenant else None
+
+    def of_tenant(self, kind: type[RecordT], tenant: TenantId) -> list[RecordT]:
+        """Newest first."""
+        return self._select(kind, "WHERE tenant = ? ORDER BY created DESC, id DESC", tenant)
+
+    def page(self, kind: type[RecordT], tenant: TenantId, *, limit: int, offset: int) -> list[RecordT]:
+        """Newest first, `limit` of them after the first `offset`."""
+        where = "WHERE tenant = ? ORDER BY created DESC, id DESC LIMIT ? OFFSET ?"
+        return self._select(kind, where, tenant, limit, offset)
+
+    def count(self, kind: type[RecordT], tenant: TenantId) -> int:
+        sql = f"SELECT count(*) FROM {kind.table} WHERE tenant = ?"  # noqa: S608
+        with closing(self._db.execute(sql, (tenant,))) as rows:
+            return int(rows.fetchone()[0])
+
+    def of_parent(self, kind: type[RecordT], parent: str) -> list[RecordT]:
+        """Oldest first."""
+        return self._select(kind, "WHERE parent = ? ORDER BY created, id", parent)
+
+    def all(self, kind: type[RecordT]) -> list[RecordT]:
+        return self._select(kind, "ORDER BY created, id")
+
+    def delete(self, record: Record) -> None:
+        sql = f"DELETE FROM {record.table} WHERE id = ?"  # noqa: S608
+        try:
+            self._db.execute(sql, (record.id,))
+        except sqlite3.Error as error:
+            raise StorageFailed(f"{record.table} cannot be changed: {error}") from error
+
+    def _select(self, kind: type[RecordT], where: str, *values: Any) -> list[RecordT]:
+        sql = f"SELECT body FROM {kind.table} {where}"  # noqa: S608
+        with closing(self._db.execute(sql, values)) as rows:
+            return [msgspec.json.decode(body, type=kind) for (body,) in rows]
+
+    def _prepare(self, file: Path) -> None:
+        # WAL with full fsync: what was acknowledged is there after the power went.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found > _FORMAT:
+            raise StorageFailed(
+                f"{file} was written by a newer loractl: upgrade, or choose another state directory"
+            )
+        for kind in _TABLES:
+            self._db.execute(
+                f"CREATE TABLE IF NOT EXISTS {kind.table}"
+                " (id TEXT PRIMARY KEY, tenant TEXT, parent TEXT, created REAL, body BLOB) WITHOUT ROWID"
+            )
+            for column in ("tenant", "parent"):
+                index = f"{kind.table}_by_{column}"
+                self._db.execute(
+                    f"CREATE INDEX IF NOT EXISTS {index} ON {kind.table} ({column}, created, id)"
+                )
+        self._db.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB)")
+        self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+
+    def _secret(self) -> bytes:
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
+        (value,) = self._db.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()
+        return bytes(value)
