@@ -233,6 +233,7 @@ class TrainerActor:
 
 def _lane_lost(adapter: Adapter) -> LaneLost:
     return LaneLost(
-        f"this lane is not known any more, for the trainer restarted or let go of the adapter: adapter {adapter.record.name!r} is at "
-        f"step {adapter.window.step} without gradients; open a new lane and go on from there"
+        "this lane is not known any more, for the trainer restarted or let go of the adapter: "
+        f"adapter {adapter.record.name!r} is at step {adapter.window.step} without gradients; "
+        "open a new lane and go on from there"
     )
