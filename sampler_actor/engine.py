@@ -4,15 +4,17 @@ An engine speaks tokens only. Text, stop strings, streams, tenants, reference co
 between engines belong to the actor (`actor.py` and the pure files beside it). One contract suite in
 `tests/sampler_actor` runs over both engines.
 
-Legend: P = prompt tokens.
+Legend: P = prompt tokens, K = choices at one position.
 """
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+
 from ..bus.ids import AdapterId
-from ..bus.messages import EngineName, Floats, StopReason, VersionRecord
+from ..bus.messages import EngineName, Floats, Ints, StopReason, VersionRecord
 
 
 class VersionKey(NamedTuple):
@@ -58,7 +60,7 @@ class Job:
     greedy (top_k, top_p and seed then count for nothing). top_k -1 and top_p 1 are off; top_k comes
     first, then top_p over what it left. The same job gives the same tokens, whatever its
     neighbours. stop_tokens are all that stops it early: the model's own end tokens are among them
-    when the caller wants them.
+    when the caller wants them. topk: how many of the likeliest tokens to tell beside each sampled one.
     """
 
     key: str
@@ -70,6 +72,14 @@ class Job:
     top_p: float
     seed: int
     stop_tokens: tuple[int, ...]
+    topk: int = 0
+
+
+class Choices(NamedTuple):
+    """The likeliest tokens at one position, likeliest first, and their logprobs."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +88,61 @@ class Delta:
 
     logprobs are log_softmax(logits / temperature) over the whole vocabulary, before top_k and
     top_p, and at temperature 1 for a greedy job. `finished` is set on the last delta only, which
-    may carry no tokens. A stop token is among the tokens.
+    may carry no tokens. A stop token is among the tokens. choices: one for each token when the job
+    asked for them, at the same temperature; else none. cached: how many tokens of the prompt the
+    engine did not have to compute; the same on every delta.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finished: StopReason | None = None
+    choices: tuple[Choices, ...] = ()
+    cached: int = 0
+
+
+def _no_targets() -> Ints:
+    return np.zeros((0, 0), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoreWish:
+    """What to say of a prompt. The actor has checked it: an engine may trust every field.
+
+    last: how many positions from the end are to get log p and topk (None: all). topk: how many of
+    the likeliest tokens of each of these. targets [P - 1, K]: token ids to score for positions 1 to
+    P - 1, -1 for none; [0, 0] when there are none at all. alternatives: so many tokens drawn for each
+    position from 1 on, independent of each other, from softmax(logits / temperature), the likeliest
+    one at temperature 0; the draws depend on seed, position and number alone.
+    """
+
+    last: int | None = None
+    topk: int = 0
+    targets: Ints = field(default_factory=_no_targets)
+    alternatives: int = 0
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scores:
+    """What was said of a prompt: every logprob at temperature 1 and over the whole vocabulary.
+
+    logprobs [P]: log p(t_i | t_<i). topk_* [P, topk]: likeliest first. target_logprobs [P - 1, K];
+    alternative_* [P - 1, alternatives]. What was not scored is token -1 and logprob NaN, as the first
+    position always is. cached: as in `Delta`.
+    """
+
+    logprobs: Floats
+    topk_tokens: Ints
+    topk_logprobs: Floats
+    target_logprobs: Floats
+    alternative_tokens: Ints
+    alternative_logprobs: Floats
+    cached: int
+
+
+# Every token's own log p, and nothing else.
+PLAIN_WISH = ScoreWish()
 
 
 class Engine(Protocol):
@@ -131,8 +190,14 @@ class Engine(Protocol):
     async def abort(self, job_key: str) -> None:
         """End a job: its stream gets one more delta, `finished` "abort". Unknown keys are ignored."""
 
-    async def score(self, version: VersionKey | None, prompt: tuple[int, ...]) -> Floats:
-        """log p(t_i | t_<i) of a prompt at temperature 1, as [P]; the first entry is NaN."""
+    async def score(
+        self, version: VersionKey | None, prompt: tuple[int, ...], wish: ScoreWish = PLAIN_WISH
+    ) -> Scores:
+        """Say of a prompt what was wished. It may fill the whole context.
+
+        Raises:
+            NotFinite: the model's logits are not finite.
+        """
 
     async def healthy(self) -> bool:
         """False once the engine died and has to be built anew."""

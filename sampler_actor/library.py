@@ -231,7 +231,7 @@ class Library:
             return float("nan")
         # Not through the samples' gate: samples that wait for this very load may hold all its places.
         async with host.probes.turn(NO_TENANT):
-            logprobs = await engine.score(key_of(record), probe)
+            logprobs = (await engine.score(key_of(record), probe)).logprobs
         expected = np.array(record.probe_logprobs[: len(probe) - 1], np.float32)
         difference = float(np.abs(logprobs[1:] - expected).max())
         return difference if np.isfinite(difference) else float("inf")

@@ -5,25 +5,35 @@ from dataclasses import dataclass
 from ..bus.errors import InvalidData, InvalidRequest
 from ..bus.ids import RequestId
 from ..bus.messages import Sample
-from .engine import Job, VersionKey
+from .engine import Job, ScoreWish, VersionKey
 from .facts import ModelFacts
+from .prompt_wishes import MOST_CHOICES, wish_of
 
 # vLLM silently raises a lower temperature to the one, and refuses a higher one than the other.
 _LOWEST_TEMPERATURE = 0.01
 _HIGHEST_TEMPERATURE = 2.0
 _MOST_SAMPLES = 1024
 _MOST_STOPS = 64
+# Of the likeliest tokens of all sampled ones together; each takes 12 bytes of the answer.
+_MOST_SAMPLE_CHOICES = 2**23
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """version None is the base model. jobs: empty when only the prompt is to be scored."""
+    """version None is the base model. jobs: empty when only the prompt is to be scored.
+
+    no_room: sequences that were asked for, but the prompt to be scored fills the whole context.
+    wish: what to say of the prompt, None for nothing. topk: choices to tell of each sampled token.
+    """
 
     version: VersionKey | None
     prompt: tuple[int, ...]
     jobs: tuple[Job, ...]
+    no_room: int
     stop_strings: tuple[str, ...]
-    score_prompt: bool
+    wish: ScoreWish | None
+    prompt_logprobs: bool
+    topk: int
     stream: bool
 
 
@@ -39,31 +49,45 @@ def plan_sample(sample: Sample, request: RequestId, facts: ModelFacts, *, fresh_
     """
     _check_fields(sample, facts)
     prompt = _checked_prompt(sample, facts)
-    version = _version(sample)
     seed = fresh_seed if sample.seed is None else sample.seed
-    max_tokens = min(sample.max_tokens, facts.context_tokens - len(prompt))
-    stop_tokens = facts.end_tokens if sample.stop_tokens is None else sample.stop_tokens
+    wish = wish_of(sample, facts, seed=seed)
+    room = facts.context_tokens - len(prompt)
+    _check_length(sample, facts, scored=wish is not None)
+    if wish is None and not sample.max_tokens:
+        raise InvalidRequest("max_tokens must be at least 1, or 0 together with scores of the prompt")
+    max_tokens = min(sample.max_tokens, room)
+    _check_choices(sample, facts, max_tokens=max_tokens)
     jobs = tuple(
-        Job(
-            key=f"{request}/{index}",
-            version=version,
-            prompt=prompt,
-            max_tokens=max_tokens,
-            temperature=sample.temperature,
-            top_k=sample.top_k,
-            top_p=sample.top_p,
-            seed=nth_seed(seed, index),
-            stop_tokens=stop_tokens,
-        )
+        _job(sample, facts, f"{request}/{index}", prompt, max_tokens=max_tokens, seed=nth_seed(seed, index))
         for index in range(sample.num_samples if max_tokens else 0)
     )
     return Plan(
-        version=version,
+        version=_version(sample),
         prompt=prompt,
         jobs=jobs,
+        no_room=sample.num_samples if sample.max_tokens and not room else 0,
         stop_strings=sample.stop_strings,
-        score_prompt=sample.prompt_logprobs,
+        wish=wish,
+        prompt_logprobs=sample.prompt_logprobs,
+        topk=sample.topk_sample_logprobs,
         stream=sample.stream,
+    )
+
+
+def _job(
+    sample: Sample, facts: ModelFacts, key: str, prompt: tuple[int, ...], *, max_tokens: int, seed: int
+) -> Job:
+    return Job(
+        key=key,
+        version=_version(sample),
+        prompt=prompt,
+        max_tokens=max_tokens,
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+        seed=seed,
+        stop_tokens=facts.end_tokens if sample.stop_tokens is None else sample.stop_tokens,
+        topk=sample.topk_sample_logprobs,
     )
 
 
@@ -89,18 +113,20 @@ def _checked_prompt(sample: Sample, facts: ModelFacts) -> tuple[int, ...]:
         raise InvalidData(
             f"the prompt holds token {wrong}; this model has tokens 0 to {facts.vocab_size - 1}"
         )
-    if prompt.size >= facts.context_tokens:
-        raise InvalidData(
-            f"the prompt has {prompt.size} tokens; with an answer of at least one "
-            f"it must fit into {facts.context_tokens}"
-        )
     return tuple(prompt.tolist())
 
 
+def _check_length(sample: Sample, facts: ModelFacts, *, scored: bool) -> None:
+    """A prompt that is scored may fill the context; to sample from it there must be room for one token."""
+    length = sample.prompt.size + (0 if scored else 1)
+    if length > facts.context_tokens:
+        parts = "" if scored else f" ({sample.prompt.size} of the prompt and at least 1 of the answer)"
+        raise InvalidData(f"sequence length {length}{parts} exceeds max {facts.context_tokens}")
+
+
 def _check_fields(sample: Sample, facts: ModelFacts) -> None:
-    scores_only = sample.prompt_logprobs and sample.max_tokens == 0
-    if sample.max_tokens < 1 and not scores_only:
-        raise InvalidRequest("max_tokens must be at least 1, or 0 together with prompt_logprobs")
+    if sample.max_tokens < 0:
+        raise InvalidRequest(f"max_tokens must not be negative, but is {sample.max_tokens}")
     if not 1 <= sample.num_samples <= _MOST_SAMPLES:
         raise InvalidRequest(f"num_samples must lie in 1 to {_MOST_SAMPLES}")
     temperature = sample.temperature
@@ -118,3 +144,15 @@ def _check_fields(sample: Sample, facts: ModelFacts) -> None:
         raise InvalidRequest(f"at most {_MOST_STOPS} stop tokens and {_MOST_STOPS} stop strings")
     if not all(sample.stop_strings):
         raise InvalidRequest("a stop string is empty")
+
+
+def _check_choices(sample: Sample, facts: ModelFacts, *, max_tokens: int) -> None:
+    """Of sampled tokens; those of the prompt are `prompt_wishes`' business."""
+    topk, most = sample.topk_sample_logprobs, min(MOST_CHOICES, facts.vocab_size)
+    if not 0 <= topk <= most:
+        raise InvalidRequest(f"topk_sample_logprobs must lie in 0 to {most}, but is {topk}")
+    if sample.num_samples * max_tokens * topk > _MOST_SAMPLE_CHOICES:
+        raise InvalidRequest(
+            f"topk_sample_logprobs {topk} for {sample.num_samples} samples of {max_tokens} tokens "
+            f"is more than {_MOST_SAMPLE_CHOICES} logprobs: ask for fewer of one of them"
+        )

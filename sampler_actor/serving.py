@@ -3,18 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 
 from ..bus.errors import EngineFailed, LoractlError
 from ..bus.ids import TenantId
-from ..bus.messages import EngineName, Floats, SampleChunk, SampleResult
-from .engine import Delta, Engine, Job
+from ..bus.messages import EngineName, SampleChunk, SampleResult
+from .engine import Delta, Engine, Job, Scores, ScoreWish
 from .hosts import EngineHost, Engines
 from .library import Library
 from .requests import Plan
 from .sequences import GrowingSequence, Piece
 from .text import Tokenizer
+
+_NO_TOKENS = np.empty(0, np.int64)
+_NO_LOGPROBS = np.empty(0, np.float32)
 
 
 class Answering:
@@ -35,8 +39,9 @@ class Answering:
         self._engines = engines
         self._library = library
         self._stream = stream
-        self._sequences = [GrowingSequence(tokenizer, plan.stop_strings) for _ in plan.jobs]
-        self._prompt_logprobs: Floats = np.empty(0, np.float32)
+        count = len(plan.jobs) + plan.no_room
+        self._sequences = [GrowingSequence(tokenizer, plan.stop_strings) for _ in range(count)]
+        self._scores: Scores | None = None
         # What has not reached an engine yet can be cancelled; what has is aborted there.
         self._tasks: dict[Job | None, asyncio.Task[None]] = {}
         self._on_engine: dict[str, Engine] = {}
@@ -55,8 +60,8 @@ class Answering:
             if not self._aborted:
                 await self._run_all(host)
         for sequence in self._sequences:
-            # Of those aborted before they began; the others have ended.
-            sequence.abort()
+            # Those aborted before they began, and those without room; the others have ended.
+            sequence.end("length" if self._plan.no_room else "abort")
         return self._result(host.name)
 
     async def abort(self) -> None:
@@ -74,17 +79,17 @@ class Answering:
     async def _run_all(self, host: EngineHost) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                if self._plan.score_prompt:
-                    self._tasks[None] = group.create_task(self._score(host))
+                if self._plan.wish is not None:
+                    self._tasks[None] = group.create_task(self._score(host, self._plan.wish))
                 for index, job in enumerate(self._plan.jobs):
                     self._tasks[job] = group.create_task(self._sample(index, job, host))
         except ExceptionGroup as errors:
             raise _first(errors) from errors
 
-    async def _score(self, host: EngineHost) -> None:
+    async def _score(self, host: EngineHost, wish: ScoreWish) -> None:
         try:
             async with host.gate.turn(self._tenant), self._engine(host) as engine:
-                self._prompt_logprobs = await engine.score(self._plan.version, self._plan.prompt)
+                self._scores = await engine.score(self._plan.version, self._plan.prompt, wish)
         except asyncio.CancelledError:
             if not self._aborted:
                 raise
@@ -124,7 +129,7 @@ class Answering:
     def _result(self, engine: EngineName) -> SampleResult:
         sequences = self._sequences
         reasons = [sequence.reason for sequence in sequences]
-        return SampleResult(
+        result = SampleResult(
             version=self._plan.version.number if self._plan.version else 0,
             engine=engine,
             lengths=np.array([len(s.tokens) for s in sequences], np.int64),
@@ -132,8 +137,39 @@ class Answering:
             logprobs=np.array([x for s in sequences for x in s.logprobs], np.float32),
             texts=tuple(s.text for s in sequences),
             stop_reasons=tuple(reason for reason in reasons if reason is not None),
-            prompt_logprobs=self._prompt_logprobs,
+            prompt_logprobs=np.empty(0, np.float32),
+            prompt_cached_tokens=self._cached(),
         )
+        if self._plan.topk:
+            result = self._with_choices(result)
+        return result if self._scores is None else self._with_scores(result, self._scores)
+
+    def _with_choices(self, result: SampleResult) -> SampleResult:
+        shape = (len(result.tokens), self._plan.topk)
+        tokens = [np.array(s.choice_tokens, np.int64) for s in self._sequences]
+        logprobs = [np.array(s.choice_logprobs, np.float32) for s in self._sequences]
+        return replace(
+            result,
+            sample_topk_tokens=np.concatenate([*tokens, _NO_TOKENS]).reshape(shape),
+            sample_topk_logprobs=np.concatenate([*logprobs, _NO_LOGPROBS]).reshape(shape),
+        )
+
+    def _with_scores(self, result: SampleResult, scores: Scores) -> SampleResult:
+        return replace(
+            result,
+            prompt_logprobs=scores.logprobs if self._plan.prompt_logprobs else result.prompt_logprobs,
+            prompt_topk_tokens=scores.topk_tokens,
+            prompt_topk_logprobs=scores.topk_logprobs,
+            prompt_target_logprobs=scores.target_logprobs,
+            prompt_alt_tokens=scores.alternative_tokens,
+            prompt_alt_logprobs=scores.alternative_logprobs,
+        )
+
+    def _cached(self) -> int:
+        """What not even the first of all runs over the prompt had to compute."""
+        found = [sequence.cached for sequence in self._sequences]
+        found += [self._scores.cached if self._scores else None]
+        return min((cached for cached in found if cached is not None), default=0)
 
 
 def _first(errors: ExceptionGroup[Exception]) -> Exception:

@@ -12,12 +12,22 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
-
-import numpy as np
+from dataclasses import replace
 
 from ..bus.errors import EngineFailed, LoractlError
-from ..bus.messages import EngineName, Floats, VersionRecord
-from .engine import Delta, EngineSettings, Job, VersionKey, key_of
+from ..bus.messages import EngineName, VersionRecord
+from .engine import (
+    PLAIN_WISH,
+    Choices,
+    Delta,
+    EngineSettings,
+    Job,
+    Scores,
+    ScoreWish,
+    VersionKey,
+    key_of,
+)
+from .scoring import empty_rows, first_row, scores_of
 from .torch_adapter import read_adapter
 from .torch_model import PackedModel
 from .torch_steps import Events, Scored, answer, score
@@ -30,7 +40,7 @@ class TorchEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._streams: dict[str, _Stream] = {}
-        self._scores: dict[str, asyncio.Future[tuple[float, ...]]] = {}
+        self._scores: dict[str, asyncio.Future[Scores]] = {}
         self._score_numbers = itertools.count(1)
         self._bound: dict[VersionKey, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,13 +94,18 @@ class TorchEngine:
     async def abort(self, job_key: str) -> None:
         self._send(Cancel(job_key))
 
-    async def score(self, version: VersionKey | None, prompt: tuple[int, ...]) -> Floats:
+    async def score(
+        self, version: VersionKey | None, prompt: tuple[int, ...], wish: ScoreWish = PLAIN_WISH
+    ) -> Scores:
+        rows = len(prompt) - 1
+        if first_row(wish, rows) == rows and await self.healthy():
+            return scores_of(wish, *empty_rows(wish, rows), cached=0)
         key = f"score {next(self._score_numbers)}"
-        future: asyncio.Future[tuple[float, ...]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         self._scores[key] = future
         try:
-            self._send(Submit(score(key, version, prompt)))
-            return np.array(await future, dtype=np.float32)
+            self._send(Submit(score(key, version, prompt, wish)))
+            return await future
         finally:
             del self._scores[key]
             if future.cancelled():
@@ -123,8 +138,8 @@ class TorchEngine:
                 stream.put(event)
             elif (future := self._scores.get(key)) and not future.done():
                 match event:
-                    case Scored(logprobs):
-                        future.set_result(logprobs)
+                    case Scored(scores):
+                        future.set_result(scores)
                     case Delta():
                         future.set_exception(EngineFailed("the torch engine was closed"))
                     case error:
@@ -139,15 +154,17 @@ class _Stream:
         self.exhausted = False
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
+        self._choices: list[Choices] = []
         self._last: Delta | None = None
         self._error: LoractlError | None = None
         self._changed = asyncio.Event()
 
     def put(self, event: Delta | Scored | LoractlError) -> None:
         match event:
-            case Delta(tokens=tokens, logprobs=logprobs):
-                self._tokens += tokens
-                self._logprobs += logprobs
+            case Delta():
+                self._tokens += event.tokens
+                self._logprobs += event.logprobs
+                self._choices += event.choices
                 self._last = event
                 self.ended = event.finished is not None
             case Scored():
@@ -163,9 +180,12 @@ class _Stream:
         if self._error is not None:
             raise self._error
         assert self._last is not None, "woken without a delta"
-        delta = Delta(
-            tokens=tuple(self._tokens), logprobs=tuple(self._logprobs), finished=self._last.finished
+        delta = replace(
+            self._last,
+            tokens=tuple(self._tokens),
+            logprobs=tuple(self._logprobs),
+            choices=tuple(self._choices),
         )
-        self._tokens, self._logprobs = [], []
+        self._tokens, self._logprobs, self._choices = [], [], []
         self.exhausted = self.ended
         return delta

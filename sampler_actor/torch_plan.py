@@ -21,15 +21,16 @@ class Sequence:
     """One job as the plan sees it.
 
     tokens: the prompt and what was sampled. cached: how many of them have their keys and values in
-    the cache; a sequence samples when all of its tokens are cached. scored: every position's logits
-    are wanted, so no prefix may be skipped.
+    the cache; a sequence samples when all of its tokens are cached. wanted_from: the first position
+    whose logits are wanted; what lies before need not be computed if a neighbour has it. None: only
+    those of the last position are.
     """
 
     key: str
     version: VersionKey | None
     tokens: list[int]
     cached: int = 0
-    scored: bool = False
+    wanted_from: int | None = None
 
 
 S = TypeVar("S", bound=Sequence)
@@ -118,19 +119,18 @@ def _admissions(running: Ordered[S], waiting: Ordered[S], limits: StepLimits) ->
 
 
 def _donor(joined: Ordered[S], newcomer: S) -> tuple[S | None, int]:
-    """Who of the same version shares the longest prefix. The last token is always computed anew.
+    """Who of the same version shares the longest prefix. Positions whose logits are wanted are computed anew.
 
     Keys and values depend on the tokens up to their position and on the version, on nothing else.
     """
-    if newcomer.scored:
-        return None, 0
+    spare = len(newcomer.tokens) - 1 if newcomer.wanted_from is None else newcomer.wanted_from
     best: S | None = None
     longest = _WORTH_SHARING_TOKENS - 1
     for candidate in joined:
         if candidate.version == newcomer.version:
             answering = len(candidate.tokens) - candidate.cached <= 1
             known = candidate.tokens[: candidate.cached] if answering else candidate.tokens
-            shared = _common_prefix(known, newcomer.tokens[:-1])
+            shared = _common_prefix(known, newcomer.tokens[:spare])
             if shared > longest:
                 best, longest = candidate, shared
     return (best, longest) if best is not None else (None, 0)

@@ -4,23 +4,25 @@ A token is the inverse of the cumulative distribution at one uniform number. The
 the sequence's own generator on the CPU, one per token, so they are the same whatever its
 neighbours, the device or a preemption.
 
-Legend: N = rows, V = vocabulary, W = candidates looked at.
+Legend: N = rows, V = vocabulary, W = candidates looked at, K = tokens drawn for one row.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .engine import Job
+from .engine import Choices, Job
 
 _DRAWN_AT_ONCE = 32
 # Keeps u * total below the total after rounding, so that the last token of weight 0 never wins.
 _BELOW_ONE = 1.0 - 2.0**-40
 # A nucleus is looked for among so many likeliest tokens before the whole vocabulary is sorted.
 _LIKELY = 1024
+_NO_CHOICES = Choices((), ())
 
 
 class Uniforms:
@@ -39,21 +41,33 @@ class Uniforms:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How one row is to be sampled. uniform is unused when the temperature is 0."""
+    """How one row is to be sampled. uniform is unused when the temperature is 0.
+
+    topk: how many of the likeliest tokens to tell, whatever top_k and top_p leave to be drawn.
+    """
 
     temperature: float
     top_k: int
     top_p: float
     uniform: float
+    topk: int = 0
+
+
+class Sampled(NamedTuple):
+    """One row's token, its logprob, and the likeliest tokens."""
+
+    token: int
+    logprob: float
+    choices: Choices
 
 
 def draw_of(job: Job, uniforms: Uniforms) -> Draw:
     uniform = uniforms.next() if job.temperature else 0.0
-    return Draw(job.temperature, job.top_k, job.top_p, uniform)
+    return Draw(job.temperature, job.top_k, job.top_p, uniform, job.topk)
 
 
-def sample(logits_NV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
-    """One token per row, and its log_softmax(logits / temperature) before top_k and top_p.
+def sample(logits_NV: Tensor, draws: Sequence[Draw]) -> list[Sampled]:
+    """One token per row, and log_softmax(logits / temperature) before top_k and top_p.
 
     A row whose logits are not finite gets a logprob of NaN.
     """
@@ -67,7 +81,26 @@ def sample(logits_NV: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[fl
         rows = torch.tensor(random, device=logits_NV.device)
         tokens_N[rows] = _draw(logprobs_NV[rows].exp(), [draws[i] for i in random])
     logprobs_N = logprobs_NV.gather(-1, tokens_N[:, None]).squeeze(-1)
-    return tokens_N.tolist(), logprobs_N.tolist()
+    choices = _choices(logprobs_NV, [draw.topk for draw in draws])
+    return list(map(Sampled, tokens_N.tolist(), logprobs_N.tolist(), choices))
+
+
+def pick(probs_NV: Tensor, uniforms_NK: Tensor) -> Tensor:
+    """Tokens [N, K] by inverting each row's cumulative distribution. Weights need not add up to 1."""
+    # Summed in float64: in float32 the tail of a large vocabulary would be off by whole tokens.
+    cumulative_NV = probs_NV.double().cumsum(-1)
+    reached_NK = uniforms_NK * cumulative_NV[:, -1:] * _BELOW_ONE
+    tokens_NK = torch.searchsorted(cumulative_NV, reached_NK, right=True)
+    # Only a row of NaN finds no token at all.
+    return tokens_NK.clamp(max=probs_NV.shape[-1] - 1)
+
+
+def _choices(logprobs_NV: Tensor, wanted: Sequence[int]) -> list[Choices]:
+    if not any(wanted):
+        return [_NO_CHOICES] * len(wanted)
+    likeliest = logprobs_NV.topk(max(wanted))
+    rows = zip(wanted, likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    return [Choices(tuple(tokens[:k]), tuple(logprobs[:k])) for k, tokens, logprobs in rows]
 
 
 def _draw(probs_NV: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -75,13 +108,9 @@ def _draw(probs_NV: Tensor, draws: Sequence[Draw]) -> Tensor:
     if filtered:
         rows = torch.tensor(filtered, device=probs_NV.device)
         probs_NV[rows] = _filtered(probs_NV[rows], [draws[i] for i in filtered])
-    # Summed in float64: in float32 the tail of a large vocabulary would be off by whole tokens.
-    cumulative_NV = probs_NV.double().cumsum(-1)
-    uniforms_N1 = cumulative_NV.new_tensor([draw.uniform for draw in draws])[:, None]
-    reached_N1 = uniforms_N1 * cumulative_NV[:, -1:] * _BELOW_ONE
-    tokens_N = torch.searchsorted(cumulative_NV, reached_N1, right=True).squeeze(-1)
-    # Only a row of NaN finds no token at all.
-    return tokens_N.clamp(max=probs_NV.shape[-1] - 1)
+    uniforms = [[draw.uniform] for draw in draws]
+    uniforms_N1 = torch.tensor(uniforms, dtype=torch.float64, device=probs_NV.device)
+    return pick(probs_NV, uniforms_N1).squeeze(-1)
 
 
 def _filtered(probs_NV: Tensor, draws: Sequence[Draw]) -> Tensor:

@@ -8,21 +8,24 @@ fails alone.
 import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..bus.errors import LoractlError, NotFinite, VersionNotFound
-from ..bus.messages import StopReason
-from .engine import Delta, EngineSettings, Job, VersionKey
+from ..bus.messages import Floats, Ints, StopReason
+from .engine import Delta, EngineSettings, Job, Scores, ScoreWish, VersionKey
+from .scoring import empty_rows, first_row, scores_of
+from .scoring_columns import columns
 from .torch_adapter import LoadedAdapter
 from .torch_attention import PackedStep, pack
 from .torch_cache import KvCache
 from .torch_model import PackedModel
 from .torch_plan import Sequence, StepLimits, plan_step
-from .torch_sampling import Uniforms, draw_of, sample
+from .torch_sampling import Sampled, Uniforms, draw_of, sample
 
 # Logits of a whole prompt over a large vocabulary would take gigabytes.
 _LOGITS_BYTES = 32 * 2**20
@@ -30,22 +33,30 @@ _LOGITS_BYTES = 32 * 2**20
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Answer(Sequence):
-    """A job under way."""
+    """A job under way. shared: how much of its prompt a neighbour had computed when it first joined."""
 
     job: Job
     uniforms: Uniforms
+    shared: int | None = None
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Score(Sequence):
-    """A prompt being scored. logprobs: of its tokens so far; the first has none, hence NaN."""
+    """A prompt being scored, less its last token, which nothing is predicted from.
 
-    logprobs: list[float] = field(default_factory=lambda: [math.nan])
+    ids_RW, logprobs_RW: rows and columns as in `scoring`, filled as positions are computed.
+    """
+
+    wish: ScoreWish
+    last_token: int
+    ids_RW: Ints
+    logprobs_RW: Floats
+    shared: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    logprobs: tuple[float, ...]
+    scores: Scores
 
 
 Task = Answer | Score
@@ -60,8 +71,19 @@ def answer(job: Job) -> Answer:
     )
 
 
-def score(key: str, version: VersionKey | None, prompt: tuple[int, ...]) -> Score:
-    return Score(key=key, version=version, tokens=list(prompt), scored=True)
+def score(key: str, version: VersionKey | None, prompt: tuple[int, ...], wish: ScoreWish) -> Score:
+    """There must be a row in which something is wished."""
+    ids_RW, logprobs_RW = empty_rows(wish, len(prompt) - 1)
+    return Score(
+        key=key,
+        version=version,
+        tokens=list(prompt[:-1]),
+        wanted_from=first_row(wish, len(prompt) - 1),
+        wish=wish,
+        last_token=prompt[-1],
+        ids_RW=ids_RW,
+        logprobs_RW=logprobs_RW,
+    )
 
 
 class Stepper:
@@ -138,6 +160,8 @@ class Stepper:
             if admission.donor is not None:
                 self._cache.copy(admission.donor.key, task.key, admission.shared)
             task.cached = admission.shared
+            if task.shared is None:
+                task.shared = admission.shared
             self._running.append(task)
         del self._waiting[: len(plan.admitted)]
         return [(chunk.sequence, chunk.count) for chunk in plan.chunks]
@@ -161,11 +185,11 @@ class Stepper:
     def _sample(self, part: Ordered[tuple[Answer, int]], hidden_TH: Tensor) -> Events:
         rows = torch.tensor([row for _, row in part], device=hidden_TH.device)
         logits_NV = self._model.logits(hidden_TH[rows], [task.version for task, _ in part])
-        tokens, logprobs = sample(logits_NV, [draw_of(task.job, task.uniforms) for task, _ in part])
-        sampled = zip(part, tokens, logprobs, strict=True)
-        return [self._advance(task, token, logprob) for (task, _), token, logprob in sampled]
+        sampled = sample(logits_NV, [draw_of(task.job, task.uniforms) for task, _ in part])
+        return [self._advance(task, row) for (task, _), row in zip(part, sampled, strict=True)]
 
-    def _advance(self, task: Answer, token: int, logprob: float) -> tuple[str, Event]:
+    def _advance(self, task: Answer, sampled: Sampled) -> tuple[str, Event]:
+        token, logprob, choices = sampled
         if math.isnan(logprob):
             self._forget(task)
             return task.key, NotFinite("the model's logits are not finite: its adapter has diverged")
@@ -177,23 +201,32 @@ class Stepper:
             finished = "length"
         if finished:
             self._forget(task)
-        return task.key, Delta(tokens=(token,), logprobs=(logprob,), finished=finished)
+        delta = Delta(
+            tokens=(token,),
+            logprobs=(logprob,),
+            finished=finished,
+            choices=(choices,) if task.job.topk else (),
+            cached=task.shared or 0,
+        )
+        return task.key, delta
 
     def _score(self, task: Score, count: int, hidden_CH: Tensor) -> Events:
-        """Position i predicts token i + 1; the last one predicts what nobody asked for."""
-        targets = task.tokens[task.cached - count + 1 : task.cached + 1]
-        for part in _parts(list(enumerate(targets)), self._logits_rows):
-            first = part[0][0]
-            hidden_NH = hidden_CH[first : first + len(part)]
-            logits_NV = self._model.logits(hidden_NH, [task.version] * len(part))
-            targets_N1 = torch.tensor([[target] for _, target in part], device=hidden_CH.device)
-            task.logprobs += logits_NV.log_softmax(-1).gather(-1, targets_N1).squeeze(-1).tolist()
+        """Fill the rows of the positions that have just been run."""
+        start, wanted = task.cached - count, task.wanted_from or 0
+        for rows in _parts(range(max(start, wanted), task.cached), self._logits_rows):
+            hidden_NH = hidden_CH[rows[0] - start : rows[-1] + 1 - start]
+            logits_NV = self._model.logits(hidden_NH, [task.version] * len(rows))
+            following = [*task.tokens, task.last_token][rows[0] + 1 : rows[-1] + 2]
+            ids_NW, logprobs_NW = columns(logits_NV, following, task.wish, rows[0])
+            task.ids_RW[rows[0] : rows[-1] + 1] = ids_NW.cpu().numpy()
+            task.logprobs_RW[rows[0] : rows[-1] + 1] = logprobs_NW.cpu().numpy()
         if task.cached < len(task.tokens):
             return []
         self._forget(task)
-        if any(math.isnan(logprob) for logprob in task.logprobs[1:]):
+        if np.isnan(task.logprobs_RW[wanted:]).any():
             return [(task.key, NotFinite("the prompt's logits are not finite: the adapter has diverged"))]
-        return [(task.key, Scored(tuple(task.logprobs)))]
+        scores = scores_of(task.wish, task.ids_RW, task.logprobs_RW, cached=task.shared or 0)
+        return [(task.key, Scored(scores))]
 
     def _forget(self, task: Task) -> None:
         if task in self._running:

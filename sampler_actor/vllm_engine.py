@@ -26,11 +26,24 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from ..bus.errors import EngineFailed, PublishFailed
-from ..bus.messages import EngineName, Floats, StopReason, VersionRecord
-from .engine import Delta, EngineSettings, Job, VersionKey, key_of
+from ..bus.errors import EngineFailed, NotFinite, PublishFailed
+from ..bus.messages import EngineName, VersionRecord
+from .engine import (
+    PLAIN_WISH,
+    Delta,
+    EngineSettings,
+    Job,
+    Scores,
+    ScoreWish,
+    VersionKey,
+    key_of,
+)
 from .null_adapter import write_null_adapter
-from .vllm_worker import SEED, WorkerExtension
+from .scoring import EMPTY, empty_rows, first_row, scores_of, width
+from .vllm_objects import SEED, WISH
+from .vllm_outputs import delta_of, rows_of
+from .vllm_scoring import packed
+from .vllm_worker import WorkerExtension
 
 _TARGETS: Final = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -39,6 +52,8 @@ _BLOCK_TOKENS: Final = 32
 # Nothing is lost by killing it: an engine holds no state of its own.
 _SHUTDOWN_S: Final = 0.5
 _NULL_NUMBER: Final = 1
+# vLLM's own bound on choices per position; nothing is allocated for it. Ours are in `prompt_wishes`.
+_MOST_COLUMNS: Final = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +83,7 @@ class VllmEngine:
             self._llm = llm
             await llm.collective_rpc("end_with_parent")
             await llm.collective_rpc("sample_exactly")
+            await llm.collective_rpc("score_exactly")
             await self._add_null_adapter()
         except (RuntimeError, ValueError, OSError, EngineDeadError) as error:
             await self.close()
@@ -96,7 +112,7 @@ class VllmEngine:
                 self._generate(job.key, job.version, job.prompt, _parameters(job))
             ) as outputs:
                 async for output in outputs:
-                    yield _delta(output)
+                    yield delta_of(output, job.topk)
         finally:
             self._jobs.discard(job.key)
 
@@ -104,20 +120,43 @@ class VllmEngine:
         if job_key in self._jobs:
             await self._alive().abort(job_key)
 
-    async def score(self, version: VersionKey | None, prompt: tuple[int, ...]) -> Floats:
-        # A prompt's logprobs are never scaled, whatever the mode; greedy keeps other rows as they are.
+    async def score(
+        self, version: VersionKey | None, prompt: tuple[int, ...], wish: ScoreWish = PLAIN_WISH
+    ) -> Scores:
+        rows = len(prompt) - 1
+        first = first_row(wish, rows)
+        if first == rows:
+            self._alive()
+            return scores_of(wish, *empty_rows(wish, rows), cached=0)
+        # Reading the prefix cache may skip rows that are wanted. Then little was computed, and once more
+        # without the cache.
+        output = await self._scored(version, prompt, wish, read_cache=first >= _BLOCK_TOKENS)
+        if rows_of(output.prompt_logprobs, width(wish))[0][first, 0] == EMPTY:
+            output = await self._scored(version, prompt, wish, read_cache=False)
+        ids_RW, logprobs_RW = rows_of(output.prompt_logprobs, width(wish))
+        if np.isnan(logprobs_RW[first:]).any():
+            raise NotFinite("the prompt's logits are not finite: the adapter has diverged")
+        return scores_of(wish, ids_RW, logprobs_RW, cached=output.num_cached_tokens or 0)
+
+    async def _scored(
+        self, version: VersionKey | None, prompt: tuple[int, ...], wish: ScoreWish, *, read_cache: bool
+    ) -> RequestOutput:
+        # Greedy, because a batch of greedy rows is sampled in the cheapest way.
         parameters = SamplingParams(
             max_tokens=1,
             temperature=0.0,
-            prompt_logprobs=0,
+            prompt_logprobs=width(wish) - 1,
+            flat_logprobs=True,
+            skip_reading_prefix_cache=not read_cache,
+            extra_args={WISH: packed(wish, prompt[-1])},
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         key = f"score-{next(self._scores)}"
-        async with aclosing(self._generate(key, version, prompt, parameters)) as outputs:
+        async with aclosing(self._generate(key, version, prompt[:-1], parameters)) as outputs:
             async for output in outputs:
-                return _prompt_logprobs(output, prompt)
+                return output
         raise EngineFailed("vllm ended a scoring request without an answer")
 
     async def healthy(self) -> bool:
@@ -196,6 +235,7 @@ def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
         max_lora_rank=next(rank for rank in _RANKS if rank >= settings.max_rank),
         lora_target_modules=_TARGETS,
         logprobs_mode="processed_logprobs",
+        max_logprobs=_MOST_COLUMNS,
         worker_extension_cls=extension,
         disable_log_stats=True,
     )
@@ -223,38 +263,10 @@ def _parameters(job: Job) -> SamplingParams:
         extra_args={SEED: job.seed},
         stop_token_ids=list(job.stop_tokens),
         ignore_eos=True,
-        logprobs=0,
+        logprobs=job.topk,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
-
-
-def _delta(output: RequestOutput) -> Delta:
-    (sequence,) = output.outputs
-    tokens = tuple(sequence.token_ids)
-    logprobs = tuple(row[token].logprob for row, token in zip(sequence.logprobs or (), tokens, strict=True))
-    return Delta(tokens=tokens, logprobs=logprobs, finished=_stop_reason(sequence.finish_reason))
-
-
-def _stop_reason(reason: str | None) -> StopReason | None:
-    match reason:
-        case None:
-            return None
-        case "stop":
-            return "stop"
-        case "length":
-            return "length"
-        case "abort":
-            return "abort"
-        case _:
-            raise EngineFailed(f"vllm ended a request with {reason!r}")
-
-
-def _prompt_logprobs(output: RequestOutput, prompt: tuple[int, ...]) -> Floats:
-    rows = output.prompt_logprobs or []
-    assert len(rows) == len(prompt), f"{len(rows)} logprobs for {len(prompt)} prompt tokens"
-    scored = [row[token].logprob if row else np.nan for row, token in zip(rows, prompt, strict=True)]
-    return np.array(scored, np.float32)
 
 
 def _dead() -> EngineFailed:

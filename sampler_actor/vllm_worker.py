@@ -1,7 +1,6 @@
 """What runs inside vLLM's own process, beside its worker, and is called by name from `vllm_engine`.
 
-vLLM mixes `WorkerExtension` into its worker class (`worker_extension_cls`). Nothing here imports
-vllm: the Protocols say which of its objects are touched, and how.
+vLLM mixes `WorkerExtension` into its worker class (`worker_extension_cls`).
 
 Legend: N = rows of the batch, V = vocabulary.
 """
@@ -11,62 +10,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 
-# A job's seed travels under this name in vLLM's `extra_args`, see `ExactSampler`.
-SEED: Final = "loractl_seed"
+from .vllm_objects import SEED, ModelRunner, Weights
+from .vllm_scoring import PromptScorer
+
 _PARENT_CHECK_S: Final = 0.5
 
 
-class _Weights(Protocol):
-    # Of a fused module such as qkv_proj: one entry per part, None for parts without LoRA.
-    lora_a: torch.Tensor | list[torch.Tensor | None]
-
-
-class _LoraModel(Protocol):
-    def get_lora(self, module_name: str) -> _Weights | None: ...
-
-
-class _LoraModules(Protocol):
-    modules: Mapping[str, torch.nn.Module]
-
-    def get_adapter(self, adapter_id: int) -> _LoraModel | None: ...
-
-
-class _Model(Protocol):
-    lora_manager: _LoraModules
-
-
-class _Sampler(Protocol):
-    topk_topp_sampler: torch.nn.Module
-
-
-class _Parameters(Protocol):
-    extra_args: Mapping[str, int] | None
-
-
-class _Request(Protocol):
-    sampling_params: _Parameters
-
-
-class _Batch(Protocol):
-    # By row: whose it is, and how many tokens it has, prompt and answer.
-    req_ids: Sequence[str]
-    num_tokens_no_spec: Sequence[int]
-
-
-class _ModelRunner(Protocol):
-    model: _Model
-    sampler: _Sampler
-    input_batch: _Batch
-    requests: Mapping[str, _Request]
-
-
 class WorkerExtension:
-    model_runner: _ModelRunner
+    model_runner: ModelRunner
 
     def count_bound_modules(self, lora_number: int) -> int:
         """How many linear modules of the base this LoRA changes: q, k and v count as three.
@@ -86,6 +41,10 @@ class WorkerExtension:
         sampler = self.model_runner.sampler
         sampler.topk_topp_sampler = ExactSampler(sampler.topk_topp_sampler, self.model_runner)
 
+    def score_exactly(self) -> None:
+        """Have prompts scored by `PromptScorer` from now on."""
+        self.model_runner._get_prompt_logprobs_dict = PromptScorer(self.model_runner)  # noqa: SLF001  # no public place
+
     def end_with_parent(self) -> None:
         """Kill this process soon after its parent is gone: vLLM's own would live on for ever."""
         threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
@@ -101,7 +60,7 @@ class ExactSampler(torch.nn.Module):
     Logprobs are taken before top_k and top_p; vLLM's are those of the distribution that is left.
     """
 
-    def __init__(self, sampler: torch.nn.Module, runner: _ModelRunner) -> None:
+    def __init__(self, sampler: torch.nn.Module, runner: ModelRunner) -> None:
         super().__init__()
         self._sampler = sampler
         self._runner = runner
@@ -138,7 +97,7 @@ def draw_seed(seed: int, position: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _parts(weights: _Weights) -> int:
+def _parts(weights: Weights) -> int:
     if isinstance(weights.lora_a, torch.Tensor):
         return 1
     return sum(part is not None for part in weights.lora_a)

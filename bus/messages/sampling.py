@@ -31,15 +31,21 @@ class Sample(Message):
     tuple never stops early; keep_end_tokens adds the model's own to the given ones. A stop token is part
     of the output; stop strings are matched in the decoded text, which ends before the match, while the
     tokens end with the one that completes it.
-    prompt_logprobs asks for log p(t_i | t_<i) of the prompt, at temperature 1; with it, max_tokens
-    may be 0. max_tokens is cut to what the model's context leaves.
+    prompt_logprobs asks for log p(t_i | t_<i) of the prompt. max_tokens is cut to what the model's
+    context leaves, and may be 0 when anything is asked of the prompt. Then the prompt may also fill
+    the context: the samples, if any were wanted, are empty and end with "length".
 
-    What else can be asked of the prompt, always at temperature 1 over the whole vocabulary:
-    topk_prompt_logprobs, the k likeliest tokens of every position; prompt_targets [P - 1, K], token
-    ids to score for positions 1 to P - 1, -1 for none; prompt_alt_tokens, k draws for each of those
-    positions from log_softmax(logits / temperature), independent of each other.
-    prompt_last_n leaves out all of a prompt but its last n positions (None: all are scored).
+    What else can be asked of the prompt: topk_prompt_logprobs, the k likeliest tokens of every
+    position; prompt_targets [P - 1, K], token ids to score for positions 1 to P - 1, -1 for none, at
+    least one in all; prompt_alt_tokens, k tokens for each of those positions, drawn independently of
+    each other and with replacement from softmax(logits / temperature), the likeliest at temperature 0;
+    top_k and top_p do not count. The draws depend on the seed, the position and k. All logprobs of
+    the prompt are at temperature 1, over the whole vocabulary. prompt_last_n, 1 to P - 1: only the last n
+    positions get prompt_logprobs and topk_prompt_logprobs (None: all); it needs prompt_logprobs, and
+    does not change what targets and alternatives get.
     topk_sample_logprobs: the k likeliest tokens beside every sampled one, at the request's temperature.
+    Bounds: each k at most 1024 and, but for draws, the vocabulary; 2^22 logprobs for a prompt's
+    positions together, 2^23 for those of the samples.
     owner: the tenant of the adapter when that is another one; whoever sets it has checked that the
     version was made public.
     """
@@ -91,12 +97,13 @@ class SampleResult(Message):
 
     logprobs are log_softmax(logits / temperature) of the sampled tokens (temperature 1 for greedy),
     over the whole vocabulary: top_k and top_p do not change them.
-    prompt_logprobs [P] (first entry NaN) or empty. version 0 is the base model.
+    prompt_logprobs [P] (NaN where not scored, as the first is) or empty. version 0 is the base model.
 
-    What was not asked for is empty. prompt_topk_* [P, K]: likeliest first; positions that are not
-    scored hold token -1 and logprob NaN. prompt_target_logprobs [P - 1, K] and prompt_alt_* [P - 1, K]:
-    likewise, and NaN where the request held -1. sample_topk_* [S, K]: likeliest first.
-    prompt_cached_tokens: tokens of the prompt whose attention states were there already.
+    What was not asked for is empty. prompt_topk_* [P, K]: likeliest first. prompt_target_logprobs
+    [P - 1, K] and prompt_alt_* [P - 1, K]: row i belongs to position i + 1. What was not scored is
+    token -1 and logprob NaN: the first position, those before the last n, targets of -1.
+    sample_topk_* [S, K]: likeliest first. prompt_cached_tokens: tokens of the prompt whose attention
+    states were there when the request came, so that it did not have to compute them even once.
     """
 
     kind: ClassVar[str] = "sample_result"

@@ -77,7 +77,7 @@ def test_prompts_are_scored_near_the_reference(
     reference = Reference(model, records)
     for record in records:
         runner.run(engine.add(record))
-        scored = runner.run(engine.score(key_of(record), prompt_of(40)))
+        scored = runner.run(engine.score(key_of(record), prompt_of(40))).logprobs
         np.testing.assert_allclose(
             scored[1:], reference.logprobs(key_of(record), prompt_of(40))[1:], atol=TOLERANCE
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from loractl.bus.messages import StopReason
-from loractl.sampler_actor.engine import Engine, Job, VersionKey
+from loractl.sampler_actor.engine import Choices, Engine, Job, VersionKey
 from loractl.tests.sampler_actor.tiny import VOCAB, Reference
 
 _numbers = itertools.count()
@@ -27,6 +27,7 @@ def job_of(
     top_p: float = 1.0,
     seed: int = 0,
     stop_tokens: tuple[int, ...] = (),
+    topk: int = 0,
 ) -> Job:
     return Job(
         key=f"job-{next(_numbers)}",
@@ -38,6 +39,7 @@ def job_of(
         top_p=top_p,
         seed=seed,
         stop_tokens=stop_tokens,
+        topk=topk,
     )
 
 
@@ -46,18 +48,21 @@ class Outcome:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finished: StopReason
+    choices: tuple[Choices, ...]
 
 
 async def outcome(engine: Engine, job: Job) -> Outcome:
     tokens: list[int] = []
     logprobs: list[float] = []
+    choices: list[Choices] = []
     async for delta in engine.sample(job):
         assert len(delta.tokens) == len(delta.logprobs)
         tokens += delta.tokens
         logprobs += delta.logprobs
+        choices += delta.choices
         finished = delta.finished
     assert finished is not None, "the stream ended without saying why"
-    return Outcome(tuple(tokens), tuple(logprobs), finished)
+    return Outcome(tuple(tokens), tuple(logprobs), finished, tuple(choices))
 
 
 async def outcomes(engine: Engine, jobs: Iterable[Job], *, at_once: int = 8) -> list[Outcome]:

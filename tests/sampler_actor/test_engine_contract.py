@@ -12,7 +12,7 @@ import pytest
 from loractl.bus.config import set_process_environment
 from loractl.bus.errors import PublishFailed
 from loractl.bus.messages import VersionRecord
-from loractl.sampler_actor.engine import Engine, EngineSettings, VersionKey, key_of
+from loractl.sampler_actor.engine import Engine, EngineSettings, Scores, ScoreWish, VersionKey, key_of
 from loractl.sampler_actor.environment import vllm_environment
 from loractl.sampler_actor.torch_engine import TorchEngine
 from loractl.tests.sampler_actor.conftest import Run
@@ -25,7 +25,9 @@ from loractl.tests.sampler_actor.jobs import (
     prompt_of,
 )
 from loractl.tests.sampler_actor.tiny import (
+    CONTEXT,
     END_TOKEN,
+    VOCAB,
     Reference,
     damaged,
     engine_settings,
@@ -161,7 +163,7 @@ def test_a_prompts_logprobs_are_pefts_and_the_first_is_nan(engine, run, keys, pe
     for version in [None, *keys.values()]:
         prompt = prompt_of(40, seed=5)
 
-        scored = run(engine.score(version, prompt))
+        scored = run(engine.score(version, prompt)).logprobs
 
         assert scored.dtype == np.float32
         assert np.isnan(scored[0])
@@ -169,7 +171,7 @@ def test_a_prompts_logprobs_are_pefts_and_the_first_is_nan(engine, run, keys, pe
 
 
 def test_a_prompt_of_one_token_has_one_nan(engine, run, keys):
-    scored = run(engine.score(keys["alice-1"], (5,)))
+    scored = run(engine.score(keys["alice-1"], (5,))).logprobs
 
     assert scored.shape == (1,)
     assert np.isnan(scored[0])
@@ -178,13 +180,189 @@ def test_a_prompt_of_one_token_has_one_nan(engine, run, keys):
 def test_prompts_are_scored_the_same_beside_hot_samples(engine, run, keys, peft):
     prompt = prompt_of(30, seed=6)
 
-    async def both() -> tuple[np.ndarray, list[Outcome]]:
+    async def both() -> tuple[Scores, list[Outcome]]:
         hot = [job_of(keys["bob-1"], prompt, temperature=2.0, seed=i) for i in range(4)]
         return await asyncio.gather(engine.score(keys["alice-1"], prompt), outcomes(engine, hot))
 
-    scored, _ = run(both())
+    scored = run(both())[0].logprobs
 
     np.testing.assert_allclose(scored[1:], peft.logprobs(keys["alice-1"], prompt)[1:], rtol=0, atol=1e-4)
+
+
+# --- what else is said of a prompt ---------------------------------------------------------------
+
+
+def score(engine: Engine, run: Run, version: VersionKey | None, prompt: tuple[int, ...], **wish) -> Scores:
+    return run(engine.score(version, prompt, ScoreWish(**wish)))
+
+
+def targets_of(prompt: tuple[int, ...], columns: int) -> np.ndarray:
+    """Random tokens, the prompt's own in the first column, and nothing in a third of the cells."""
+    dice = np.random.default_rng(4)
+    targets = dice.integers(0, VOCAB, (len(prompt) - 1, columns))
+    targets[dice.random(targets.shape) < 1 / 3] = -1
+    targets[:, 0] = prompt[1:]
+    return targets
+
+
+@pytest.mark.parametrize("k", [1, 5, 50, VOCAB])
+def test_the_likeliest_tokens_of_a_prompt_are_pefts(engine, run, keys, peft, k):
+    for version in [None, *keys.values()]:
+        prompt = prompt_of(12, seed=21)
+
+        scored = score(engine, run, version, prompt, topk=k)
+
+        expected = np.sort(peft.table(version, prompt)[:-1], axis=-1)[:, ::-1][:, :k]
+        assert scored.topk_tokens.shape == (12, k)
+        assert (scored.topk_tokens[0] == -1).all()
+        assert np.isnan(scored.topk_logprobs[0]).all()
+        np.testing.assert_allclose(scored.topk_logprobs[1:], expected, rtol=0, atol=1e-4)
+        told = np.take_along_axis(peft.table(version, prompt)[:-1], scored.topk_tokens[1:], axis=-1)
+        np.testing.assert_allclose(told, expected, rtol=0, atol=1e-4)
+
+
+def test_any_tokens_can_be_scored_in_the_place_of_a_prompts_own(engine, run, keys, peft):
+    prompt = prompt_of(40, seed=22)
+    targets = targets_of(prompt, 7)
+    for version in [None, *keys.values()]:
+        scored = score(engine, run, version, prompt, targets=targets)
+
+        expected = np.take_along_axis(peft.table(version, prompt)[:-1], targets.clip(min=0), axis=-1)
+        expected[targets < 0] = np.nan
+        np.testing.assert_allclose(scored.target_logprobs, expected, rtol=0, atol=1e-4)
+        np.testing.assert_array_equal(scored.target_logprobs[:, 0], scored.logprobs[1:])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_alternatives_come_as_often_as_the_tempered_model_says_with_plain_logprobs(
+    engine, run, keys, peft, temperature
+):
+    prompt, version = prompt_of(6, seed=23), keys["alice-1"]
+
+    scored = score(engine, run, version, prompt, alternatives=1000, temperature=temperature, seed=5)
+
+    plain = peft.table(version, prompt)[:-1]
+    told = np.take_along_axis(plain, scored.alternative_tokens, axis=-1)
+    np.testing.assert_allclose(scored.alternative_logprobs, told, rtol=0, atol=1e-4)
+    probs = np.exp(peft.table(version, prompt, temperature=temperature)[:-1])
+    shares = np.stack([np.bincount(row, minlength=VOCAB) / 1000 for row in scored.alternative_tokens])
+    # Six standard deviations of a share, and one draw.
+    assert (np.abs(shares - probs) <= 6 * np.sqrt(probs * (1 - probs) / 1000) + 1e-3).all()
+
+
+def test_alternatives_are_the_same_for_the_same_seed_and_differ_between_positions(engine, run, keys):
+    prompt = prompt_of(30, seed=24)[:1] * 30
+
+    def drawn(seed: int) -> np.ndarray:
+        return score(engine, run, keys["bob-1"], prompt, alternatives=8, seed=seed).alternative_tokens
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert len({tuple(row) for row in first}) > 20
+
+
+def test_alternatives_at_temperature_0_are_the_likeliest(engine, run, keys, peft):
+    prompt = prompt_of(20, seed=25)
+
+    scored = score(engine, run, keys["bob-1"], prompt, alternatives=2, temperature=0.0, last=0)
+
+    likeliest = peft.table(keys["bob-1"], prompt)[:-1].argmax(axis=-1)
+    np.testing.assert_array_equal(scored.alternative_tokens, np.stack([likeliest] * 2, axis=-1))
+    assert np.isnan(scored.logprobs).all()
+
+
+@pytest.mark.parametrize("last", [1, 10, 100, 199])
+def test_the_last_positions_alone_are_scored_and_exactly(engine, run, keys, peft, last):
+    prompt, version = prompt_of(200, seed=26), keys["alice-2"]
+    run(outcome(engine, job_of(version, prompt)))  # warm: its whole prefix is in the cache
+
+    scored = score(engine, run, version, prompt, last=last, topk=2)
+
+    assert np.isnan(scored.logprobs[:-last]).all()
+    assert (scored.topk_tokens[:-last] == -1).all()
+    expected = peft.logprobs(version, prompt)[-last:]
+    np.testing.assert_allclose(scored.logprobs[-last:], expected, rtol=0, atol=1e-4)
+    assert (scored.topk_tokens[-last:] >= 0).all()
+
+
+def test_targets_and_alternatives_do_not_mind_how_many_positions_are_scored(engine, run, keys, peft):
+    prompt, version = prompt_of(60, seed=27), keys["carol-1"]
+    targets = np.full((59, 2), -1)
+    targets[20, 1] = 9
+
+    scored = score(engine, run, version, prompt, last=3, targets=targets, alternatives=1)
+
+    expected = peft.table(version, prompt)[20, 9]
+    assert scored.target_logprobs[20, 1] == pytest.approx(expected, abs=1e-4)
+    assert np.isnan(scored.target_logprobs).sum() == 59 * 2 - 1
+    assert (scored.alternative_tokens >= 0).all()
+    assert np.isfinite(scored.logprobs).sum() == 3
+
+
+def test_everything_at_once_over_prompts_that_fill_the_context_beside_samples(engine, run, keys, peft):
+    """More tokens than a step holds, so prompts are computed in parts and side by side."""
+    prompts = [prompt_of(CONTEXT, seed=28 + i) for i in range(4)]
+    versions = list(keys.values())
+    wishes = [
+        ScoreWish(topk=3, targets=targets_of(prompt, 2 + i), alternatives=2 * i, seed=i)
+        for i, prompt in enumerate(prompts)
+    ]
+
+    async def all_at_once() -> list:
+        scoring = [engine.score(*each) for each in zip(versions, prompts, wishes, strict=True)]
+        sampling = outcomes(engine, [job_of(v, temperature=1.0, topk=4) for v in versions])
+        return await asyncio.gather(*scoring, sampling)
+
+    *scores, _ = run(all_at_once())
+
+    for version, prompt, wish, scored in zip(versions, prompts, wishes, scores, strict=True):
+        table = peft.table(version, prompt)[:-1]
+        expected = np.take_along_axis(table, wish.targets.clip(min=0), axis=-1)
+        expected[wish.targets < 0] = np.nan
+        np.testing.assert_allclose(scored.target_logprobs, expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(scored.topk_logprobs[1:, 0], table.max(axis=-1), rtol=0, atol=1e-4)
+        assert scored.alternative_tokens.shape == (CONTEXT - 1, wish.alternatives)
+
+
+def test_a_warm_prompt_is_not_computed_again_and_the_engine_says_so(engine, run, keys, peft):
+    """The embedded engine shares with neighbours under way only, so one of them is kept going."""
+    prompt, version = prompt_of(150, seed=40), keys["bob-1"]
+    first_is_warm: list[int] = []
+
+    async def beside_a_neighbour() -> tuple[int, int]:
+        async with aclosing(engine.sample(job_of(version, prompt, max_tokens=100))) as neighbour:
+            first_is_warm.append((await anext(neighbour)).cached)
+            async with aclosing(engine.sample(job_of(version, prompt, max_tokens=2))) as stream:
+                found = (await anext(stream)).cached
+            scored = await engine.score(version, prompt, ScoreWish(last=20))
+        return found, scored.cached
+
+    found, scored = run(beside_a_neighbour())
+
+    assert first_is_warm == [0]
+    assert 120 <= found < 150
+    assert 90 <= scored < 130
+
+
+# --- likeliest tokens beside sampled ones --------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_likeliest_tokens_are_told_beside_every_sampled_one(engine, run, keys, peft, temperature):
+    jobs = [
+        job_of(version, prompt_of(9, seed=i), temperature=temperature, seed=i, topk=k, top_k=2 + i)
+        for i, (version, k) in enumerate(zip([None, *keys.values()], [1, 0, 30, 5, VOCAB], strict=True))
+    ]
+
+    for job, got in zip(jobs, run(outcomes(engine, jobs)), strict=True):
+        assert [len(choices.tokens) for choices in got.choices] == [job.topk] * 12 * (job.topk > 0)
+        table = peft.table(job.version, job.prompt + got.tokens, temperature=temperature or 1.0)
+        for row, choices in zip(table[len(job.prompt) - 1 :], got.choices, strict=False):
+            likeliest = np.sort(row)[::-1][: job.topk]
+            np.testing.assert_allclose(choices.logprobs, likeliest, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(row[list(choices.tokens)], likeliest, rtol=0, atol=1e-4)
 
 
 # --- seeds ---------------------------------------------------------------------------------------

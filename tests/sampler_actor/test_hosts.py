@@ -3,15 +3,15 @@
 import asyncio
 from collections.abc import AsyncGenerator
 
-import numpy as np
 import pytest
 from loractl.bus.errors import EngineFailed
 from loractl.bus.ids import TenantId
-from loractl.bus.messages import EngineName, Floats, VersionRecord
-from loractl.sampler_actor.engine import Delta, Engine, Job, VersionKey
+from loractl.bus.messages import EngineName, VersionRecord
+from loractl.sampler_actor.engine import PLAIN_WISH, Delta, Engine, Job, Scores, ScoreWish, VersionKey
 from loractl.sampler_actor.gate import Gate
 from loractl.sampler_actor.hosts import Engines
 from loractl.sampler_actor.routing import EngineChoice
+from loractl.sampler_actor.scoring import empty_rows, scores_of
 
 ALICE = TenantId("alice")
 
@@ -47,8 +47,10 @@ class StubEngine:
     async def abort(self, job_key: str) -> None:
         pass
 
-    async def score(self, version: VersionKey | None, prompt: tuple[int, ...]) -> Floats:
-        return np.full(len(prompt), np.nan, np.float32)
+    async def score(
+        self, version: VersionKey | None, prompt: tuple[int, ...], wish: ScoreWish = PLAIN_WISH
+    ) -> Scores:
+        return scores_of(wish, *empty_rows(wish, len(prompt) - 1), cached=0)
 
     async def healthy(self) -> bool:
         return self.alive

@@ -172,7 +172,8 @@ def test_a_prompt_can_be_scored_without_sampling():
     plan = planned(replace(SAMPLE, max_tokens=0, prompt_logprobs=True))
 
     assert plan.jobs == ()
-    assert plan.score_prompt
+    assert plan.wish is not None
+    assert (plan.prompt_logprobs, plan.no_room) == (True, 0)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_an_adapter_on_the_unembedding_equals_peft_among_others(engine, run, ver
     for job, got in zip(jobs, run(outcomes(engine, jobs, at_once=32)), strict=True):
         assert_logprobs_are_the_references(reference, job, got)
     for version in keys_of(versions):
-        scored = run(engine.score(version, prompt_of(70)))
+        scored = run(engine.score(version, prompt_of(70))).logprobs
         np.testing.assert_allclose(scored[1:], reference.logprobs(version, prompt_of(70))[1:], atol=1e-4)
 
 
@@ -344,7 +344,7 @@ def test_logits_of_a_long_prompt_over_a_large_vocabulary_are_made_in_parts(start
     shape = {**_SHAPE, "vocab_size": 120_000, "hidden_size": 32, "num_hidden_layers": 1}
     path, model = saved(LlamaForCausalLM(LlamaConfig(**shape)), tmp_path / "model")
 
-    scored = run(start(path).score(None, prompt_of(200)))
+    scored = run(start(path).score(None, prompt_of(200))).logprobs
 
     np.testing.assert_allclose(scored[1:], logprobs_of(model, prompt_of(200))[1:], atol=1e-4)
 
@@ -355,7 +355,7 @@ def test_bfloat16_is_near_float32(start, run, versions, reference):
         run(engine.add(record))
 
     for version in [None, *keys_of(versions)]:
-        scored = run(engine.score(version, prompt_of(50)))
+        scored = run(engine.score(version, prompt_of(50))).logprobs
         expected = reference.logprobs(version, prompt_of(50))
         assert np.abs(scored[1:] - expected[1:]).mean() < 0.1
     got = run(outcomes(engine, [job_of(v) for v in keys_of(versions)]))

@@ -13,11 +13,9 @@ ROOMY = StepLimits(step_tokens=100, versions=4, cache_tokens=10_000)
 V1, V2, V3 = (VersionKey(AdapterId(f"ad-{i}"), 1) for i in range(3))
 
 
-def sequence(
-    key: str, tokens: int, *, cached: int = 0, version: VersionKey | None = None, scored: bool = False
-) -> Sequence:
+def sequence(key: str, tokens: int, *, cached: int = 0, version: VersionKey | None = None) -> Sequence:
     numbers = [1000 * ord(key[0]) + i for i in range(tokens)]
-    return Sequence(key=key, version=version, tokens=numbers, cached=cached, scored=scored)
+    return Sequence(key=key, version=version, tokens=numbers, cached=cached)
 
 
 def chunks_of(plan) -> list[tuple[str, int]]:
@@ -109,13 +107,14 @@ def test_a_prefix_of_another_version_is_never_copied(version):
     assert admission.donor is None
 
 
-def test_a_prompt_to_be_scored_is_computed_whole():
+@pytest.mark.parametrize(("wanted_from", "shared"), [(0, 0), (40, 40), (49, 49)])
+def test_positions_whose_logits_are_wanted_are_computed_anew(wanted_from, shared):
     donor = sequence("a", 60, cached=59)
-    newcomer = Sequence(key="b", version=None, tokens=donor.tokens[:50], scored=True)
+    newcomer = Sequence(key="b", version=None, tokens=donor.tokens[:50], wanted_from=wanted_from)
 
     (admission,) = plan_step([donor], [newcomer], ROOMY).admitted
 
-    assert admission.shared == 0
+    assert admission.shared == shared
 
 
 def test_equal_prompts_that_come_together_are_computed_once():

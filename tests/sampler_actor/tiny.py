@@ -143,6 +143,15 @@ class Reference:
         model = self._base if version is None else self._versions[version]
         return logprobs_of(model, tokens, temperature=temperature)
 
+    def table(
+        self, version: VersionKey | None, tokens: tuple[int, ...], *, temperature: float = 1.0
+    ) -> Floats:
+        """[P, V]: row i holds the log p of every token that may follow tokens[: i + 1]."""
+        model = self._base if version is None else self._versions[version]
+        with torch.no_grad():
+            logits_PV = model(torch.tensor([tokens])).logits[0].float() / temperature
+        return logits_PV.log_softmax(-1).numpy()
+
     def greedy(self, version: VersionKey | None, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
         model = self._base if version is None else self._versions[version]
         tokens = list(prompt)
