@@ -70,7 +70,7 @@ class SamplerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishConfig:
-    """keep_versions: newest versions of an adapter that stay; older ones are retired.
+    """keep_versions: newest versions of an adapter that stay, held ones not counted; older ones are retired.
     receipt_timeout_s: how long a publish waits for a sampler before it says that none served it."""
 
     keep_versions: int = 4
