@@ -9,6 +9,8 @@ from ..bus.keys import Keys
 from ..bus.layout import StateLayout
 from .base import BaseModel, Bus
 from .checkpoints import Checkpoints
+from .founding.serving import Serving
+from .founding.tokenizer import TokenizerThread
 from .futures import Futures
 from .runs import Runs
 from .samplers import Samplers
@@ -33,9 +35,12 @@ class Bridge:
     training: Training
     samplers: Samplers
     sampling: Sampling
+    tokenizer: TokenizerThread
+    serving: Serving
 
     def close(self) -> None:
         self.futures.close()
+        self.tokenizer.close()
         self.sessions.flush()
         self.runs.flush()
         self.store.close()
@@ -63,6 +68,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         store, bus, base, checkpoints, kept_snapshots=settings.ephemeral_samplers, clock=time.time
     )
     sessions = Sessions(store, expiry_s=settings.session_expiry_s, clock=time.time)
+    training = Training(bus, runs, futures)
     return Bridge(
         config=config,
         layout=layout,
@@ -74,7 +80,9 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         sessions=sessions,
         checkpoints=checkpoints,
         runs=runs,
-        training=Training(bus, runs, futures),
+        training=training,
         samplers=samplers,
         sampling=Sampling(bus, base, samplers, futures, pending=settings.pending_samples),
+        tokenizer=TokenizerThread(base),
+        serving=Serving(training),
     )

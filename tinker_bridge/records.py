@@ -43,9 +43,10 @@ class SessionRecord:
 class RunRecord:
     """A training run, `model_id` in Tinker's words; its id is also its adapter's name on the bus.
 
-    parent: its session; empty when it belongs to none and stays until it is removed. lane: the client's ordered lane on the adapter; Tinker's seq_id is the
-    lane's seq. state "lost": the trainer restarted and what was not saved is gone; "unloaded":
-    its session ended, checkpoints are there; "deleted": so is the adapter.
+    parent: its session; empty when it belongs to none, and stays until it is removed. lane: the
+    client's ordered lane on the adapter; Tinker's seq_id is the lane's seq. state "lost": the trainer
+    restarted and what was not saved is gone; "unloaded": its session ended, checkpoints are there;
+    "deleted": so is the adapter.
     """
 
     table: ClassVar[str] = "runs"

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from loractl.bus.errors import InvalidRequest, NotFinite
+from loractl.bus.loss_settings import LOSS_SETTINGS
 from loractl.bus.messages import LossName
+from loractl.client.datums import Batch, Packed, pack, sampled_datum
 from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, begin, gradients, run, spec
 from loractl.tests.trainer_actor.compute_reference import WidestLogits, plain_pass
 from loractl.trainer_actor.loss_metrics import loss_metrics
-from loractl.trainer_actor.loss_settings import DEFAULTS, checked_settings
+from loractl.trainer_actor.loss_settings import checked_settings
 from loractl.trainer_actor.losses import LossInputs, loss_terms, terms_and_slopes
 from loractl.trainer_actor.passes import PassPart
 
@@ -114,7 +116,7 @@ def test_where_the_policy_is_the_sampler_every_ratio_loss_has_the_gradient_of_im
     logprobs = given.old_logprobs_T.clone()
     losses: list[LossName] = ["importance_sampling", "ppo", "cispo", "dro", "gspo", "stable_reinforce"]
 
-    slopes = [terms_and_slopes(loss, logprobs, given, dict(DEFAULTS[loss]))[1] for loss in losses]
+    slopes = [terms_and_slopes(loss, logprobs, given, dict(LOSS_SETTINGS[loss]))[1] for loss in losses]
 
     assert all(torch.equal(each, slopes[0]) for each in slopes)
 
@@ -133,6 +135,28 @@ def test_left_out_positions_count_for_nothing_in_a_new_loss(loss: LossName) -> N
     assert metrics == {"loss:sum": 0.0, "tokens:sum": 0.0, **substitute}
 
 
+@pytest.mark.parametrize("loss", [loss for loss in LOSS_SETTINGS if loss != "cross_entropy"])
+def test_a_batch_of_the_client_has_the_mean_over_its_trained_tokens(loss: LossName) -> None:
+    draw = np.random.default_rng(0)
+    datums = tuple(
+        sampled_datum([1, 2], [3] * n, draw.normal(-1, 0.1, n).tolist(), draw.normal(0, 1, n).tolist())
+        for n in (3, 5)
+    )
+    (scaled,) = Batch(datums).operations(loss)
+
+    def total(packed: Packed) -> float:
+        given = LossInputs(
+            weights_T=torch.tensor(packed.weights),
+            old_logprobs_T=torch.tensor(packed.old_logprobs),
+            advantages_T=torch.tensor(packed.advantages),
+            lengths_B=torch.tensor(packed.lengths),
+        )
+        settings = checked_settings(loss, packed.loss_config)
+        return float(loss_terms(loss, some_logprobs()[:10], given, settings).sum())
+
+    assert total(scaled) == pytest.approx(total(pack(datums, loss)) / 8, rel=1e-5)
+
+
 def test_a_mask_that_counts_nothing_makes_a_ratio_of_one() -> None:
     given = inputs(ratio_mask_T=torch.zeros(50))
 
@@ -141,7 +165,7 @@ def test_a_mask_that_counts_nothing_makes_a_ratio_of_one() -> None:
     assert torch.equal(terms, torch.where(given.weights_T != 0, -given.advantages_T, 0.0))
 
 
-@pytest.mark.parametrize("loss", DEFAULTS)
+@pytest.mark.parametrize("loss", LOSS_SETTINGS)
 def test_metrics_have_one_colon_and_a_known_reduction(loss: LossName) -> None:
     given, settings = inputs(), checked_settings(loss, {})
     terms, _ = terms_and_slopes(loss, some_logprobs().float(), given, settings)
@@ -253,7 +277,7 @@ def test_every_gradient_of_a_new_loss_is_pefts(
 
     (result,) = run(engine, part)
 
-    plain = plain_loss(loss, {**DEFAULTS[loss], **config})
+    plain = plain_loss(loss, {**LOSS_SETTINGS[loss], **config})
     logprobs, total, expected = plain_pass(lab, "qwen3-untied", engine, part, plain)
     found = gradients(engine, 2)
     np.testing.assert_allclose(result.logprobs, logprobs.numpy(), rtol=0, atol=1e-5)
@@ -294,7 +318,7 @@ def test_gspo_clips_some_sequences_and_not_others(lab: Lab) -> None:
 @pytest.mark.parametrize("loss", NEW)
 def test_new_losses_are_the_same_alone_and_among_neighbours(lab: Lab, loss: LossName) -> None:
     engine = lab.engine("llama")
-    others: list[LossName] = [other for other in DEFAULTS if other != loss][:3]
+    others: list[LossName] = [other for other in LOSS_SETTINGS if other != loss][:3]
     parts = [
         batch(slot, [32], slot=slot, lora=spec(seed=slot, rank=4 + slot), loss=each)
         for slot, each in enumerate([loss, *others])

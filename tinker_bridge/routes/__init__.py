@@ -1,6 +1,6 @@
 """Every route, grouped by subject. Each file has one router; this is the list."""
 
-from . import futures, health, sampling, sessions, settings, training
+from . import founding, futures, health, sampling, sessions, settings, training
 
 ROUTERS = (
     health.router,
@@ -9,4 +9,5 @@ ROUTERS = (
     training.router,
     sampling.router,
     futures.router,
+    founding.router,
 )

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request
 
 from ...bus.errors import InvalidRequest, LoractlError, NotSupported
@@ -18,6 +19,8 @@ from ..bodies import (
     SaveWeightsBody,
 )
 from ..bridge import Bridge
+from ..founding.bodies import RowsBody
+from ..founding.passes import rows_call
 from ..futures import Progress, Result, Work, json_result
 from ..operations import Load, Pass, Save, SaveForSampler, Step, loaded_result
 from ..records import RunRecord, run_id
@@ -104,14 +107,48 @@ async def get_info(body: ModelBody, request: Request, bridge: BridgeIn, tenant: 
 
 @router.post("/forward_backward", openapi_extra=_PASS_BODY)
 async def forward_backward(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
-    """One chunk of datums: protobuf, or JSON as clients up to 0.24 send it, or chats (`data`)."""
-    return _begin_pass(request, bridge, tenant, await read_body(request), forward_only=False)
+    """One chunk of datums: protobuf, or JSON as clients up to 0.24 send it, or rows (`data`, see /fwdbwd)."""
+    content = await read_body(request)
+    if request.headers.get("content-type", "").startswith("application/json") and _has_rows(content):
+        return await begin_rows(bridge, tenant, request.url.path, content, json_object(content))
+    return _begin_pass(request, bridge, tenant, content, forward_only=False)
 
 
 @router.post("/forward", openapi_extra=_PASS_BODY)
 async def forward(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
     """A pass without gradients, as clients up to 0.24 ask for it."""
     return _begin_pass(request, bridge, tenant, await read_body(request), forward_only=True)
+
+
+class _Rows(msgspec.Struct):
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+def _has_rows(content: bytes) -> bool:
+    try:
+        return msgspec.json.decode(content, type=_Rows).data is not msgspec.UNSET
+    except msgspec.MsgspecError:
+        return False  # compressed, or damaged: its reader says so
+
+
+async def begin_rows(
+    bridge: Bridge, tenant: TenantId, path: str, content: bytes, fields: dict[str, Any]
+) -> Started:
+    """Start a pass over rows, which become tokens first; only a numbered one that is wrong is started, too.
+
+    Raises:
+        LoractlError: the body cannot be used, or there is no such run.
+    """
+    model, seq = numbered(fields)
+    bridge.runs.owned(tenant, model)
+    call: Call
+    try:
+        call = await rows_call(bridge.tokenizer, checked(RowsBody, fields))
+    except LoractlError as error:
+        if seq is None:
+            raise
+        call = Refused(error)
+    return started(bridge, tenant, model, seq, path, content, call)
 
 
 def _begin_pass(

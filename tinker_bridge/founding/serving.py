@@ -1,0 +1,67 @@
+"""Keeps samples up to date: an adapter is published when it was trained since it was published last.
+
+An adapter is published when it is made, so that it can be sampled from at once; later when a sample
+asks for it, so that training alone costs nothing.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from ...bus.messages import PublishAdapter
+from ..records import RunRecord
+from ..training import Training
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Publication:
+    """changes: those of the adapter that its version holds at least."""
+
+    changes: int
+    task: "asyncio.Task[None]"
+
+    @property
+    def failed(self) -> bool:
+        return self.task.done() and (self.task.cancelled() or self.task.exception() is not None)
+
+
+class Serving:
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._newest: dict[str, _Publication] = {}
+
+    async def up_to_date(self, run: RunRecord) -> None:
+        """Wait until the newest version holds every change that was answered before.
+
+        Raises:
+            LoractlError: the adapter could not be published.
+        """
+        # Shielded: others may wait for the same publication.
+        await asyncio.shield(self.begin(run))
+
+    def begin(self, run: RunRecord) -> "asyncio.Task[None]":
+        """Start what `up_to_date` waits for, unless it was started, or done, before."""
+        changes = self._training.changes(run.id)
+        newest = self._newest.get(run.id)
+        if newest is None or newest.failed or newest.changes < changes:
+            task = asyncio.create_task(self._publish(run))
+            task.add_done_callback(lambda done: _tell(run, done))
+            newest = self._newest[run.id] = _Publication(changes, task)
+        return newest.task
+
+    def forget(self, run: str) -> None:
+        self._newest.pop(run, None)
+
+    async def _publish(self, run: RunRecord) -> None:
+        await self._training.request(
+            run, lambda place: PublishAdapter(adapter=place.adapter, lane=place.lane, seq=place.seq)
+        )
+
+
+def _tell(run: RunRecord, done: "asyncio.Task[None]") -> None:
+    """Nobody may be waiting for it: the next sample tries again."""
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.info("adapter.not_published", run=run.id, tenant=run.tenant, reason=str(error))

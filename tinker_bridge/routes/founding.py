@@ -1,0 +1,189 @@
+"""The founding systems' own API: adapters without sessions, rows of chats, samples as text."""
+
+import asyncio
+import secrets
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from ...bus.errors import Aborted, InvalidRequest, NotSupported, QuotaExceeded
+from ...bus.ids import TenantId, checked_name
+from ...bus.messages import AdapterList, ListAdapters, LoraSpec, SampleResult
+from ..bodies import OptimStepBody
+from ..bridge import Bridge
+from ..founding.bodies import AddLoraBody, ModelIdBody, ResultBody, RowsBody, SampleBody, StepBody
+from ..founding.datums import prompt_tokens
+from ..founding.facts import adapters_facts, losses_facts, run_facts
+from ..founding.samples import prompts_of, result_of, sample_of
+from ..futures import JSON, Result
+from ..operations import Step
+from ..records import Json
+from .reading import KEYED, BridgeIn, TenantIn, checked, described, json_object, read_body
+from .settings import Capabilities, capabilities
+from .training import Started, begin_rows, started
+
+router = APIRouter(tags=["founding systems' API"])
+
+T = TypeVar("T")
+Facts = dict[str, Any]
+
+
+@router.post("/add_lora")
+async def add_lora(body: AddLoraBody, bridge: BridgeIn, tenant: TenantIn) -> Facts:
+    """Make an adapter, ready to be trained and sampled from. It stays until it is removed."""
+    run = checked_name(f"{body.name}-{secrets.token_hex(8)}", what="an adapter")
+    lora = LoraSpec(
+        rank=body.rank,
+        alpha=body.alpha,
+        seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+        train_attn=body.train_attn,
+        train_mlp=body.train_mlp,
+        train_unembed=body.train_unembed,
+    )
+    base_model = body.base_model or bridge.base.name
+    record = await bridge.runs.create(tenant, "", run, base_model, lora, {})
+    if bridge.config.sampler.count > 0:
+        bridge.serving.begin(record)
+    return run_facts(record)
+
+
+@router.post("/remove_lora")
+async def remove_lora(body: ModelIdBody, bridge: BridgeIn, tenant: TenantIn) -> Facts:
+    return await _remove(bridge, tenant, body.model_id)
+
+
+@router.delete("/adapters/{model_id}")
+async def delete_adapter(model_id: str, bridge: BridgeIn, tenant: TenantIn) -> Facts:
+    return await _remove(bridge, tenant, model_id)
+
+
+async def _remove(bridge: Bridge, tenant: TenantId, model_id: str) -> Facts:
+    """Saved checkpoints (`/api/v1/save_weights`) stay."""
+    record = bridge.runs.live(tenant, model_id)
+    bridge.training.forget(record.id)
+    bridge.serving.forget(record.id)
+    await bridge.runs.let_go(record)
+    return {"model_id": record.id, "status": "removed"}
+
+
+@router.get("/adapters")
+async def adapters(bridge: BridgeIn, tenant: TenantIn) -> dict[str, list[Json]]:
+    listed = await bridge.bus.request(ListAdapters(), tenant=tenant)
+    assert isinstance(listed, AdapterList)
+    runs = [run for run in bridge.runs.not_let_go() if run.tenant == tenant]
+    return {"adapters": adapters_facts(runs, listed.adapters)}
+
+
+@router.post("/fwdbwd", openapi_extra=described(RowsBody))
+async def fwdbwd(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
+    """Run rows forward and backward; the gradients gather until the next optim_step."""
+    content = await read_body(request)
+    return await begin_rows(bridge, tenant, request.url.path, content, json_object(content))
+
+
+@router.post("/optim_step")
+async def optim_step(body: StepBody, bridge: BridgeIn, tenant: TenantIn) -> Started:
+    """Apply AdamW to the gathered gradients. Runs behind everything that was sent before."""
+    step = OptimStepBody.model_validate(body.model_dump())
+    content = body.model_dump_json().encode()
+    return started(bridge, tenant, body.model_id, body.seq_id, "/optim_step", content, Step(step))
+
+
+@router.post(
+    "/retrieve_future",
+    responses={
+        202: {"description": "Not done yet: ask again."},
+        500: {"description": "The work failed: category says whether by its sender's doing or by ours."},
+    },
+)
+async def retrieve_future(body: ResultBody, bridge: BridgeIn, tenant: TenantIn) -> JSONResponse:
+    """The result of fwdbwd or optim_step: 200 completed, 202 pending, 500 failed. Can be read again."""
+    patience_s = min(body.timeout, bridge.config.bridge.long_poll_s)
+    found = await bridge.futures.wait(tenant, body.request_id, patience_s)
+    answer: Facts = {"request_id": body.request_id}
+    if isinstance(found, str):
+        reason = {"reason": found} if found else {}
+        return JSONResponse({**answer, "status": "pending", **reason}, status_code=202)
+    result = _fields_of(found)
+    if found.failed:
+        return JSONResponse({**answer, "status": "failed", **result}, status_code=500)
+    return JSONResponse({**answer, "status": "completed", "result": result})
+
+
+def _fields_of(result: Result) -> Facts:
+    """Raises NotSupported: it is not JSON."""
+    if result.media_type != JSON:
+        raise NotSupported("this result was asked for in protobuf: read it at /api/v1/retrieve_future")
+    fields: Facts = msgspec.json.decode(result.body)
+    return fields
+
+
+@router.post("/sample", openapi_extra=described(SampleBody))
+@router.post("/generate", openapi_extra=described(SampleBody))
+@router.post("/api/v1/sample", openapi_extra=described(SampleBody))
+async def sample(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Facts:
+    """Answer with text. An adapter that was trained since is published first."""
+    body = checked(SampleBody, json_object(await read_body(request)))
+    return await _unless_gone(request, _sampled(bridge, tenant, body))
+
+
+async def _sampled(bridge: Bridge, tenant: TenantId, body: SampleBody) -> Facts:
+    bridge.base.check(body.base_model)
+    prompts = prompts_of(body)
+    _check_room(bridge, len(prompts) * body.sampling_params.num_samples)
+    run = None if body.model_id is None else bridge.runs.live(tenant, body.model_id)
+    tokens = await bridge.tokenizer.run(
+        lambda loaded: [prompt_tokens(loaded, prompt, raw=body.raw) for prompt in prompts]
+    )
+    if run is not None:
+        await bridge.serving.up_to_date(run)
+    adapter = None if run is None else run.adapter
+    samples = [sample_of(adapter, each, body.sampling_params) for each in tokens]
+    results = await asyncio.gather(*(bridge.bus.request(each, tenant=tenant) for each in samples))
+    answers = [
+        result_of(each, result)
+        for each, result in zip(samples, results, strict=True)
+        if isinstance(result, SampleResult)
+    ]
+    texts = [text for result in results if isinstance(result, SampleResult) for text in result.texts]
+    return {"model_id": body.model_id, "base_model": bridge.base.name, "texts": texts, "results": answers}
+
+
+def _check_room(bridge: Bridge, count: int) -> None:
+    most = bridge.config.bridge.pending_samples
+    if count > most:
+        raise InvalidRequest(f"{count} samples at once: at most {most} (bridge.pending_samples)")
+    if bridge.sampling.full:
+        raise QuotaExceeded("too many samples are waiting: try again in a moment")
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do some work, and give it up when the client hangs up: nobody would read its outcome."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Aborted("the client hung up")
+        return await working
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass  # the body was read before
+
+
+@router.get("/loss_functions", dependencies=KEYED)
+async def loss_functions() -> dict[str, list[Json]]:
+    """The losses, their inputs, and their settings (`loss_fn_config`) with defaults."""
+    return {"loss_functions": losses_facts()}
+
+
+@router.get("/get_server_capabilities", dependencies=KEYED)
+async def get_server_capabilities(bridge: BridgeIn) -> Capabilities:
+    return await capabilities(bridge.base, sampleable=bridge.config.sampler.count > 0)
