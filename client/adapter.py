@@ -67,8 +67,8 @@ class Adapter:
     ) -> Future[PassResult]:
         """Run datums through the model and add to the gradients; the loss is a sum over positions.
 
-        loss_config: settings of the loss, such as `clip_low_threshold` of ppo. forward_only:
-        only score the datums.
+        loss_config: settings of the loss, such as `clip_low_threshold` of ppo, as they are: they
+        replace what a scaled `Packed` brings. forward_only: only score the datums.
         """
         packed = datums if isinstance(datums, Packed) else pack(datums, loss)
         body = ForwardBackward(
@@ -80,7 +80,7 @@ class Adapter:
             old_logprobs=packed.old_logprobs,
             advantages=packed.advantages,
             loss=loss,
-            loss_config=dict(loss_config or {}),
+            loss_config={**packed.loss_config, **(loss_config or {})},
             forward_only=forward_only,
         )
         return self._submit(body, PassResult)

@@ -7,17 +7,21 @@ Legend: N = positions of one datum, T = positions of many, end to end.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..bus.errors import InvalidData
+from ..bus.loss_settings import LOSS_SETTINGS
 from ..bus.messages import Floats, Ints, LossName
 
 # One operation carries at most this many positions; a larger batch travels as several, whose
 # gradients add up to the same sum. It bounds what the trainer must hold for one pass.
 OPERATION_TOKENS = 8192
+
+# What some losses add to the part that grows with the advantages: the setting that is its size.
+_PENALTIES: Mapping[LossName, str] = {"dro": "beta", "stable_reinforce": "kl_coeff"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +29,7 @@ class Datum:
     """One sequence: position i has seen tokens[: i + 1] and predicts targets[i].
 
     weights [N]: how much each position counts, 0 for not at all. old_logprobs [N] and
-    advantages [N]: for importance_sampling and ppo; empty for cross_entropy.
+    advantages [N]: for all losses but cross_entropy, where they are empty.
     """
 
     tokens: Ints
@@ -64,7 +68,7 @@ def supervised_datum(tokens: Sequence[int], trained: Sequence[bool]) -> Datum:
 def sampled_datum(
     prompt: Sequence[int], tokens: Sequence[int], logprobs: Sequence[float], advantages: Sequence[float]
 ) -> Datum:
-    """A datum for importance_sampling and ppo: what was sampled after a prompt, and how good it was.
+    """A datum for all losses but cross_entropy: what was sampled after a prompt, and how good it was.
 
     Raises:
         InvalidData: no prompt, no tokens, or not one logprob and advantage for each token.
@@ -105,7 +109,7 @@ def cut_datum(datum: Datum, length: int) -> Datum:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """Datums end to end, as `ForwardBackward` carries them."""
+    """Datums end to end, as `ForwardBackward` carries them. loss_config: settings that their scale asks for."""
 
     lengths: Ints
     tokens: Ints
@@ -113,13 +117,15 @@ class Packed:
     weights: Floats
     old_logprobs: Floats
     advantages: Floats
+    loss_config: Mapping[str, float] = field(default_factory=dict)
 
 
 def pack(datums: Sequence[Datum], loss: LossName, scale: float = 1.0) -> Packed:
     """Pack datums, with each one's part of the loss multiplied by `scale`.
 
-    cross_entropy is linear in the weights; importance_sampling and ppo are linear in the
-    advantages for a scale above 0, and use weights as a mask only.
+    cross_entropy is linear in the weights. The others use weights as a mask only, and are linear in
+    the advantages for a scale above 0, but for the penalties of dro and stable_reinforce, which the
+    loss's settings scale.
 
     Raises:
         InvalidData: there is no datum, or one lacks what the loss needs or brings what it does not use.
@@ -139,7 +145,15 @@ def pack(datums: Sequence[Datum], loss: LossName, scale: float = 1.0) -> Packed:
         weights=np.concatenate([d.weights for d in datums]) * (np.float32(1) if sampled else factor),
         old_logprobs=np.concatenate([d.old_logprobs for d in datums]),
         advantages=np.concatenate([d.advantages for d in datums]) * factor,
+        loss_config=_scaled_penalty(loss, scale),
     )
+
+
+def _scaled_penalty(loss: LossName, scale: float) -> dict[str, float]:
+    if loss not in _PENALTIES or scale == 1.0:
+        return {}
+    setting = _PENALTIES[loss]
+    return {setting: LOSS_SETTINGS[loss][setting] * scale}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

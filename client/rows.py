@@ -5,7 +5,7 @@ Three forms of a row:
 - `{"prompt": "…", "completion": "…"}`, short for one user turn and one assistant turn, or plain text
   where the model has no chat template;
 - `{"prompt_tokens": […], "tokens": […], "logprobs": […], "advantages": […]}`, for the losses that
-  learn from sampled text: logprobs and advantages belong to `tokens`, one each; `"advantage": x`
+  learn from sampled text, all but cross_entropy: logprobs and advantages belong to `tokens`, one each; `"advantage": x`
   stands for the same advantage everywhere. `loractl sample --json` prints the first three.
 What rows become for a model is left to `datums`.
 """
@@ -86,7 +86,7 @@ def read_rows(file: Path, loss: LossName) -> list[Row]:
         raise InvalidData(f"cannot read {file}: {reason}") from error
     good, bad = parse_rows(lines, loss)
     if not good and not bad:
-        raise InvalidData(f"{file} is empty: write one JSON object a line, such as {EXAMPLES[loss]}")
+        raise InvalidData(f"{file} is empty: write one JSON object a line, such as {_example(loss)}")
     if bad:
         raise BadRows(file, bad, of=len(good) + len(bad))
     return good
@@ -131,10 +131,12 @@ def _chat_row(line: int, value: Mapping[str, object]) -> ChatRow:
             Turn("assistant", _text(value, "completion")),
         )
     elif set(value) & _SAMPLED_KEYS:
-        raise InvalidData("a row of sampled tokens: train it with --loss importance_sampling or ppo")
+        raise InvalidData(
+            "a row of sampled tokens: train it with --loss importance_sampling, ppo or the like"
+        )
     else:
         raise InvalidData(
-            f"neither 'messages' nor 'prompt' and 'completion': write {EXAMPLES['cross_entropy']}"
+            f"neither 'messages' nor 'prompt' and 'completion': write {_example('cross_entropy')}"
         )
     if not any(turn.role == "assistant" and turn.content for turn in turns):
         raise InvalidData("no assistant turn with text, so there is nothing to train on")
@@ -245,8 +247,7 @@ def _kind(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-EXAMPLES: Mapping[LossName, str] = {
-    "cross_entropy": '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
-    "importance_sampling": '{"prompt_tokens": […], "tokens": […], "logprobs": […], "advantages": […]}',
-    "ppo": '{"prompt_tokens": […], "tokens": […], "logprobs": […], "advantages": […]}',
-}
+def _example(loss: LossName) -> str:
+    if loss == "cross_entropy":
+        return '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
+    return '{"prompt_tokens": […], "tokens": […], "logprobs": […], "advantages": […]}'

@@ -51,7 +51,7 @@ def write_all(out: IO[str], result: SampleResult) -> None:
 
 def result_data(result: SampleResult, *, adapter: str | None, prompt: Sequence[int]) -> object:
     """The answer as JSON can say it. `prompt_tokens`, `tokens` and `logprobs` are what a training row
-    for importance_sampling or ppo needs."""
+    of sampled tokens needs, beside its advantages."""
     ends = np.cumsum(result.lengths)[:-1]
     samples = zip(
         result.texts,

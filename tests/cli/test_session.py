@@ -288,7 +288,7 @@ def test_policy_losses_learn_from_what_sample_prints(loractl, uninterrupted, tmp
             }
             stream.write(json.dumps(row) + "\n")
 
-    for loss in ("importance_sampling", "ppo"):
+    for loss in ("importance_sampling", "ppo", "cispo", "dro", "gspo", "stable_reinforce"):
         outcome = loractl("train", file, "--adapter", loss, "--loss", loss, "--rank", "4", "--max-steps", "2")
         assert outcome.code == 0, outcome.err
 

@@ -42,6 +42,20 @@ def test_policy_losses_are_scaled_through_their_advantages():
     assert packed.weights.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [("cispo", {}), ("gspo", {}), ("dro", {"beta": 0.025}), ("stable_reinforce", {"kl_coeff": 0.005})],
+)
+def test_a_penalty_is_scaled_with_the_advantages_beside_it(loss, settings):
+    datum = sampled_datum([1], [2, 3], [-1, -1], [4.0, 8.0])
+
+    (packed,) = Batch((datum,)).operations(loss)
+
+    assert packed.advantages.tolist() == [2.0, 4.0]
+    assert packed.loss_config == pytest.approx(settings)
+    assert pack([datum], loss).loss_config == {}
+
+
 def test_a_large_batch_travels_as_several_operations_in_order():
     batch = Batch(tuple(supervised_datum([i] * 5, [True] * 5) for i in range(5)))
 

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loractl.bus.errors import InvalidData
+from loractl.bus.messages import LossName
 from loractl.client.rows import BadRows, ChatRow, SampledRow, Turn, parse_rows, read_rows
 
 SAMPLED = {"prompt_tokens": [1, 2], "tokens": [3, 4], "logprobs": [-1.0, -2], "advantages": [0.5, 1]}
@@ -42,7 +44,7 @@ def test_prompt_and_completion_are_one_user_and_one_assistant_turn():
     assert good == [ChatRow(1, (Turn("user", "hi"), Turn("assistant", "yo")), is_completion=True)]
 
 
-@pytest.mark.parametrize("loss", ["importance_sampling", "ppo"])
+@pytest.mark.parametrize("loss", [loss for loss in get_args(LossName) if loss != "cross_entropy"])
 def test_sampled_rows_carry_logprobs_and_advantages(loss):
     good, _ = parse_rows([json.dumps(SAMPLED)], loss)
 
@@ -120,8 +122,10 @@ def test_an_empty_or_missing_file_is_refused(tmp_path: Path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n\n")
 
-    with pytest.raises(InvalidData, match="is empty"):
+    with pytest.raises(InvalidData, match=r'is empty: .*"messages"'):
         read_rows(empty, "cross_entropy")
+    with pytest.raises(InvalidData, match=r'is empty: .*"advantages"'):
+        read_rows(empty, "cispo")
     with pytest.raises(InvalidData, match="cannot read"):
         read_rows(tmp_path / "missing.jsonl", "cross_entropy")
 

@@ -114,6 +114,21 @@ def test_weights_that_cancel_on_one_target_have_no_gradient(lab: Lab) -> None:
     assert not any(bool(each.any()) for each in trained(engine, twice).values())
 
 
+def test_weights_that_sum_to_zero_over_different_targets_still_train(lab: Lab) -> None:
+    engine, part = lab.engine("llama"), batch(0, [20])
+    contrast = replace(
+        part,
+        targets=np.stack([part.targets, (part.targets + 1) % VOCAB], axis=1),
+        weights=np.tile(np.array([1.0, -1.0], np.float32), (20, 1)),
+    )
+    found = trained(engine, contrast)
+
+    _, _, expected = plain_pass(lab, "llama", engine, contrast, weighted)
+
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() < 2e-5 * gradient.abs().max(), name
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_weights_of_zero_give_logprobs_and_no_gradient(lab: Lab, k: int) -> None:
     engine, part = lab.engine("llama"), many(0, [20, 9], k)
