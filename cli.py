@@ -159,9 +159,10 @@ def train(place: Place, data: Path, adapter: str, resume: bool, base_model: str 
     """Train an adapter on chat rows, and publish it.
 
     A row is {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
-    or {"prompt": "…", "completion": "…"}; what the assistant says is trained. The losses
-    importance_sampling and ppo take rows of sampled tokens instead: {"prompt_tokens": […],
-    "tokens": […], "logprobs": […], "advantages": […]}.
+    or {"prompt": "…", "completion": "…"}; what the assistant says is trained. All
+    losses but cross_entropy take rows of sampled tokens instead: {"prompt_tokens": […],
+    "tokens": […], "logprobs": […], "advantages": […]}. The formula of stable_reinforce is not
+    published; importance_sampling with a KL penalty stands in for it.
 
     Ctrl-C saves, and --resume goes on from there to the same end. Without a running daemon, one is
     started for the run and stopped after it.
