@@ -4,44 +4,33 @@ stdout is data, stderr is talk. Exit codes: 0 done, 1 our side failed, 2 the cal
 130 interrupted.
 """
 
-import functools
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
 import click
 
 from . import __version__
 from .bus.ids import checked_name
-from .bus.messages import LossName
-from .client import commands
+from .client import access, commands
 from .client.boundary import guarded
+from .client.options import placed, sampling_options, training_options
 from .client.rows import read_rows
 from .client.run_plan import GivenSettings
 from .client.runs import Job
-from .client.startup import Place, StartScreen, base_model_settings, check_base_model, daemon_for_run
+from .client.startup import (
+    Place,
+    StartScreen,
+    base_model_settings,
+    check_base_model,
+    check_http,
+    daemon_for_run,
+    with_http,
+)
 from .client.terminal import EXIT_USER_ERROR, error_text, talk_console
 from .daemon import launch
-
-CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-
-
-def placed(command: CommandT) -> CommandT:
-    """Add the options that say which daemon is meant; the command gets them as its `place`."""
-
-    @click.option(
-        "--state-dir", metavar="DIR", help="Where the daemon keeps everything.  [env: LORACTL_STATE_DIR]"
-    )
-    @click.option(
-        "--config", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting, as trainer.slots=4."
-    )
-    @functools.wraps(command)
-    def with_place(*, state_dir: str | None, overrides: tuple[str, ...], **options: Any) -> Any:
-        return command(place=Place(state_dir, overrides), **options)
-
-    return with_place  # type: ignore[return-value]  # the same command, with two options more
 
 
 def example(*lines: str) -> str:
@@ -77,7 +66,9 @@ def daemon() -> None:
 @click.option(
     "--base-model", metavar="NAME[=PATH]", help="The model to serve, and the directory that holds it."
 )
-@click.option("--http", metavar="HOST:PORT", help="Also answer HTTP there.")
+@click.option(
+    "--http", metavar="HOST:PORT|none", help="Where to serve HTTP.  [default: 127.0.0.1 and a port it keeps]"
+)
 @click.option("--samplers", type=int, metavar="N", help="Sampler processes.  [default: 1]")
 @click.option("--detach", is_flag=True, help="Return when it is ready, and leave it running.")
 @placed
@@ -86,8 +77,10 @@ def start(place: Place, base_model: str | None, http: str | None, samplers: int 
     more = base_model_settings(base_model) if base_model else []
     more += [f"daemon.http={http}"] if http is not None else []
     more += [f"sampler.count={samplers}"] if samplers is not None else []
-    config = place.config(*more)
+    config = with_http(place.config(*more))
     check_base_model(config)
+    if not launch.running(config):
+        check_http(config)
     screen = StartScreen(talk_console(), state_option=place.option)
     if not detach:
         return launch.run_foreground(config, screen.show)
@@ -137,21 +130,7 @@ def logs(place: Place, follow: bool, lines: int) -> int:
 )
 @click.argument("data", type=click.Path(path_type=Path), metavar="DATA.jsonl")
 @click.option("--adapter", required=True, metavar="NAME", help="The adapter to make, or to go on with.")
-@click.option("--rank", type=int, help="Rank of the adapter.  [default: 16]")
-@click.option("--alpha", type=float, help="alpha / rank scales its output.  [default: 32]")
-@click.option("--lr", "learning_rate", type=float, help="Learning rate of AdamW.  [default: 1e-4]")
-@click.option("--batch-size", type=int, help="Rows a step.  [default: 8]")
-@click.option("--epochs", type=int, help="Times through the data.  [default: 1, or as --max-steps needs]")
-@click.option("--max-steps", type=int, help="Stop after so many steps.")
-@click.option("--loss", type=click.Choice(get_args(LossName)), help="[default: cross_entropy]")
-@click.option("--seed", type=int, help="For fresh weights and the order of rows.  [default: 0]")
-@click.option("--max-length", type=int, help="Cut rows to so many tokens.  [default: refuse long ones]")
-@click.option("--train-attn/--no-train-attn", default=None, help="Adapt attention.  [default: on]")
-@click.option("--train-mlp/--no-train-mlp", default=None, help="Adapt the MLPs.  [default: on]")
-@click.option(
-    "--train-unembed/--no-train-unembed", default=None, help="Adapt the output layer.  [default: off]"
-)
-@click.option("--save-every", type=int, help="Steps from one checkpoint to the next.  [default: 50]")
+@training_options
 @click.option("--resume", is_flag=True, help="Go on where an earlier run ended, with its settings.")
 @click.option("--base-model", metavar="NAME[=PATH]", help="For the daemon that is started when none runs.")
 @placed
@@ -189,32 +168,11 @@ def train(place: Place, data: Path, adapter: str, resume: bool, base_model: str 
     )
 )
 @click.argument("prompt", metavar="PROMPT|-")
-@click.option("--adapter", metavar="NAME", help="Without one, the base model answers.")
-@click.option("--version", type=int, help="A published version.  [default: the newest]")
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(1),
-    metavar="N",
-    default=256,
-    show_default=True,
-    help="Tokens an answer may have.",
-)
-@click.option("--temperature", default=1.0, show_default=True, help="0 takes the likeliest token each time.")
-@click.option("--seed", type=int, help="The same seed gives the same text.")
-@click.option(
-    "-n",
-    "num_samples",
-    type=click.IntRange(1),
-    metavar="N",
-    default=1,
-    show_default=True,
-    help="How many answers.",
-)
-@click.option("--raw", is_flag=True, help="Leave the prompt as it is, without the chat template.")
+@sampling_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with tokens and logprobs.")
 @placed
 def sample(place: Place, prompt: str, as_json: bool, **options: Any) -> int:
-    """Answer PROMPT (- reads stdin) with the base model or an adapter."""
+    """Answer PROMPT (- reads stdin), by an adapter or not."""
     return commands.sample(place.config(), prompt, as_json=as_json, **options)
 
 
@@ -265,6 +223,51 @@ def export(place: Place, name: str, directory: Path, version: int | None) -> int
 def import_(place: Place, directory: Path, name: str) -> int:
     """Make the adapter NAME from a PEFT directory, and publish it."""
     return commands.import_directory(place.config(), directory, checked_name(name, what="an adapter"))
+
+
+@loractl.group()
+def keys() -> None:
+    """Make, list and revoke API keys for HTTP."""
+
+
+@keys.command()
+@click.argument("name")
+@placed
+def create(place: Place, name: str) -> int:
+    """Make a key for the user NAME, and show it this once."""
+    return access.create_key(place.config(), name)
+
+
+@keys.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@placed
+def list_keys(place: Place, as_json: bool) -> int:
+    """List whose keys there are, without the keys themselves."""
+    return access.list_keys(place.config(), as_json=as_json)
+
+
+@keys.command()
+@click.argument("name")
+@placed
+def revoke(place: Place, name: str) -> int:
+    """Forget the key of NAME at once; their adapters stay."""
+    return access.revoke_key(place.config(), name)
+
+
+@loractl.command(epilog=example('eval "$(loractl env)"'))
+@placed
+def env(place: Place) -> int:
+    """Print what points the Tinker SDK at the running daemon."""
+    return access.show_environment(place.config())
+
+
+@loractl.command(epilog=example('eval "$(loractl tokenizer-cache Qwen/Qwen3-0.6B ~/models/qwen3)"'))
+@click.argument("name")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="[default: Hugging Face's own]")
+def tokenizer_cache(name: str, directory: Path, cache: Path | None) -> int:
+    """Let clients find the tokenizer in DIR by NAME, offline."""
+    return access.cache_tokenizer(name, directory, cache)
 
 
 @loractl.group()

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..bus.config import Config, load_config
 from ..bus.errors import InvalidConfig
+from ..bus.listening import is_open_to_others, listen
 from ..bus.messages import ActorPhase, ActorStatus, DaemonStatus
 from .terminal import duration_text
 
@@ -64,6 +65,23 @@ def check_base_model(config: Config) -> None:
     raise InvalidConfig(
         f"{directory} is no model directory: it has no config.json (PATH in --base-model NAME=PATH)"
     )
+
+
+def with_http(config: Config) -> Config:
+    """A daemon that a person starts serves HTTP, unless it was told where, or not to."""
+    if config.daemon.http:
+        return config
+    return replace(config, daemon=replace(config.daemon, http="auto"))
+
+
+def check_http(config: Config) -> None:
+    """Tell an address that cannot be served before anything starts.
+
+    Raises:
+        StartFailed: it is in use, or not ours.
+    """
+    if config.daemon.serves_http and config.daemon.http != "auto":
+        listen(config.daemon.http).close()
 
 
 def check_same_base_model(config: Config, running: DaemonStatus) -> None:
@@ -133,11 +151,24 @@ def _actor_line(actor: ActorStatus) -> Text:
 
 
 def _how_to_go_on(status: DaemonStatus, option: str) -> str:
-    http = f", http on {status.http}" if status.http else ""
-    return (
-        f"ready after {duration_text(status.uptime_s)}: serving {status.base_model}, pid {status.pid}, "
-        f"state in {status.state_dir}{http}\n"
-        f"  loractl train {option}DATA.jsonl --adapter NAME\n"
-        f"  loractl sample {option}--adapter NAME 'Hello'\n"
-        f"  loractl daemon stop {option}".rstrip()
-    )
+    ready = f"ready after {duration_text(status.uptime_s)}: serving {status.base_model}"
+    lines = [
+        f"{ready}, pid {status.pid}, state in {status.state_dir}",
+        *_http_lines(status.http, option),
+        f"  loractl train {option}DATA.jsonl --adapter NAME",
+        f"  loractl sample {option}--adapter NAME 'Hello'",
+        f"  loractl daemon stop {option}".rstrip(),
+    ]
+    return "\n".join(lines)
+
+
+def _http_lines(url: str, option: str) -> list[str]:
+    if not url:
+        return []
+    lines = [f'HTTP on {url}: for the Tinker SDK, eval "$({f"loractl env {option}".rstrip()})"']
+    if is_open_to_others(url):
+        lines += [
+            f"  other machines can reach it, with a key: loractl keys create {option}NAME",
+            "  keys and data travel as plain HTTP, which others can read: put a proxy with TLS in front",
+        ]
+    return lines

@@ -89,7 +89,8 @@ class Commands:
         return Running(*arguments, "--state-dir", self.state_dir)
 
     def start(self, model: Path, *settings: str) -> Outcome:
-        options = [word for setting in settings for word in ("--config", setting)]
+        """Without HTTP, unless the settings ask for it: most tests are about other things."""
+        options = [word for setting in ("daemon.http=none", *settings) for word in ("--config", setting)]
         return self("daemon", "start", "--detach", "--base-model", f"tiny={model}", *options)
 
 

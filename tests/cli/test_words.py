@@ -19,6 +19,11 @@ COMMANDS = [
     "adapters rm",
     "adapters export",
     "adapters import",
+    "keys create",
+    "keys list",
+    "keys revoke",
+    "env",
+    "tokenizer-cache",
     "model tiny",
     "doctor",
 ]
@@ -30,6 +35,7 @@ WITHOUT_A_DAEMON = [
     "adapters show x",
     "adapters rm x",
     "adapters export x somewhere",
+    "env",
 ]
 
 
@@ -78,6 +84,11 @@ def test_the_commands_without_arguments_show_their_help_as_a_mistake(call):
             ["daemon", "start", "--base-model", "x=/nowhere", "--http", "http://localhost:1"],
             "write HOST:PORT",
         ),
+        (["keys", "create", "../a"], "cannot name a key"),
+        (["keys", "create", "local"], "the local user's own key"),
+        (["keys", "revoke", "nobody"], "no key named 'nobody'"),
+        (["tokenizer-cache", "a/b/c", "/nowhere"], "write NAME or ORG/NAME"),
+        (["tokenizer-cache", "a/b", "/nowhere"], "no config.json"),
         (["daemon", "logs", "-n", "-5"], "-5 is not in the range"),
         (["sample", "hello", "--max-tokens", "0"], "0 is not in the range"),
         (["sample", "hello", "-n", "0"], "0 is not in the range"),

@@ -4,10 +4,17 @@ import io
 from pathlib import Path
 
 import pytest
-from loractl.bus.config import load_config
-from loractl.bus.errors import InvalidConfig
+from loractl.bus.config import Config, load_config
+from loractl.bus.errors import InvalidConfig, StartFailed
+from loractl.bus.listening import listen, url_of
 from loractl.bus.messages import ActorPhase, ActorStatus, DaemonStatus
-from loractl.client.startup import StartScreen, base_model_settings, check_base_model
+from loractl.client.startup import (
+    StartScreen,
+    base_model_settings,
+    check_base_model,
+    check_http,
+    with_http,
+)
 from rich.console import Console
 
 
@@ -46,7 +53,7 @@ def test_a_directory_without_a_model_is_refused_before_anything_starts(tmp_path:
         check_base_model(config)
 
 
-def status(**phases: ActorPhase) -> DaemonStatus:
+def status(http: str = "", **phases: ActorPhase) -> DaemonStatus:
     actors = [
         ActorStatus(
             actor=name, role="trainer", phase=phase, pid=1, restarts=0, rss_bytes=0, waiting=0, details="tiny"
@@ -59,7 +66,7 @@ def status(**phases: ActorPhase) -> DaemonStatus:
         uptime_s=3.0,
         state_dir="/state",
         base_model="tiny",
-        http="",
+        http=http,
         actors=tuple(actors),
         adapters=0,
         versions=0,
@@ -88,3 +95,38 @@ def test_each_change_of_an_actor_is_told_once_and_the_way_on_at_the_end():
         ["a", "ready"],
     ]
     assert told.count("loractl train --state-dir /state DATA.jsonl") == 1
+
+
+def config_with(tmp_path: Path, http: str) -> Config:
+    return load_config(state_dir=str(tmp_path), environ={}, overrides=[f"daemon.http={http}"])
+
+
+def test_a_daemon_that_a_person_starts_serves_http_unless_told_otherwise(tmp_path: Path):
+    chosen = {http: with_http(config_with(tmp_path, http)).daemon.http for http in ("", "none", "[::1]:80")}
+
+    assert chosen == {"": "auto", "none": "none", "[::1]:80": "[::1]:80"}
+
+
+def test_an_address_in_use_is_told_and_none_or_a_free_one_is_not(tmp_path: Path):
+    for http in ("", "none", "auto", "127.0.0.1:0"):
+        check_http(config_with(tmp_path, http))
+
+    with listen("127.0.0.1:0") as taken, pytest.raises(StartFailed, match="already in use"):
+        check_http(config_with(tmp_path, url_of(taken).removeprefix("http://")))
+
+
+def said_when_ready(http: str) -> str:
+    stream = io.StringIO()
+    StartScreen(Console(file=stream, soft_wrap=True), state_option="").show(status(http, a="ready"))
+    return stream.getvalue()
+
+
+def test_http_comes_with_the_way_to_it_and_with_a_warning_where_others_reach_it():
+    off, here, others = map(said_when_ready, ("", "http://127.0.0.1:8000", "http://0.0.0.0:8000"))
+
+    assert "HTTP" not in off
+    assert 'HTTP on http://127.0.0.1:8000: for the Tinker SDK, eval "$(loractl env)"' in here
+    assert "other machines" not in here
+    assert "other machines can reach it" in others
+    assert "loractl keys create NAME" in others
+    assert "plain HTTP" in others
