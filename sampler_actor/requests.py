@@ -50,7 +50,7 @@ def plan_sample(sample: Sample, request: RequestId, facts: ModelFacts, *, fresh_
     _check_fields(sample, facts)
     prompt = _checked_prompt(sample, facts)
     seed = fresh_seed if sample.seed is None else sample.seed
-    wish = wish_of(sample, facts, seed=seed)
+    wish = wish_of(sample, facts, seed=nth_seed(seed, 0))
     room = facts.context_tokens - len(prompt)
     _check_length(sample, facts, scored=wish is not None)
     if wish is None and not sample.max_tokens:
@@ -86,9 +86,15 @@ def _job(
         top_k=sample.top_k,
         top_p=sample.top_p,
         seed=seed,
-        stop_tokens=facts.end_tokens if sample.stop_tokens is None else sample.stop_tokens,
+        stop_tokens=_stop_tokens(sample, facts),
         topk=sample.topk_sample_logprobs,
     )
+
+
+def _stop_tokens(sample: Sample, facts: ModelFacts) -> tuple[int, ...]:
+    if sample.stop_tokens is None:
+        return facts.end_tokens
+    return (*sample.stop_tokens, *(facts.end_tokens if sample.keep_end_tokens else ()))
 
 
 def nth_seed(seed: int, index: int) -> int:

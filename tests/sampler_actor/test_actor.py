@@ -40,6 +40,7 @@ from loractl.tests.sampler_actor.desk import (
     running_sampler,
     sample_of,
 )
+from loractl.tests.sampler_actor.jobs import prompt_of
 from loractl.tests.sampler_actor.tiny import CONTEXT, damaged
 
 LONG = 200
@@ -137,6 +138,63 @@ def test_a_prompt_can_be_scored_alone(desk, alice, reference):
     np.testing.assert_allclose(
         answer.prompt_logprobs[1:], reference.logprobs(key_of(alice), PROMPT)[1:], atol=1e-4
     )
+
+
+def test_everything_asked_of_a_prompt_is_answered(desk, alice, reference):
+    size = len(PROMPT)
+    targets = np.array([[3, -1]] * (size - 1))
+    request = sample_of(
+        alice,
+        prompt_logprobs=True,
+        prompt_last_n=2,
+        topk_prompt_logprobs=3,
+        prompt_targets=targets,
+        prompt_alt_tokens=4,
+        topk_sample_logprobs=2,
+        num_samples=2,
+        temperature=0.5,
+        seed=8,
+    )
+    answer, again = desk.ask(request), desk.ask(request)
+
+    assert isinstance(answer, SampleResult)
+    table = reference.table(key_of(alice), PROMPT)[:-1]
+    np.testing.assert_allclose(answer.prompt_target_logprobs[:, 0], table[:, 3], atol=1e-4)
+    assert np.isnan(answer.prompt_target_logprobs[:, 1]).all()
+    assert answer.prompt_topk_tokens.shape == answer.prompt_topk_logprobs.shape == (size, 3)
+    assert list(np.isnan(answer.prompt_logprobs)) == [True] * (size - 2) + [False] * 2
+    assert answer.prompt_alt_tokens.shape == (size - 1, 4)
+    told = np.take_along_axis(table, answer.prompt_alt_tokens, axis=-1)
+    np.testing.assert_allclose(answer.prompt_alt_logprobs, told, atol=1e-4)
+    np.testing.assert_array_equal(answer.prompt_alt_tokens, again.prompt_alt_tokens)
+    assert answer.sample_topk_tokens.shape == answer.sample_topk_logprobs.shape == (16, 2)
+    assert (answer.sample_topk_logprobs[:, 0] >= answer.logprobs - 1e-4).all()
+
+
+def test_what_was_not_asked_of_a_prompt_is_empty(desk, alice):
+    answer = desk.ask(sample_of(alice, prompt_alt_tokens=1))
+
+    assert answer.prompt_alt_tokens.size == len(PROMPT) - 1
+    for other in (
+        answer.prompt_logprobs,
+        answer.prompt_topk_tokens,
+        answer.prompt_topk_logprobs,
+        answer.prompt_target_logprobs,
+        answer.sample_topk_tokens,
+        answer.sample_topk_logprobs,
+    ):
+        assert other.size == 0
+    assert answer.prompt_cached_tokens == 0
+
+
+def test_a_full_context_is_scored_and_its_samples_are_empty(desk, alice, reference):
+    prompt = prompt_of(CONTEXT, seed=60)
+    request = sample_of(alice, prompt=np.array(prompt), max_tokens=1, num_samples=2, prompt_logprobs=True)
+    answer = desk.ask(request)
+
+    assert (list(answer.lengths), answer.texts, answer.stop_reasons) == ([0, 0], ("", ""), ("length",) * 2)
+    expected = reference.logprobs(key_of(alice), prompt)[1:]
+    np.testing.assert_allclose(answer.prompt_logprobs[1:], expected, atol=1e-4)
 
 
 def test_a_stop_string_ends_text_and_tokens(desk, alice, tiny_model):
