@@ -14,6 +14,8 @@ from ...bus.messages import Floats, Ints
 # A few listed cells may claim a shape of any size; this is what is made whole: 128 MiB of int64.
 MOST_CELLS = 2**24
 
+_MOST_DIMENSIONS = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Csr:
@@ -57,7 +59,7 @@ def tensor(
     """
     if shape is None:
         shape = (values.size,)
-    if any(size < 0 for size in shape):
+    if len(shape) > _MOST_DIMENSIONS or any(size < 0 for size in shape):
         raise InvalidData(f"{what} has the impossible shape {shape_text(shape)}")
     if csr is not None:
         _check_csr(csr, shape, values.size, what)
