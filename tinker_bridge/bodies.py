@@ -5,7 +5,7 @@ What is understood and not done is refused where it is used, by name.
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 
 class Body(BaseModel):
@@ -180,11 +180,37 @@ class PathBody(Body):
 
 
 class TtlBody(Body):
-    ttl_seconds: int | None = None
+    """ttl_seconds: null is said, not left out, to keep a checkpoint for ever."""
+
+    ttl_seconds: int | None
 
 
 class ProjectBody(Body):
-    project_id: str | None = None
+    project_id: str = Field(min_length=1)
+
+
+class CopyBody(Body):
+    source_path: str
+    session_id: str | None = None
+    model_seq_id: int | None = Field(default=None, ge=0)
+    destination_project_id: str | None = None
+    ttl_seconds: int | None = None
+    weights_access_token: str | None = None
+
+
+class SearchOwner(Body):
+    type: Literal["own", "accessible", "user"] = "own"
+    owner_urns: list[str] = []
+
+
+class StatusQuery(Body):
+    type: Literal["active", "cancelled", "failed", "client_finished"]
+    reasons: list[str] | None = None
+
+
+class SearchCursor(Body):
+    last_created_at: AwareDatetime
+    last_session_id: str
 
 
 class SearchBody(Body):
@@ -192,6 +218,7 @@ class SearchBody(Body):
     project_ids: list[str] | None = None
     user_metadata: dict[str, str] = {}
     display_name: str | None = None
-    statuses: list[Any] | None = None
-    limit: int = Field(default=50, ge=1, le=1000)
-    cursor: Any = None
+    owner: SearchOwner = SearchOwner()
+    statuses: list[StatusQuery] | None = None
+    limit: int = Field(default=50, ge=1, le=200)
+    cursor: SearchCursor | None = None

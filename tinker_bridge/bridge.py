@@ -9,9 +9,11 @@ from ..bus.keys import Keys
 from ..bus.layout import StateLayout
 from .base import BaseModel, Bus
 from .checkpoints import Checkpoints
+from .exports import Exports
 from .founding.serving import Serving
 from .founding.tokenizer import TokenizerThread
 from .futures import Futures
+from .repeats import Repeats
 from .runs import Runs
 from .samplers import Samplers
 from .sampling import Sampling
@@ -31,6 +33,8 @@ class Bridge:
     futures: Futures
     sessions: Sessions
     checkpoints: Checkpoints
+    exports: Exports
+    repeats: Repeats
     runs: Runs
     training: Training
     samplers: Samplers
@@ -79,6 +83,8 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         futures=futures,
         sessions=sessions,
         checkpoints=checkpoints,
+        exports=Exports(store, layout, clock=time.time),
+        repeats=Repeats(),
         runs=runs,
         training=training,
         samplers=samplers,

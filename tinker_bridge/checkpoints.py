@@ -4,6 +4,7 @@ Owns their records and rules. The states themselves lie with the trainer (traini
 published versions) or in `<state>/exports` (external ones), and go when their record goes.
 """
 
+import asyncio
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -134,7 +135,9 @@ class Checkpoints:
             case "sampler":
                 await self._forgiving(DeleteVersion(adapter=record.adapter, version=record.version), record)
             case "external":
-                shutil.rmtree(self._layout.exports / record.token, ignore_errors=True)
+                assert record.token
+                # In a thread: the files may be many gigabytes.
+                await asyncio.to_thread(shutil.rmtree, self._layout.exports / record.token, ignore_errors=True)
         self._store.delete(record)
 
     async def _forgiving(self, request: DeleteCheckpoint | DeleteVersion, record: CheckpointRecord) -> None:

@@ -46,7 +46,14 @@ async def one_round(bridge: Bridge) -> None:
     await free_ended(bridge)
     for checkpoint in bridge.checkpoints.expired():
         log.info("checkpoint.expired", path=checkpoint.id, tenant=checkpoint.tenant)
-        await bridge.checkpoints.delete(checkpoint)
+        await delete_checkpoint(bridge, checkpoint)
+    bridge.exports.delete_orphans()
+
+
+async def delete_checkpoint(bridge: Bridge, checkpoint: CheckpointRecord) -> None:
+    """With the last checkpoint of an ended run goes its adapter. Raises LoractlError."""
+    await bridge.checkpoints.delete(checkpoint)
+    await bridge.runs.delete_empty(checkpoint.parent)
 
 
 def end_session(

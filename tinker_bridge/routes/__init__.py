@@ -1,6 +1,18 @@
 """Every route, grouped by subject. Each file has one router; this is the list."""
 
-from . import founding, futures, health, sampling, sessions, settings, training
+from . import (
+    account,
+    catalog,
+    checkpoints,
+    exports,
+    founding,
+    futures,
+    health,
+    sampling,
+    sessions,
+    settings,
+    training,
+)
 
 ROUTERS = (
     health.router,
@@ -9,5 +21,9 @@ ROUTERS = (
     training.router,
     sampling.router,
     futures.router,
+    catalog.router,
+    checkpoints.router,
+    exports.router,
+    account.router,
     founding.router,
 )

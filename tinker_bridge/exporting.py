@@ -1,0 +1,55 @@
+"""save_weights_external: a run's weights as PEFT files for other programs, encrypted if that was asked for."""
+
+from ..bus.messages import ExportWeights, Message, WeightsExported
+from .age import Recipients
+from .bodies import SaveExternalBody
+from .checkpoints import Checkpoints, checked_ttl
+from .exports import Exports
+from .futures import Result, json_result
+from .records import RunRecord
+from .training import Operation, Place
+
+
+class SaveExternal:
+    """One save. The files lie on the disk before the record speaks of them."""
+
+    def __init__(self, body: SaveExternalBody, checkpoints: Checkpoints, exports: Exports) -> None:
+        self._body = body
+        self._checkpoints = checkpoints
+        self._exports = exports
+        self._run: RunRecord | None = None
+        self._to: Recipients | None = None
+        self._reserved = ""
+        self._token = ""
+
+    def build(self, run: RunRecord, place: Place) -> Operation:
+        self._run = run
+        checked_ttl(self._body.ttl_seconds)
+        if self._body.age_encryption_recipients is not None:
+            self._to = Recipients(self._body.age_encryption_recipients)
+        self._reserved = self._checkpoints.reserve(run, "external", self._body.path)
+        return ExportWeights(adapter=place.adapter, lane=place.lane, seq=place.seq)
+
+    async def finish(self, answer: Message) -> Result:
+        assert isinstance(answer, WeightsExported)
+        assert self._run is not None
+        self._token = self._exports.begin()
+        files = {
+            "adapter_config.json": memoryview(answer.config_json.encode()),
+            "adapter_model.safetensors": answer.safetensors.data,
+        }
+        size_bytes = await self._exports.write(self._token, files, self._to)
+        record = self._checkpoints.add(
+            self._run,
+            "external",
+            self._body.path,
+            ttl_s=self._body.ttl_seconds,
+            user_metadata={},
+            token=self._token,
+            size_bytes=size_bytes,
+        )
+        return json_result({"type": "save_weights_external", "path": record.id, "size_bytes": size_bytes})
+
+    def close(self) -> None:
+        self._checkpoints.release(self._reserved)
+        self._exports.end(self._token)

@@ -1,0 +1,153 @@
+"""External checkpoints: their files under `<state>/exports/<token>/`, and the addresses they are read at.
+
+An address needs no key: it is signed, for one checkpoint, and for an hour at most. It ends with its
+checkpoint. The directory's own name never leaves the server in any other way than signed.
+"""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from ..bus.errors import CheckpointNotFound, ResultExpired, StorageFailed
+from ..bus.layout import StateLayout
+from .age import Recipients
+from .records import CheckpointRecord
+from .store import Store
+
+_ADDRESS_S = 3600.0
+_AGE = ".age"
+
+
+class Exports:
+    """clock: seconds since the epoch."""
+
+    def __init__(self, store: Store, layout: StateLayout, *, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._layout = layout
+        self._clock = clock
+        # Its own key: what another part of the bridge signs is no address.
+        self._key = hmac.digest(store.secret, b"exports", "sha256")
+        # Directories that no record speaks of yet.
+        self._under_way: set[str] = set()
+
+    def begin(self) -> str:
+        """A fresh directory's name, safe from `delete_orphans` until `end`."""
+        token = secrets.token_hex(16)
+        self._under_way.add(token)
+        return token
+
+    def end(self, token: str) -> None:
+        self._under_way.discard(token)
+
+    async def write(self, token: str, files: Mapping[str, memoryview], to: Recipients | None) -> int:
+        """Write files, encrypted if they are to somebody; returns their bytes on disk.
+
+        Raises:
+            StorageFailed: nothing is left of them.
+        """
+        return await asyncio.to_thread(self._write, self._layout.exports / token, files, to)
+
+    def addresses(self, record: CheckpointRecord) -> tuple[dict[str, str], float]:
+        """Each file's name with its address below /api/v1/exports/, and when these end, in Unix seconds."""
+        ends = self._clock() + _ADDRESS_S
+        if record.expires_unix_s is not None:
+            ends = min(ends, record.expires_unix_s)
+        pass_ = self._signed(msgspec.json.encode([record.id, record.token, ends]))
+        names = sorted(file.name for file in _files(self._layout.exports / record.token))
+        return {name: f"{pass_}/{name}" for name in names}, ends
+
+    def file_at(self, signed: str, name: str) -> Path:
+        """The file at an address.
+
+        Raises:
+            CheckpointNotFound: we gave no such address, or its checkpoint is gone.
+            ResultExpired: the address ended.
+        """
+        unknown = CheckpointNotFound("there is nothing at this address: it never was, or was deleted")
+        payload = self._checked(signed)
+        if payload is None:
+            raise unknown
+        path, token, ends = msgspec.json.decode(payload, type=tuple[str, str, float])
+        if ends <= self._clock():
+            raise ResultExpired("this address has expired: ask for the checkpoint's addresses again")
+        record = self._store.find(CheckpointRecord, path)
+        if record is None or record.token != token:
+            raise unknown
+        # Compared with what is there, so the name never becomes a path.
+        for file in _files(self._layout.exports / token):
+            if file.name == name:
+                return file
+        raise unknown
+
+    def delete_orphans(self) -> None:
+        """Delete directories that no record speaks of: left by a crash, or by an expired namesake."""
+        found = {directory.name for directory in _files(self._layout.exports)} - self._under_way
+        if found:
+            for token in found - {record.token for record in self._store.all(CheckpointRecord)}:
+                shutil.rmtree(self._layout.exports / token, ignore_errors=True)
+
+    def _write(self, directory: Path, files: Mapping[str, memoryview], to: Recipients | None) -> int:
+        try:
+            directory.parent.mkdir(mode=0o700, exist_ok=True)
+            directory.mkdir(mode=0o700)
+            size_bytes = sum(_write_file(directory, name, data, to) for name, data in files.items())
+            for each in (directory, directory.parent):
+                _sync(each)
+        except OSError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise StorageFailed(f"cannot write the export: {error.strerror or error}") from error
+        return size_bytes
+
+    def _signed(self, payload: bytes) -> str:
+        text = base64.urlsafe_b64encode(payload).decode().rstrip("=")
+        return f"{text}.{self._signature(text)}"
+
+    def _checked(self, signed: str) -> bytes | None:
+        text, _, signature = signed.partition(".")
+        if not hmac.compare_digest(signature.encode(), self._signature(text).encode()):
+            return None
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+    def _signature(self, text: str) -> str:
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _write_file(directory: Path, name: str, data: memoryview, to: Recipients | None) -> int:
+    """Returns its size. It is on the disk when this returns."""
+    with (directory / (name if to is None else name + _AGE)).open("xb") as file:
+        if to is None:
+            file.write(data)
+        else:
+            to.encrypt(data, file)
+        return _synced(file)
+
+
+def _synced(file: BinaryIO) -> int:
+    file.flush()
+    os.fsync(file.fileno())
+    return file.tell()
+
+
+def _sync(directory: Path) -> None:
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _files(directory: Path) -> list[Path]:
+    """What lies in a directory; nothing when it is not there."""
+    try:
+        return [*directory.iterdir()]
+    except FileNotFoundError:
+        return []
