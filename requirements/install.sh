@@ -27,10 +27,16 @@ install_cpu_torch() {
     "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --torch-backend=cpu "torch==2.13.0"
 }
 
+install_cookbook() {
+    # Without its requirements, one of which is not published (see pyproject.toml).
+    pip_install --no-deps "$(grep '^tinker_cookbook==' "$here/cpu.lock")"
+}
+
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then
     echo "setup: CUDA found, installing the CUDA builds"
     pip_install -r "$here/cuda.lock"
     pip_install --no-deps -e "$root"
+    install_cookbook
 elif [ "$(uname -s)" = Linux ]; then
     echo "setup: no CUDA, installing the CPU builds"
     install_cpu_torch
@@ -44,4 +50,5 @@ elif [ "$(uname -s)" = Linux ]; then
 else
     echo "setup: no vllm for this system, the embedded torch engine will sample"
     pip_install -c "$here/cpu.lock" -e "$root[train,dev]"
+    install_cookbook
 fi
