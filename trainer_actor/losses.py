@@ -18,7 +18,8 @@ The formula of stable_reinforce is not published. In its place stands importance
 penalty that holds the policy to the one that sampled. Of the estimators of KL it takes (lp - q)^2 / 2
 because its gradient, (lp - q) grad lp, is in expectation over the policy's own samples that of KL
 itself (arXiv 2506.09477; differentiating lp - q gives 0, and the estimator r - 1 - log r another
-divergence), and because it grows with lp - q, not with exp(lp - q).
+divergence), and because it grows with lp - q, not with exp(lp - q). Positions where nothing was
+sampled (see `sampled`) have no penalty, or a prompt would be pulled towards what its padding names.
 
 Legend: T = positions, K = targets of a position (for cross_entropy, [T] may be [T, K]), B = datums.
 """
@@ -44,7 +45,7 @@ def _none() -> Tensor:
 class LossInputs:
     """weights, old_logprobs, advantages [T], float32; all but weights are empty for cross_entropy.
 
-    ratio_mask [T], lengths [B]: for losses over whole sequences. An empty mask counts what weights do.
+    ratio_mask [T], lengths [B]: for losses over whole sequences. An empty mask stands for what was sampled.
     """
 
     weights_T: Tensor
@@ -90,7 +91,7 @@ def loss_terms(
             log_s_T = sequence_log_ratio(logprobs_T, inputs) + logprobs_T - logprobs_T.detach()
             gains_T = _clipped_gains(log_s_T.exp(), advantages_T, settings)
         case "stable_reinforce":
-            penalty_T = settings["kl_coeff"] / 2 * log_ratio_T.square()
+            penalty_T = settings["kl_coeff"] / 2 * torch.where(sampled(inputs), log_ratio_T, 0.0).square()
             gains_T = log_ratio_T.exp() * advantages_T - penalty_T
         case _:
             assert_never(loss)
@@ -113,13 +114,22 @@ def log_ratio(logprobs_T: Tensor, inputs: LossInputs) -> Tensor:
     return torch.where(inputs.weights_T != 0, logprobs_T - inputs.old_logprobs_T, 0.0)
 
 
+def sampled(inputs: LossInputs) -> Tensor:
+    """Whether a token was sampled there [T], as far as the numbers tell.
+
+    Clients that send no weights fill the positions of a prompt with a q and an advantage of 0. A
+    token that was sampled with probability 1 and has no advantage looks the same, and matters as little.
+    """
+    told_T = (inputs.old_logprobs_T != 0) | (inputs.advantages_T != 0)
+    return (inputs.weights_T != 0) & told_T
+
+
 def sequence_log_ratio(logprobs_T: Tensor, inputs: LossInputs) -> Tensor:
     """The mean of lp - q over the counted positions of each one's datum [T], without a gradient.
 
     0 where a datum counts none. Each datum is summed by itself, so others do not change its bits.
     """
-    mask_T = inputs.ratio_mask_T if len(inputs.ratio_mask_T) else inputs.weights_T
-    counted_T = mask_T != 0
+    counted_T = inputs.ratio_mask_T != 0 if len(inputs.ratio_mask_T) else sampled(inputs)
     difference_T = torch.where(counted_T, logprobs_T.detach() - inputs.old_logprobs_T, 0.0).double()
     sums_B = _sums(difference_T, inputs.lengths_B)
     counts_B = _sums(counted_T.double(), inputs.lengths_B)

@@ -40,8 +40,8 @@ class ForwardBackward(Message):
     cross_entropy, targets and weights may be [T, K]: K weighted targets a position, of any sign.
     old_logprobs [T] and advantages [T] belong to the other losses, and are empty for
     cross_entropy; for those losses, weights [T] masks positions (0 leaves one out).
-    ratio_mask [T] belongs to gspo: positions other than 0 make the sequence's ratio; empty stands
-    for weights.
+    ratio_mask [T] belongs to gspo: positions other than 0 make the sequence's ratio; empty stands for
+    those of weight other than 0 that have an old_logprob or an advantage.
     loss_config: named settings of the loss, such as clip_low_threshold; unknown ones are refused.
     """
 

@@ -178,6 +178,35 @@ def test_metrics_have_one_colon_and_a_known_reduction(loss: LossName) -> None:
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+def test_padding_where_nothing_was_sampled_counts_for_nothing() -> None:
+    prompt = torch.arange(50) < 20
+    zeros = {
+        name: getattr(inputs(), name).masked_fill(prompt, 0.0) for name in ("old_logprobs_T", "advantages_T")
+    }
+    given = inputs(weights_T=torch.ones(50), **zeros)
+    left_out = replace(given, weights_T=(~prompt).float())
+    settings = checked_settings("stable_reinforce", {"kl_coeff": 0.5})
+    logprobs = some_logprobs().float()
+
+    terms, slopes = terms_and_slopes("stable_reinforce", logprobs, given, settings)
+
+    expected, expected_slopes = terms_and_slopes("stable_reinforce", logprobs, left_out, settings)
+    assert torch.equal(terms, expected)
+    assert torch.equal(slopes, expected_slopes)
+    padded, weighted = (
+        loss_metrics("stable_reinforce", logprobs, terms, each, settings) for each in (given, left_out)
+    )
+    assert padded == {**weighted, "tokens:sum": 50.0}
+    # Nor does it count in a sequence's ratio, unless a mask says so.
+    whole, part = (
+        terms_and_slopes("gspo", logprobs, each, checked_settings("gspo", {}))[0]
+        for each in (given, left_out)
+    )
+    assert torch.equal(whole, part)
+    # dro is what it is defined to be, over every position that is not left out.
+    assert terms_and_slopes("dro", logprobs, given, {"beta": 0.5})[1][prompt].all()
+
+
 def test_metrics_tell_what_each_loss_did() -> None:
     given = LossInputs(
         weights_T=torch.tensor([1.0, 1.0, 0.0, 2.0]),
