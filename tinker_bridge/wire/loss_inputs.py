@@ -43,38 +43,40 @@ def packed(data: Sequence[Datum], loss: LossName) -> LossInputs:
         InvalidData: an input is missing, or its shape or values cannot be used.
         NotSupported: an input that is known and not honoured.
     """
+    lengths = _lengths(data)
+    _check_names(data)
+    columns = _Columns(data, _targets_of_a_position(data, lengths))
+    supervised = loss == "cross_entropy"
+    if not supervised:
+        columns.check_one_target(loss)
+    return LossInputs(
+        lengths=lengths,
+        tokens=np.concatenate([datum.tokens for datum in data]).astype(np.int64, copy=False),
+        targets=columns.targets(),
+        weights=columns.floats("weights", missing=1.0, wide=True) if supervised else columns.mask(loss),
+        old_logprobs=_NO_FLOATS if supervised else columns.floats("logprobs", needed_by=loss),
+        advantages=_NO_FLOATS if supervised else columns.floats("advantages", needed_by=loss),
+        ratio_mask=columns.ratio_mask() if loss == "gspo" else _NO_FLOATS,
+        ignored=_ignored(data, loss),
+    )
+
+
+def _lengths(data: Sequence[Datum]) -> Ints:
     if not data:
         raise InvalidData("there is no data: send at least one datum")
     lengths = np.array([datum.tokens.size for datum in data], dtype=np.int64)
     if not lengths.all():
         raise InvalidData(f"datum {int(lengths.argmin())} has no tokens")
-    _check_names(data)
-    columns = _Columns(data, _targets_of_a_position(data, lengths))
-    taken = {"target_tokens"}
-    old_logprobs = advantages = ratio_mask = _NO_FLOATS
-    if loss == "cross_entropy":
-        weights = columns.floats("weights", missing=1.0, wide=True)
-        taken |= {"weights"}
-    else:
-        columns.check_one_target(loss)
-        weights = columns.mask("mask", loss) * columns.mask("weights", loss)
-        old_logprobs = columns.floats("logprobs", needed_by=loss)
-        advantages = columns.floats("advantages", needed_by=loss)
-        taken |= {"mask", "weights", "logprobs", "advantages"}
+    return lengths
+
+
+def _ignored(data: Sequence[Datum], loss: LossName) -> tuple[str, ...]:
+    taken = {"target_tokens", "weights"}
+    if loss != "cross_entropy":
+        taken |= {"mask", "logprobs", "advantages"}
     if loss == "gspo":
         taken |= {"sequence_ratio_mask"}
-        if columns.has("sequence_ratio_mask"):
-            ratio_mask = columns.floats("sequence_ratio_mask", missing=1.0)
-    return LossInputs(
-        lengths=lengths,
-        tokens=np.concatenate([datum.tokens for datum in data]).astype(np.int64, copy=False),
-        targets=columns.targets(),
-        weights=weights,
-        old_logprobs=old_logprobs,
-        advantages=advantages,
-        ratio_mask=ratio_mask,
-        ignored=tuple(sorted({name[:64] for datum in data for name in datum.inputs} - taken)),
-    )
+    return tuple(sorted({name[:64] for datum in data for name in datum.inputs} - taken))
 
 
 def _check_names(data: Sequence[Datum]) -> None:
@@ -118,9 +120,6 @@ class _Columns:
     data: Sequence[Datum]
     each: tuple[int, ...]
 
-    def has(self, name: str) -> bool:
-        return any(name in datum.inputs for datum in self.data)
-
     def check_one_target(self, loss: LossName) -> None:
         if self.each:
             raise InvalidData(
@@ -133,14 +132,21 @@ class _Columns:
             np.int64, copy=False
         )
 
-    def mask(self, name: str, loss: LossName) -> Floats:
-        """Which positions count, 0 or 1; all, where nothing is said."""
-        values = self.floats(name, missing=1.0)
-        if not ((values == 0) | (values == 1)).all():
+    def mask(self, loss: LossName) -> Floats:
+        """Which positions count, 0 or 1, by `mask` and by `weights`; all, where nothing is said."""
+        values = [self.floats(name, missing=1.0) for name in ("mask", "weights")]
+        if not all(((each == 0) | (each == 1)).all() for each in values):
             raise InvalidData(
-                f"{name} of {loss} holds values other than 0 and 1: put factors into the advantages"
+                f"mask or weights of {loss} hold values other than 0 and 1: put factors into the advantages"
             )
-        return values
+        return values[0] * values[1]
+
+    def ratio_mask(self) -> Floats:
+        """Empty when no datum has one, which is the same as ones."""
+        name = "sequence_ratio_mask"
+        if not any(name in datum.inputs for datum in self.data):
+            return _NO_FLOATS
+        return self.floats(name, missing=1.0)
 
     def floats(
         self, name: str, *, missing: float = 0.0, needed_by: LossName | None = None, wide: bool = False

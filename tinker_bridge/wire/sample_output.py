@@ -40,8 +40,8 @@ def encode_sample(result: SampleResult, call: SampleCall) -> bytes:
     if asked.topk_prompt_logprobs:
         topk = _topk(result.prompt_topk_tokens, result.prompt_topk_logprobs)
         response.topk_prompt_logprobs.CopyFrom(topk)
-    if asked.prompt_targets.shape[1]:
-        targets = _targets(result.prompt_target_logprobs, asked.prompt_targets, call.target_layout)
+    if call.targets.shape[1]:
+        targets = _targets(result.prompt_target_logprobs, call.targets, call.target_layout)
         response.target_prompt_logprobs.CopyFrom(targets)
     if asked.prompt_alt_tokens:
         response.prompt_alt_tokens.CopyFrom(_drawn(result, (asked.prompt.size - 1, asked.prompt_alt_tokens)))
@@ -80,7 +80,8 @@ def _topk(tokens: Ints, logprobs: Floats) -> pb.TopkLogprobs:
 
 def _targets(logprobs: Floats, asked: Ints, layout: Csr | None) -> pb.Tensor:
     """logprobs, asked: [P - 1, K]. Zero where nothing was asked; the layout of the request."""
-    logprobs = np.where(asked < 0, np.float32(0), logprobs.reshape(asked.shape))
+    named = asked >= 0
+    logprobs = np.where(named, logprobs, np.float32(0)) if named.any() else np.zeros(asked.shape, np.float32)
     if layout is None:
         return _dense(logprobs)
     return pb.Tensor(

@@ -26,11 +26,13 @@ class SampleEnvelope(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleCall:
-    """message: its adapter and version are still to be filled in. target_layout: where the targets lay
-    in the request, when it was sparse; the answer has them there, too.
+    """message: its adapter and version are still to be filled in. targets [P - 1, K]: as asked, or [0, 0];
+    the message leaves them out when they name no token. target_layout: where they lay in the request,
+    when it was sparse; the answer has them there, too.
     """
 
     message: Sample
+    targets: Ints
     target_layout: Csr | None
 
 
@@ -57,6 +59,7 @@ class _Request(msgspec.Struct):
     prompt_logprobs_last_n: Int64 | None = None
 
 
+_NO_TARGETS = np.zeros((0, 0), dtype=np.int64)
 _envelope = msgspec.json.Decoder(SampleEnvelope)
 _request = msgspec.json.Decoder(_Request)
 
@@ -101,11 +104,11 @@ def decode_sample(body: bytes, *, context_tokens: int) -> SampleCall:
         prompt_logprobs=bool(request.prompt_logprobs),
         topk_prompt_logprobs=request.topk_prompt_logprobs,
         topk_sample_logprobs=request.topk_sample_logprobs,
-        prompt_targets=targets,
+        prompt_targets=targets if (targets >= 0).any() else _NO_TARGETS,
         prompt_alt_tokens=request.prompt_alt_tokens_k,
         prompt_last_n=request.prompt_logprobs_last_n,
     )
-    return SampleCall(message=message, target_layout=layout)
+    return SampleCall(message=message, targets=targets, target_layout=layout)
 
 
 def _stops(stop: str | list[str | int] | None) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
@@ -138,7 +141,7 @@ def _check_scoring(request: _Request, prompt_tokens: int) -> None:
 def _targets(asked: TensorData | None, prompt_tokens: int) -> tuple[Ints, Csr | None]:
     """[P - 1, K], -1 where nothing is asked, and the layout of a sparse request."""
     if asked is None:
-        return np.zeros((0, 0), dtype=np.int64), None
+        return _NO_TARGETS, None
     tensor = tensor_of(asked, "target_prompt_logprobs")
     if not tensor.holds_ints or len(tensor.shape) != 2 or tensor.shape[0] != prompt_tokens - 1:
         raise InvalidData(

@@ -60,11 +60,11 @@ def test_older_clients_read_a_pass_in_json():
     assert np.float32(read["loss_fn_outputs"][1]["elementwise_loss"]["data"][3]) == np.float32(0.1)
 
 
-def call_for(prompt=4, layout=None, **asked) -> SampleCall:
-    sample = Sample(
-        adapter=None, version=None, prompt=np.arange(prompt, dtype=np.int64), max_tokens=5, **asked
-    )
-    return SampleCall(message=sample, target_layout=layout)
+def call_for(prompt=4, targets=None, layout=None, **asked) -> SampleCall:
+    ids = np.arange(prompt, dtype=np.int64)
+    sample = Sample(adapter=None, version=None, prompt=ids, max_tokens=5, **asked)
+    targets = sample.prompt_targets if targets is None else targets
+    return SampleCall(message=sample, targets=targets, target_layout=layout)
 
 
 def result_of(lengths=(2, 0), **more) -> SampleResult:
@@ -107,8 +107,8 @@ def scored_samples(draw):
         rows, columns = np.nonzero(targets >= 0)
         layout = Csr(crow=np.searchsorted(rows, np.arange(prompt)), col=columns)
     call = call_for(
-        prompt, layout, prompt_logprobs=True, topk_prompt_logprobs=k, topk_sample_logprobs=k,
-        prompt_targets=targets, prompt_alt_tokens=k,
+        prompt, targets, layout, prompt_logprobs=True, topk_prompt_logprobs=k, topk_sample_logprobs=k,
+        prompt_alt_tokens=k,
     )  # fmt: skip
     result = result_of(
         lengths, tokens=ids(sampled), logprobs=floats(sampled), prompt_logprobs=prompt_logprobs,
@@ -159,7 +159,7 @@ def test_the_sdk_reads_target_and_alternative_tokens_value_for_value(made):
 
     read = response_conv.deserialize_sample_response(encode_sample(result, call))
 
-    asked = call.message.prompt_targets
+    asked = call.targets
     targets = read.target_prompt_logprobs
     assert (targets.sparse_crow_indices is not None) == (call.target_layout is not None)
     assert targets.shape == list(asked.shape)
@@ -181,7 +181,7 @@ def test_what_was_not_asked_for_is_left_out():
 
 
 def test_a_prompt_of_one_token_has_nothing_to_draw_or_score():
-    call = call_for(1, prompt_targets=np.zeros((0, 3), dtype=np.int64), prompt_alt_tokens=2)
+    call = call_for(1, np.zeros((0, 3), dtype=np.int64), prompt_alt_tokens=2)
 
     read = response_conv.deserialize_sample_response(encode_sample(result_of(), call))
 

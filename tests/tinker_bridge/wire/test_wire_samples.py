@@ -125,7 +125,10 @@ def test_targets_arrive_dense_with_minus_one_where_nothing_is_asked(rows, column
 
     call = decode_sample(json.dumps(body).encode(), context_tokens=64)
 
-    np.testing.assert_array_equal(call.message.prompt_targets, targets)
+    np.testing.assert_array_equal(call.targets, targets)
+    # A sampler is not asked for nothing.
+    asked_for = targets if (targets >= 0).any() else np.zeros((0, 0))
+    np.testing.assert_array_equal(call.message.prompt_targets, asked_for)
     assert (call.target_layout is not None) == (asked.sparse_crow_indices is not None)
 
 
