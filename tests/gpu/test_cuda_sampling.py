@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 import torch
 from loractl.bus.messages import VersionRecord
-from loractl.sampler_actor.engine import Engine, key_of
+from loractl.sampler_actor.engine import Engine, ScoreWish, key_of
 from loractl.sampler_actor.engines import open_engine, why_not_vllm
 from loractl.tests.sampler_actor.jobs import job_of, outcomes, prompt_of
-from loractl.tests.sampler_actor.tiny import ALICE, BOB, Reference, engine_settings, make_model, make_version
+from loractl.tests.sampler_actor.tiny import (
+    ALICE,
+    BOB,
+    CONTEXT,
+    Reference,
+    engine_settings,
+    make_model,
+    make_version,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -81,3 +89,24 @@ def test_prompts_are_scored_near_the_reference(
         np.testing.assert_allclose(
             scored[1:], reference.logprobs(key_of(record), prompt_of(40))[1:], atol=TOLERANCE
         )
+
+
+def test_choices_targets_and_alternatives_are_near_the_reference(
+    engine: Engine, runner: asyncio.Runner, model: Path, records: list[VersionRecord]
+) -> None:
+    """Over a prompt that fills the context, so it is computed in parts."""
+    prompt = prompt_of(CONTEXT)
+    targets = np.stack([np.array(prompt[1:]), np.full(CONTEXT - 1, -1)], axis=-1)
+    wish = ScoreWish(topk=30, targets=targets, alternatives=5, temperature=0.7, seed=1)
+    record = records[0]
+    runner.run(engine.add(record))
+
+    scored = runner.run(engine.score(key_of(record), prompt, wish))
+
+    table = Reference(model, records).table(key_of(record), prompt)[:-1]
+    for tokens, logprobs in (
+        (scored.topk_tokens[1:], scored.topk_logprobs[1:]),
+        (targets[:, :1], scored.target_logprobs[:, :1]),
+        (scored.alternative_tokens, scored.alternative_logprobs),
+    ):
+        np.testing.assert_allclose(logprobs, np.take_along_axis(table, tokens, axis=-1), atol=TOLERANCE)
