@@ -87,11 +87,11 @@ class Step:
     async def finish(self, answer: Message) -> Result:
         assert isinstance(answer, StepResult)
         metrics = {
-            "step": float(answer.step),
-            "applied": float(answer.applied),
             "grad_norm": answer.grad_norm,
             "learning_rate": answer.learning_rate,
             "tokens": float(answer.tokens),
+            "applied": float(answer.applied),
+            "optimizer_step": float(answer.step),
         }
         return json_result({"type": "optim_step", "metrics": metrics})
 

@@ -66,24 +66,28 @@ async def run_bridge(config: Config, actor: str) -> None:
         # The socket listens already: requests that come before uvicorn looks wait in its queue.
         link.ready(url_of(listening))
         log.info("bridge.opened", url=url_of(listening))
-        await _until_drained(link, stopping, serving)
+        await _until_drained(link, stopping, serving, keeping)
         server.should_exit = True
+        broken = keeping.done()
         keeping.cancel()
         bridge.futures.close()  # polls that are held open end with them
         await serving
         bridge.close()
         log.info("bridge.closed")
+        if broken:
+            keeping.result()  # a bug: it is raised here, and the supervisor starts a sound bridge
 
 
 async def _until_drained(
-    link: AsyncActorLink, stopping: asyncio.Event, serving: "asyncio.Task[None]"
+    link: AsyncActorLink, stopping: asyncio.Event, *working: "asyncio.Task[None]"
 ) -> None:
-    """Answer what the broker sends; end on Drain, on a signal, or when the server ends by itself."""
+    """Answer what the broker sends; end on Drain, on a signal, or when what never ends by itself does."""
     stopped = asyncio.create_task(stopping.wait())
+    ends = [stopped, *working]
     try:
-        while not stopped.done() and not serving.done():
+        while not any(end.done() for end in ends):
             receiving = asyncio.create_task(link.receive(60.0))
-            await asyncio.wait([receiving, stopped, serving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([receiving, *ends], return_when=asyncio.FIRST_COMPLETED)
             if not receiving.done():
                 receiving.cancel()
                 return

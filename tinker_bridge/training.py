@@ -31,6 +31,7 @@ from .base import Bus
 from .futures import Future, Futures, Progress, Result
 from .records import RunRecord
 from .runs import Runs, lost_text
+from .sessions import Sessions
 
 Operation = (
     ForwardBackward
@@ -67,8 +68,9 @@ class Call(Protocol):
 
 
 class Training:
-    def __init__(self, bus: Bus, runs: Runs, futures: Futures) -> None:
+    def __init__(self, bus: Bus, sessions: Sessions, runs: Runs, futures: Futures) -> None:
         self._bus = bus
+        self._sessions = sessions
         self._runs = runs
         self._futures = futures
         self._unnumbered: dict[str, _Unnumbered] = {}
@@ -93,6 +95,8 @@ class Training:
         if seq is not None and (known := self._futures.known(tenant, _key(run, seq), digest)) is not None:
             return known
         record = self._runs.live(tenant, run)
+        if record.parent:
+            self._sessions.active(tenant, record.parent)
         lane, number, key = self._placed(record, seq)
 
         async def work(progress: Progress) -> Result:
