@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from loractl.tests.tinker_bridge.served import Served, serving
@@ -21,3 +22,12 @@ def sdk_environment(served: Served) -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def service(sdk_environment: None) -> Iterator[Any]:
+    """A session of the SDK's; with its end, what its tests made is freed."""
+    import tinker
+
+    with tinker.ServiceClient() as client:
+        yield client
