@@ -43,7 +43,7 @@ class Completion(_Form, frozen=True):
 class Sampled(_Form, frozen=True):
     """prompt: [P] tokens, text for one turn of a user, or a chat. tokens, logprobs, advantages: [S]."""
 
-    prompt: tuple[_Token, ...] | str | tuple[Turn, ...]
+    prompt: tuple[_Token | Turn, ...] | str
     tokens: tuple[_Token, ...]
     logprobs: tuple[float, ...]
     advantages: tuple[float, ...]
@@ -104,6 +104,8 @@ def _sampled(value: Mapping[str, object]) -> Sampled:
         tokens = fields.get("tokens")
         fields["advantages"] = [fields.pop("advantage")] * (len(tokens) if isinstance(tokens, list) else 1)
     row = _converted(fields, Sampled)
+    if len({type(part) for part in row.prompt}) > 1:
+        raise InvalidData("a prompt is tokens or a chat, not both")
     if not row.prompt or not row.tokens:
         raise InvalidData("neither the prompt nor the sampled tokens may be empty")
     for what, given in (("logprobs", row.logprobs), ("advantages", row.advantages)):

@@ -1,0 +1,166 @@
+"""Adapters of no session: published on demand, never expired, and on a new lane after a restart."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from loractl.bus.config import load_config
+from loractl.bus.errors import ActorRestarting, AdapterNotFound, LaneLost, PublishFailed
+from loractl.bus.ids import LaneId, TenantId
+from loractl.bus.messages import LoraSpec, Message, OptimStep, PublishAdapter, StepResult
+from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
+from loractl.tinker_bridge.bodies import OptimStepBody
+from loractl.tinker_bridge.bridge import Bridge, open_bridge
+from loractl.tinker_bridge.futures import Result
+from loractl.tinker_bridge.housekeeping import one_round
+from loractl.tinker_bridge.operations import Step
+from loractl.tinker_bridge.records import RunRecord
+
+ANN = TenantId("ann")
+
+
+class TrainingBus(InMemoryBus):
+    """Takes optimizer steps, too. fail_next: raised by the next operation instead of its answer."""
+
+    fail_next: Exception | None = None
+    applied = True
+
+    def _answer(self, body: Message, tenant: TenantId) -> Message:
+        if isinstance(body, OptimStep | PublishAdapter) and self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        if isinstance(body, OptimStep):
+            return StepResult(applied=self.applied, step=1, grad_norm=1.0, learning_rate=1.0, tokens=1)
+        return super()._answer(body, tenant)
+
+    def published(self) -> int:
+        return self.kinds().count("publish_adapter")
+
+    def lanes(self) -> list[tuple[LaneId, int]]:
+        return [(body.lane, body.seq) for _, body in self.asked if isinstance(body, OptimStep)]
+
+
+def play(tmp_path: Path, story: Callable[[Bridge, TrainingBus, RunRecord], Awaitable[None]]) -> None:
+    async def told() -> None:
+        bus = TrainingBus()
+        bridge = open_bridge(
+            load_config(state_dir=str(tmp_path), overrides=["model.name=tiny"], environ={}), bus
+        )
+        run = await bridge.runs.create(ANN, "", "lora-1", "tiny", LoraSpec(rank=4, alpha=8.0, seed=1), {})
+        try:
+            await story(bridge, bus, run)
+        finally:
+            bridge.close()
+
+    asyncio.run(told())
+
+
+async def step(bridge: Bridge, run: RunRecord) -> Result:
+    call = Step(OptimStepBody(model_id=run.id))
+    future = bridge.training.submit(ANN, run.id, None, b"", call)
+    result = await bridge.futures.wait(ANN, future.id, 5.0)
+    assert isinstance(result, Result)
+    return result
+
+
+def test_samples_share_one_publication_until_the_adapter_changes(tmp_path):
+    async def story(bridge: Bridge, bus: TrainingBus, run: RunRecord) -> None:
+        await asyncio.gather(*(bridge.serving.up_to_date(run) for _ in range(5)))
+        assert bus.published() == 1
+
+        await step(bridge, run)
+        await asyncio.gather(*(bridge.serving.up_to_date(run) for _ in range(5)))
+        await bridge.serving.up_to_date(run)
+
+        assert bus.published() == 2
+
+    play(tmp_path, story)
+
+
+def test_a_step_that_changed_nothing_needs_no_publication(tmp_path):
+    async def story(bridge: Bridge, bus: TrainingBus, run: RunRecord) -> None:
+        await bridge.serving.up_to_date(run)
+        bus.applied = False
+
+        await step(bridge, run)
+        await bridge.serving.up_to_date(run)
+
+        assert bus.published() == 1
+
+    play(tmp_path, story)
+
+
+def test_a_publication_that_failed_is_tried_again(tmp_path):
+    async def story(bridge: Bridge, bus: TrainingBus, run: RunRecord) -> None:
+        bus.fail_next = PublishFailed("no sampler")
+
+        with pytest.raises(PublishFailed):
+            await bridge.serving.up_to_date(run)
+        await bridge.serving.up_to_date(run)
+
+        assert bus.published() == 2
+
+    play(tmp_path, story)
+
+
+def test_publications_are_in_order_with_the_steps(tmp_path):
+    async def story(bridge: Bridge, bus: TrainingBus, run: RunRecord) -> None:
+        await step(bridge, run)
+        await bridge.serving.up_to_date(run)
+        await step(bridge, run)
+
+        places = [
+            (body.lane, body.seq) for _, body in bus.asked if isinstance(body, OptimStep | PublishAdapter)
+        ]
+        assert len({lane for lane, _ in places}) == 1
+        assert [seq for _, seq in places] == [1, 2, 3]
+
+    play(tmp_path, story)
+
+
+@pytest.mark.parametrize("error", [LaneLost("restarted"), ActorRestarting("restarting")])
+def test_after_a_restart_of_the_trainer_it_says_so_and_goes_on_with_another_lane(tmp_path, error):
+    async def story(bridge: Bridge, bus: TrainingBus, run: RunRecord) -> None:
+        await step(bridge, run)
+        bus.fail_next = error
+
+        lost = await step(bridge, run)
+        again = await step(bridge, run)
+
+        assert lost.failed
+        assert b"restarted" in lost.body
+        assert not again.failed
+        (first, one), (second, two), (third, three) = bus.lanes()
+        assert first == second != third
+        assert (one, two, three) == (1, 2, 1)
+
+    play(tmp_path, story)
+
+
+def test_what_the_trainer_lost_is_published_anew(tmp_path):
+    async def story(bridge: Bridge, bus: TrainingBus, run: RunRecord) -> None:
+        await step(bridge, run)
+        await bridge.serving.up_to_date(run)
+        bus.fail_next = LaneLost("restarted")
+        await step(bridge, run)
+
+        await bridge.serving.up_to_date(run)
+
+        assert bus.published() == 2
+
+    play(tmp_path, story)
+
+
+def test_it_outlives_every_round_of_housekeeping_until_it_is_removed(tmp_path):
+    async def story(bridge: Bridge, bus: TrainingBus, run: RunRecord) -> None:
+        await one_round(bridge)
+        assert not (await step(bridge, run)).failed
+
+        await bridge.runs.let_go(run)
+
+        assert "delete_adapter" in bus.kinds()
+        with pytest.raises(AdapterNotFound, match="was removed"):
+            bridge.runs.live(ANN, run.id)
+
+    play(tmp_path, story)
