@@ -45,9 +45,10 @@ async def _copied(
     bridge: Bridge, session: SessionRecord, run: str, source: CheckpointRecord, ttl_s: int | None
 ) -> str:
     path = tinker_path(run, source.kind, source.name)
-    if bridge.runs.find(session.tenant, run) is not None:
-        # A repeat whose first answer was lost.
-        if bridge.store.owned(CheckpointRecord, session.tenant, path) is None:
+    if (known := bridge.runs.find(session.tenant, run)) is not None:
+        # A repeat whose first answer was lost, unless it is a run that is being trained.
+        made = bridge.store.owned(CheckpointRecord, session.tenant, path)
+        if made is None or known.state == "live":
             raise RequestConflict(f"{run} is another training run already: take the next number")
         return path
     origin = bridge.store.find(RunRecord, source.parent)

@@ -6,12 +6,14 @@ that a crash cut short, costs nothing but time.
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
-from ..bus.errors import LoractlError
+from ..bus.errors import AdapterNotFound, LoractlError
 from ..bus.ids import TenantId
-from ..bus.messages import DeleteVersion, GetVersions, VersionTable
+from ..bus.messages import DeleteAdapter, DeleteVersion, GetVersions, VersionTable
 from .bridge import Bridge
 from .records import CheckpointRecord, RunRecord, SamplerRecord, SessionRecord
 
@@ -53,7 +55,16 @@ async def one_round(bridge: Bridge) -> None:
 async def delete_checkpoint(bridge: Bridge, checkpoint: CheckpointRecord) -> None:
     """With the last checkpoint of an ended run goes its adapter. Raises LoractlError."""
     await bridge.checkpoints.delete(checkpoint)
-    await bridge.runs.delete_empty(checkpoint.parent)
+    run = bridge.store.find(RunRecord, checkpoint.parent)
+    left = [
+        each
+        for each in bridge.store.of_parent(CheckpointRecord, checkpoint.parent)
+        if each.kind != "external"
+    ]
+    if run is not None and run.state == "unloaded" and not left:
+        with suppress(AdapterNotFound):  # gone already: an earlier deletion was cut short
+            await bridge.bus.request(DeleteAdapter(adapter=run.adapter), tenant=run.tenant)
+        bridge.store.put(replace(run, state="deleted"))
 
 
 def end_session(
@@ -77,6 +88,7 @@ async def free_ended(bridge: Bridge) -> None:
 
 async def delete_orphans(bridge: Bridge) -> None:
     """Delete held versions that no record speaks of: their save was cut short before it was answered."""
+    await bridge.base.details()  # before a trainer is ready, the broker knows of no versions
     runs = bridge.store.all(RunRecord)
     adapters = {run.adapter for run in runs}
     known = {(each.adapter, each.version) for each in _versions(bridge)}

@@ -6,7 +6,6 @@ it for the client's operations. What the operations do is `training`'s.
 
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -175,16 +174,6 @@ class Runs:
         self._store.put(replace(record, state=state, last_request_unix_s=last))
         self._loaded.pop(record.id, None)
         self._last_request.pop(record.id, None)
-
-    async def delete_empty(self, run: str) -> None:
-        """Delete the adapter of a run that was let go of and has lost its last checkpoint."""
-        record = self._store.find(RunRecord, run)
-        if record is None or record.state != "unloaded":
-            return
-        if not any(each.kind != "external" for each in self._store.of_parent(CheckpointRecord, run)):
-            with suppress(AdapterNotFound):  # gone already: an earlier deletion was cut short
-                await self._bus.request(DeleteAdapter(adapter=record.adapter), tenant=record.tenant)
-            self._store.put(replace(record, state="deleted"))
 
     def not_let_go(self) -> list[RunRecord]:
         """Runs that may still take memory."""

@@ -1,0 +1,212 @@
+"""A bus whose other end keeps adapters in a dict: what the bridge's own rules are tested against.
+
+It answers as trainer and broker do, at once, and keeps what it was asked for.
+"""
+
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+import numpy as np
+from loractl.bus.errors import (
+    AdapterExists,
+    AdapterNotFound,
+    CheckpointNotFound,
+    VersionNotFound,
+    error_from_code,
+)
+from loractl.bus.ids import AdapterId, LaneId, RequestId, TenantId
+from loractl.bus.messages import (
+    AdapterCreated,
+    AdapterDetails,
+    AdapterList,
+    CheckpointSaved,
+    CreateAdapter,
+    DeleteAdapter,
+    DeleteCheckpoint,
+    DeleteVersion,
+    DescribeModel,
+    Done,
+    ExportWeights,
+    GetVersions,
+    LaneOpened,
+    ListAdapters,
+    LoadCheckpoint,
+    LoadVersion,
+    LoraSpec,
+    Message,
+    ModelDescribed,
+    ModelDetails,
+    OpenLane,
+    PublishAdapter,
+    Receipt,
+    RefuseOperation,
+    SaveCheckpoint,
+    StateLoaded,
+    UnloadAdapter,
+    VersionRecord,
+    VersionTable,
+    WeightsExported,
+)
+
+MODEL = ModelDetails(
+    name="tiny",
+    path="/models/tiny",
+    family="qwen3",
+    vocab_size=512,
+    max_sequence_tokens=64,
+    parameters=1000,
+    dtype="float32",
+)
+SAFETENSORS = bytes(range(256)) * 8
+
+
+@dataclass
+class Adapter:
+    details: AdapterDetails
+    loaded: bool = True
+    checkpoints: set[str] = field(default_factory=set)
+    versions: dict[int, VersionRecord] = field(default_factory=dict)
+
+
+class InMemoryBus:
+    """asked: every message that came, with its tenant."""
+
+    def __init__(self) -> None:
+        self.adapters: dict[AdapterId, Adapter] = {}
+        self.asked: list[tuple[TenantId | None, Message]] = []
+        self._numbers = count(1)
+
+    def submit(self, body: Message, *, tenant: TenantId | None = None) -> "Answered":
+        return Answered(self, body, tenant)
+
+    async def request(
+        self, body: Message, *, timeout_s: float | None = None, tenant: TenantId | None = None
+    ) -> Message:
+        self.asked.append((tenant, body))
+        return self._answer(body, tenant or TenantId("local"))
+
+    def kinds(self) -> list[str]:
+        return [body.kind for _, body in self.asked]
+
+    def _answer(self, body: Message, tenant: TenantId) -> Message:  # noqa: C901  # one case a message
+        match body:
+            case DescribeModel():
+                return ModelDescribed(model=MODEL)
+            case CreateAdapter(name=name, lora=lora):
+                return self._created(name, lora, tenant)
+            case ListAdapters(name=name):
+                own = [each.details for each in self.adapters.values() if each.details.tenant == tenant]
+                return AdapterList(adapters=tuple(each for each in own if name in (None, each.name)))
+            case OpenLane(adapter=adapter):
+                return LaneOpened(lane=self._lane(), details=self._owned(adapter, tenant).details)
+            case LoadCheckpoint(source=source, name=name, source_owner=owner):
+                if name not in self._owned(source, owner or tenant).checkpoints:
+                    raise CheckpointNotFound(f"no checkpoint {name}")
+                return StateLoaded(step=3)
+            case LoadVersion(source=source, version=version, source_owner=owner):
+                if version not in self._owned(source, owner or tenant).versions:
+                    raise VersionNotFound(f"no version {version}")
+                return StateLoaded(step=0)
+            case SaveCheckpoint(adapter=adapter, name=name):
+                self._owned(adapter, tenant).checkpoints.add(name)
+                return CheckpointSaved(adapter=adapter, name=name, step=3, digest="0", size_bytes=1000)
+            case PublishAdapter(adapter=adapter, held=held):
+                return self._published(self._owned(adapter, tenant), held=held)
+            case ExportWeights(adapter=adapter):
+                assert self._owned(adapter, tenant).loaded
+                data = np.frombuffer(SAFETENSORS, dtype=np.uint8)
+                return WeightsExported(config_json='{"r": 8}', safetensors=data, step=3)
+            case RefuseOperation(code=code, message=message):
+                raise error_from_code(code, message)
+            case UnloadAdapter(adapter=adapter):
+                self._owned(adapter, tenant).loaded = False
+                return Done()
+            case DeleteAdapter(adapter=adapter):
+                self._owned(adapter, tenant)
+                del self.adapters[adapter]
+                return Done()
+            case DeleteCheckpoint(adapter=adapter, name=name):
+                if name not in (names := self._owned(adapter, tenant).checkpoints):
+                    raise CheckpointNotFound(f"no checkpoint {name}")
+                names.remove(name)
+                return Done()
+            case DeleteVersion(adapter=adapter, version=version):
+                self._owned(adapter, tenant).versions.pop(version, None)
+                return Done()
+            case GetVersions():
+                own = [each for each in self.adapters.values() if each.details.tenant == tenant]
+                records = tuple(record for each in own for record in each.versions.values())
+                return VersionTable(last_event=0, records=records)
+        raise AssertionError(f"nobody here answers {body.kind}")
+
+    def _created(self, name: str, lora: LoraSpec, tenant: TenantId) -> AdapterCreated:
+        for each in self.adapters.values():
+            if (each.details.tenant, each.details.name) == (tenant, name):
+                raise AdapterExists(f"there is {name}")
+        adapter = AdapterId(f"ad-{next(self._numbers)}")
+        details = AdapterDetails(
+            adapter=adapter,
+            tenant=tenant,
+            name=name,
+            lora=lora,
+            step=0,
+            version=0,
+            checkpoint_step=-1,
+            parameters=10,
+            state_bytes=100,
+            created_unix_s=0.0,
+        )
+        self.adapters[adapter] = Adapter(details)
+        return AdapterCreated(details=details, lane=self._lane())
+
+    def _published(self, adapter: Adapter, *, held: bool) -> Receipt:
+        number = adapter.details.version + 1
+        adapter.details = replace(adapter.details, version=number)
+        record = VersionRecord(
+            adapter=adapter.details.adapter,
+            tenant=adapter.details.tenant,
+            name=adapter.details.name,
+            number=number,
+            step=3,
+            directory="/nowhere",
+            digest="0",
+            lora=adapter.details.lora,
+            modules=7,
+            probe_tokens=(),
+            probe_logprobs=(),
+            held=held,
+        )
+        adapter.versions[number] = record
+        return Receipt(
+            record=record,
+            sampler="",
+            engine="",
+            engine_reason="",
+            modules_bound=0,
+            probe_max_abs_diff=None,
+            waited_ms=0.0,
+        )
+
+    def _owned(self, adapter: AdapterId, tenant: TenantId) -> Adapter:
+        found = self.adapters.get(adapter)
+        if found is None or found.details.tenant != tenant:
+            raise AdapterNotFound(f"no adapter {adapter}")
+        return found
+
+    def _lane(self) -> LaneId:
+        return LaneId(f"ln-{next(self._numbers)}")
+
+
+class Answered:
+    """A request under way that is answered as soon as somebody waits for it."""
+
+    waits_for = ""
+
+    def __init__(self, bus: InMemoryBus, body: Message, tenant: TenantId | None) -> None:
+        self._bus = bus
+        self._body = body
+        self._tenant = tenant
+        self.request = RequestId("r")
+
+    async def result(self, timeout_s: float | None = None) -> Message:
+        return await self._bus.request(self._body, tenant=self._tenant)
