@@ -161,4 +161,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, as the other examples import it: its errors are then the same classes.
+    import http_client
+
+    http_client.main()

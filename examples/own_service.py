@@ -12,12 +12,13 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from http_client import Client
+from http_client import Client, ServiceError, WorkFailed
 from loractl.bus.config import load_config
+from loractl.bus.errors import LoractlError
 from loractl.bus.keys import ensure_local_key
 from loractl.bus.layout import StateLayout
 from loractl.client.tiny_model import make_tiny_model
@@ -38,14 +39,17 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def found_service(options: argparse.Namespace) -> Iterator[Client]:
-    """A client of the service that the command line names, or of one that ends with this block."""
-    if options.url:
-        yield Client(options.url, options.key)
-        return
+    """A client of the service that the command line names, or of one that ends with this block.
+
+    An error that the block does not deal with ends the example, with its reason on stderr.
+    """
     # An example that is ended from outside stops its daemon, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _own_daemon() as client:
-        yield client
+    try:
+        with nullcontext(Client(options.url, options.key)) if options.url else _own_daemon() as client:
+            yield client
+    except (ServiceError, WorkFailed, LoractlError) as error:
+        sys.exit(f"error: {error}")
 
 
 @contextmanager
