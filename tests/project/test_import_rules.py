@@ -40,6 +40,7 @@ DOORS = {
     "sqlite3": {"tinker_bridge/store.py"},
     "google": {"tinker_bridge/wire/tinker_pb2.py", "tinker_bridge/wire/protobuf.py"},
     "zstandard": {"tinker_bridge/wire/compression.py"},
+    "pyrage": {"tinker_bridge/age.py"},
     "pickle": set(),
 }
 
