@@ -165,7 +165,8 @@ def _how_to_go_on(status: DaemonStatus, option: str) -> str:
 def _http_lines(url: str, option: str) -> list[str]:
     if not url:
         return []
-    lines = [f'HTTP on {url}: for the Tinker SDK, eval "$({f"loractl env {option}".rstrip()})"']
+    env = f"loractl env {option}".rstrip()
+    lines = [f'HTTP on {url}: for the Tinker SDK, eval "$({env})"']
     if is_open_to_others(url):
         lines += [
             f"  other machines can reach it, with a key: loractl keys create {option}NAME",
