@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -118,8 +117,7 @@ async def crowd(api: Api, url: str, key: str, session: str, polls: int, seconds:
         took = await beating
     for task in polling:
         task.cancel()
-    with suppress(asyncio.CancelledError):
-        await asyncio.gather(*polling)
+    await asyncio.gather(*polling, return_exceptions=True)
     return took
 
 

@@ -21,6 +21,9 @@ from .app import create_app
 from .bridge import open_bridge
 from .housekeeping import keep_house
 
+# Longer than clients keep idle connections: who closes first must not be we, or a request that is on its
+# way at that moment is lost with the connection.
+_IDLE_S = 120
 # For answers under way when the daemon stops; the supervisor waits a little longer.
 _GRACE_S = 2
 
@@ -56,6 +59,7 @@ async def run_bridge(config: Config, actor: str) -> None:
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=_GRACE_S,
+                timeout_keep_alive=_IDLE_S,
             )
         )
         stopping = asyncio.Event()
