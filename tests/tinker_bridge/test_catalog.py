@@ -69,9 +69,13 @@ def test_checkpoints_are_listed_by_run_oldest_first_and_by_user_newest_first(tmp
         paths.append(await ann.save(second, 1, "c3"))
 
         of_run = await ann.get(f"/training_runs/{first}/checkpoints")
+        page = await ann.get(f"/training_runs/{first}/checkpoints", limit=1, offset=1)
         of_user = await ann.get("/checkpoints", limit=2)
 
         assert [each["tinker_path"] for each in of_run["checkpoints"]] == paths[:2]
+        assert of_run["cursor"] is None
+        assert [each["tinker_path"] for each in page["checkpoints"]] == paths[1:2]
+        assert page["cursor"] == {"limit": 1, "offset": 1, "total_count": 2}
         assert [each["tinker_path"] for each in of_user["checkpoints"]] == [paths[2], paths[1]]
         assert of_user["cursor"] == {"limit": 2, "offset": 0, "total_count": 3}
 

@@ -101,10 +101,14 @@ async def training_run(run: str, bridge: BridgeIn, tenant: TenantIn) -> Training
 
 
 @router.get("/training_runs/{run}/checkpoints")
-async def checkpoints_of_run(run: str, bridge: BridgeIn, tenant: TenantIn) -> Checkpoints:
-    """All of them, oldest first."""
-    _, checkpoints = readable_run(bridge, tenant, run)
-    return Checkpoints(checkpoints=[checkpoint_shown(each) for each in checkpoints])
+async def checkpoints_of_run(
+    run: str, bridge: BridgeIn, tenant: TenantIn, limit: Limit | None = None, offset: Offset = 0
+) -> Checkpoints:
+    """Oldest first; all of them, unless a limit is given."""
+    _, found = readable_run(bridge, tenant, run)
+    page = found[offset:] if limit is None else found[offset : offset + limit]
+    cursor = None if limit is None else Cursor(offset=offset, limit=limit, total_count=len(found))
+    return Checkpoints(checkpoints=[checkpoint_shown(each) for each in page], cursor=cursor)
 
 
 @router.get("/checkpoints")
