@@ -198,6 +198,8 @@ class Broker:
             self._clients.poll(5)
             for client, *frames in sockets.receive_waiting(self._clients):
                 asked = decode(frames, self._limits)
+                if not isinstance(asked.body, GetStatus):
+                    continue  # what the trainer would answer, once it is ready
                 answer = Envelope(request=asked.request, tenant=asked.tenant, body=self.status)
                 self._clients.send_multipart([client, *encode(answer)])
 
