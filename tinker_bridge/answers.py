@@ -49,4 +49,6 @@ def status_of(error: LoractlError) -> int:
 
 
 def error_body(error: LoractlError) -> dict[str, str]:
-    return {"detail": error.message, "code": error.code, "category": error.fault}
+    # A message may quote what no text can hold, and has to leave all the same.
+    message = error.message.encode(errors="backslashreplace").decode()
+    return {"detail": message, "code": error.code, "category": error.fault}

@@ -87,8 +87,10 @@ class Training:
             LoractlError: there is no such run, it takes no operations, or the number was used for
                 something else.
         """
-        if seq is not None and seq < 1:
-            raise InvalidRequest(f"seq_id is {seq}: the operations of a model are numbered from 1")
+        if seq is not None and not 1 <= seq < 2**63:
+            raise InvalidRequest(
+                f"seq_id is {seq}: the operations of a model are numbered from 1 to 2**63 - 1"
+            )
         # A finished operation is answered again even when its run takes no more.
         digest = hashlib.blake2b(content, digest_size=16).digest()
         record = self._runs.owned(tenant, run)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from ...bus.errors import Aborted, AdapterNotFound
 from ...bus.messages import PublishAdapter
 from ..records import RunRecord
 from ..training import Training
@@ -63,5 +64,7 @@ class Serving:
 
 def _tell(run: RunRecord, done: "asyncio.Task[None]") -> None:
     """Nobody may be waiting for it: the next sample tries again."""
-    if not done.cancelled() and (error := done.exception()) is not None:
+    if done.cancelled() or (error := done.exception()) is None:
+        return
+    if not isinstance(error, AdapterNotFound | Aborted):  # it was removed in the meantime
         log.info("adapter.not_published", run=run.id, tenant=run.tenant, reason=str(error))

@@ -1,6 +1,8 @@
 """What every route needs: the bridge, whose request it is, and its body, checked."""
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -12,6 +14,9 @@ from ..bodies import Body
 from ..bridge import Bridge
 
 BodyT = TypeVar("BodyT", bound=Body)
+
+# What may be half of a surrogate pair, escaped or in bytes.
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 async def _bridge(request: Request) -> Bridge:
@@ -58,7 +63,19 @@ def json_object(body: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"the body is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise InvalidRequest("the body must be a JSON object")
+    if _HALF_PAIR.search(body):
+        _check_text(found)
     return found
+
+
+def _check_text(found: object) -> None:
+    """Raises InvalidRequest: a string in it cannot be written as text."""
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            "the body holds a string that is not Unicode text: half a surrogate pair"
+        ) from error
 
 
 def checked(kind: type[BodyT], fields: dict[str, Any]) -> BodyT:
@@ -85,6 +102,18 @@ def numbered(fields: dict[str, Any]) -> tuple[str, int | None]:
 
 def described(*bodies: type[Body], media_type: str = "application/json") -> dict[str, Any]:
     """OpenAPI's description of a body that a route reads by itself."""
-    schemas = [body.model_json_schema() for body in bodies]
+    schemas = [_without_references(body.model_json_schema()) for body in bodies]
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
+
+
+def _without_references(schema: Any, parts: Mapping[str, Any] | None = None) -> Any:
+    """A schema whose parts stand where they are used: the document has them nowhere else."""
+    if isinstance(schema, list):
+        return [_without_references(each, parts) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = schema.get("$defs", {}) if parts is None else parts
+    if "$ref" in schema:
+        return _without_references(parts[schema["$ref"].rpartition("/")[2]], parts)
+    return {key: _without_references(each, parts) for key, each in schema.items() if key != "$defs"}

@@ -31,12 +31,10 @@ from .reading import BodyT, BridgeIn, TenantIn, checked, described, json_object,
 
 router = APIRouter(prefix="/api/v1", tags=["training"])
 
-_PASS_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/x-protobuf": {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
+_PROTOBUF_BODY = {"application/x-protobuf": {"schema": {"type": "string", "format": "binary"}}}
+_PASS_BODY = {"requestBody": {"required": True, "content": _PROTOBUF_BODY}}
+_ROWS_BODY = described(RowsBody)["requestBody"]["content"]
+_PASS_OR_ROWS_BODY = {"requestBody": {"required": True, "content": {**_PROTOBUF_BODY, **_ROWS_BODY}}}
 
 Started = dict[str, Any]
 
@@ -105,7 +103,7 @@ async def get_info(body: ModelBody, request: Request, bridge: BridgeIn, tenant: 
     }
 
 
-@router.post("/forward_backward", openapi_extra=_PASS_BODY)
+@router.post("/forward_backward", openapi_extra=_PASS_OR_ROWS_BODY)
 async def forward_backward(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
     """One chunk of datums: protobuf, or JSON as clients up to 0.24 send it, or rows (`data`, see /fwdbwd)."""
     content = await read_body(request)
