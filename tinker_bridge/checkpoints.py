@@ -79,8 +79,16 @@ class Checkpoints:
             expires_unix_s=None if ttl_s is None else now + ttl_s,
             user_metadata=dict(user_metadata),
         )
+        self._set_aside(record.id)
         self._store.put(record)
         return record
+
+    def _set_aside(self, path: str) -> None:
+        """An expired sampler checkpoint whose name is used again before it was swept: its version has to go
+        all the same, so its record stays under an id that nobody can ask for."""
+        old = self._store.find(CheckpointRecord, path)
+        if old is not None and old.kind == "sampler":
+            self._store.put(replace(old, id=f"{path}#{old.version}"))
 
     def find(self, tenant: TenantId, path: str) -> CheckpointRecord:
         """A checkpoint that this tenant may read: its own, or one that was made public.
@@ -125,7 +133,7 @@ class Checkpoints:
         self._store.put(replace(record, expires_unix_s=expires))
 
     def expired(self) -> list[CheckpointRecord]:
-        return [each for each in self._store.all(CheckpointRecord) if self._over(each)]
+        return self._store.expired(CheckpointRecord, self._clock())
 
     async def delete(self, record: CheckpointRecord) -> None:
         """Delete what lies behind a record, then the record: one that is cut short can be repeated."""
@@ -137,7 +145,9 @@ class Checkpoints:
             case "external":
                 assert record.token
                 # In a thread: the files may be many gigabytes.
-                await asyncio.to_thread(shutil.rmtree, self._layout.exports / record.token, ignore_errors=True)
+                await asyncio.to_thread(
+                    shutil.rmtree, self._layout.exports / record.token, ignore_errors=True
+                )
         self._store.delete(record)
 
     async def _forgiving(self, request: DeleteCheckpoint | DeleteVersion, record: CheckpointRecord) -> None:

@@ -5,14 +5,14 @@ that a crash cut short, costs nothing but time.
 """
 
 import asyncio
-from collections.abc import Iterable
+import time
 from contextlib import suppress
 from dataclasses import replace
 
 import structlog
 
 from ..bus.errors import AdapterNotFound, LoractlError
-from ..bus.ids import TenantId
+from ..bus.ids import AdapterId, TenantId
 from ..bus.messages import DeleteAdapter, DeleteVersion, GetVersions, VersionTable
 from .bridge import Bridge
 from .records import CheckpointRecord, RunRecord, SamplerRecord, SessionRecord
@@ -20,17 +20,19 @@ from .records import CheckpointRecord, RunRecord, SamplerRecord, SessionRecord
 log = structlog.get_logger()
 
 _ROUND_S = 5.0
+# Beyond the longest that a publish waits for a sampler.
+_GRACE_S = 60.0
+
+_Version = tuple[TenantId, AdapterId, int]
 
 
 async def keep_house(bridge: Bridge) -> None:
     """Runs until it is cancelled."""
-    swept = False
+    orphans = Orphans(bridge, grace_s=bridge.config.publish.receipt_timeout_s + _GRACE_S)
     while True:
         try:
-            if not swept:
-                await delete_orphans(bridge)
-                swept = True
             await one_round(bridge)
+            await orphans.look(time.monotonic())
         except LoractlError as error:
             # The daemon or the disk, and it may pass.
             log.warning("housekeeping.put_off", reason=error.message)
@@ -86,23 +88,40 @@ async def free_ended(bridge: Bridge) -> None:
             await bridge.samplers.let_go(sampler)
 
 
-async def delete_orphans(bridge: Bridge) -> None:
-    """Delete held versions that no record speaks of: their save was cut short before it was answered."""
-    await bridge.base.details()  # before a trainer is ready, the broker knows of no versions
-    runs = bridge.store.all(RunRecord)
-    adapters = {run.adapter for run in runs}
-    known = {(each.adapter, each.version) for each in _versions(bridge)}
-    tenants: set[TenantId] = {run.tenant for run in runs}
-    for tenant in tenants:
-        table = await bridge.bus.request(GetVersions(), tenant=tenant)
-        assert isinstance(table, VersionTable)
-        for record in table.records:
-            if record.held and record.adapter in adapters and (record.adapter, record.number) not in known:
-                log.info("version.orphan_deleted", adapter=record.adapter, version=record.number)
-                await bridge.bus.request(
-                    DeleteVersion(adapter=record.adapter, version=record.number), tenant=tenant
-                )
+class Orphans:
+    """Held versions that no record speaks of, because the save that made them was cut short by a crash.
 
+    Looked for once after a start. A save that is under way looks the same until it is answered, so what
+    is found is deleted only if nothing speaks of it grace_s later either.
+    """
 
-def _versions(bridge: Bridge) -> Iterable[CheckpointRecord | SamplerRecord]:
-    return [*bridge.store.all(CheckpointRecord), *bridge.store.all(SamplerRecord)]
+    def __init__(self, bridge: Bridge, *, grace_s: float) -> None:
+        self._bridge = bridge
+        self._grace_s = grace_s
+        self._found: set[_Version] | None = None
+        self._due_at = 0.0
+        self._done = False
+
+    async def look(self, now: float) -> None:
+        """Raises LoractlError: the next call does it."""
+        if self._found is None:
+            await self._bridge.base.details()  # before a trainer is ready, the broker knows of no versions
+            self._found = await self._unknown()
+            self._due_at = now + self._grace_s
+        elif not self._done and now >= self._due_at:
+            for tenant, adapter, version in self._found & await self._unknown():
+                log.info("version.orphan_deleted", adapter=adapter, version=version)
+                await self._bridge.bus.request(DeleteVersion(adapter=adapter, version=version), tenant=tenant)
+            self._done = True
+
+    async def _unknown(self) -> set[_Version]:
+        store = self._bridge.store
+        runs = {run.adapter: run.tenant for run in store.all(RunRecord)}
+        held: set[_Version] = set()
+        for tenant in set(runs.values()):
+            table = await self._bridge.bus.request(GetVersions(), tenant=tenant)
+            assert isinstance(table, VersionTable)
+            held |= {(tenant, each.adapter, each.number) for each in table.records if each.held}
+        known = {(each.adapter, each.version) for each in store.all(CheckpointRecord)}
+        known |= {(each.adapter, each.version) for each in store.all(SamplerRecord) if each.adapter}
+        return {each for each in held if each[1] in runs and each[1:] not in known}

@@ -19,6 +19,7 @@ from .records import CheckpointRecord, Record, RunRecord, SamplerRecord, Session
 RecordT = TypeVar("RecordT", bound=Record)
 
 _FORMAT = 1
+_EXPIRY = "json_extract(body, '$.expires_unix_s')"
 _TABLES = (SessionRecord, RunRecord, CheckpointRecord, SamplerRecord)
 
 
@@ -44,7 +45,8 @@ class Store:
 
     def put(self, record: Record) -> None:
         """Add or replace a record. Raises StorageFailed."""
-        row = (record.id, record.tenant, record.parent, record.created_unix_s, msgspec.json.encode(record))
+        body = msgspec.json.encode(record).decode()
+        row = (record.id, record.tenant, record.parent, record.created_unix_s, body)
         sql = f"INSERT OR REPLACE INTO {record.table} VALUES (?, ?, ?, ?, ?)"  # noqa: S608  # our own names
         try:
             self._db.execute(sql, row)
@@ -80,6 +82,10 @@ class Store:
     def all(self, kind: type[RecordT]) -> list[RecordT]:
         return self._select(kind, "ORDER BY created, id")
 
+    def expired(self, kind: type[CheckpointRecord], now_unix_s: float) -> list[CheckpointRecord]:
+        """Those that were to end by now, oldest first."""
+        return self._select(kind, f"WHERE {_EXPIRY} <= ? ORDER BY created, id", now_unix_s)
+
     def delete(self, record: Record) -> None:
         sql = f"DELETE FROM {record.table} WHERE id = ?"  # noqa: S608
         try:
@@ -104,13 +110,15 @@ class Store:
         for kind in _TABLES:
             self._db.execute(
                 f"CREATE TABLE IF NOT EXISTS {kind.table}"
-                " (id TEXT PRIMARY KEY, tenant TEXT, parent TEXT, created REAL, body BLOB) WITHOUT ROWID"
+                " (id TEXT PRIMARY KEY, tenant TEXT, parent TEXT, created REAL, body TEXT) WITHOUT ROWID"
             )
             for column in ("tenant", "parent"):
                 index = f"{kind.table}_by_{column}"
                 self._db.execute(
                     f"CREATE INDEX IF NOT EXISTS {index} ON {kind.table} ({column}, created, id)"
                 )
+        table = CheckpointRecord.table
+        self._db.execute(f"CREATE INDEX IF NOT EXISTS {table}_by_expiry ON {table} ({_EXPIRY})")
         self._db.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB)")
         self._db.execute(f"PRAGMA user_version = {_FORMAT}")
 
