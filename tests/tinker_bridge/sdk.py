@@ -16,6 +16,7 @@ from loractl.tests.tinker_bridge.served import MODEL
 tinker = pytest.importorskip("tinker", reason="the SDK drives these tests")
 types = tinker.types
 
+VOCABULARY = 1024  # of the tiny model
 RANK = 4
 RATE = types.AdamParams(learning_rate=1e-2)
 # A loss over positions that were sampled, with old log probabilities near the model's own (-ln 1024).
@@ -24,7 +25,7 @@ OLD = -7.0
 
 def tokens(count: int, seed: int = 0) -> list[int]:
     """Random ones, but none of the special ones."""
-    return np.random.default_rng(seed).integers(3, 1024, count).tolist()
+    return np.random.default_rng(seed).integers(3, VOCABULARY, count).tolist()
 
 
 def prompt(*ids: int) -> Any:
@@ -65,6 +66,16 @@ def step(client: Any, data: Sequence[Any], loss: str = "cross_entropy", **more: 
 def logprobs(client: Any, data: Sequence[Any]) -> list[np.ndarray]:
     """What the trainer says of each datum's targets."""
     return logprobs_of(client.forward([*data], "cross_entropy").result())
+
+
+def rows_of(sampler: Any, ids: Sequence[int]) -> np.ndarray:
+    """[N - 1, V]: what a sampler says of every token behind each of ids but the last."""
+    one = types.SamplingParams(max_tokens=1)
+    answer = sampler.sample(prompt(*ids), 1, one, topk_prompt_logprobs=VOCABULARY).result()
+    found = answer.topk_prompt_logprobs_np
+    rows = np.full((len(ids), VOCABULARY), np.nan, dtype=np.float32)
+    np.put_along_axis(rows, found.token_ids, found.logprobs, axis=1)
+    return rows[1:]
 
 
 def logprobs_of(output: Any) -> list[np.ndarray]:

@@ -32,7 +32,7 @@ def test_a_step_tells_its_gradient_norm_rate_tokens_and_number(service):
     client.forward_backward(DATA, "cross_entropy")
     clipped = client.optim_step(tinker.AdamParams(learning_rate=0.0, grad_clip_norm=1e-3)).result().metrics
 
-    assert (first["step"], clipped["step"]) == (1, 2)
+    assert (first["optimizer_step"], clipped["optimizer_step"]) == (1, 2)
     assert (first["learning_rate"], first["tokens"]) == (3e-3, 24)
     # Of before the clipping: it says whether the clip was needed.
     assert clipped["grad_norm"] > 1
