@@ -1,7 +1,6 @@
 """The founding systems' own API over real HTTP: a whole life of an adapter, its aliases, its errors."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +10,6 @@ from loractl.tests.tinker_bridge.served import MODEL, Served
 
 CHAT = [{"role": "user", "content": "What is the sea?"}, {"role": "assistant", "content": "Water."}]
 GREEDY = {"max_tokens": 8, "temperature": 0.0}
-Api = Callable[..., httpx.Response]
 
 
 class Caller:
@@ -88,14 +86,9 @@ def test_an_adapter_is_made_trained_sampled_and_removed(api):
 
 def test_a_new_adapter_is_published_with_no_manual_step(api):
     model = api.add()
-    published = threading.Event()
 
-    for _ in range(600):  # the request itself takes its time, so this loop need not wait
-        if api.listed()[model]["version"] == 1:
-            published.set()
-            break
-
-    assert published.is_set()
+    # Each look takes a request's time, so the loop need not wait in between.
+    assert any(api.listed()[model]["version"] == 1 for _ in range(1000))
 
 
 def test_it_trains_as_the_same_rows_do_through_the_aliases(api):
@@ -160,13 +153,20 @@ def test_the_base_model_answers_without_an_adapter(api):
     assert answer["texts"] == again["texts"]
 
 
-def test_two_users_of_one_adapter_lose_no_step(api):
+def test_two_users_of_one_adapter_take_turns(api):
     model = api.add()
 
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: api.step(model, [CHAT], 1e-3), range(6)))
+    def step(_: int) -> float:
+        passed = api.ok("/fwdbwd", model_id=model, data=[CHAT])
+        stepped = api.ok("/optim_step", model_id=model, adam_params={"learning_rate": 1e-3})
+        assert api.result(passed)["loss"] > 0
+        return api.result(stepped)["metrics"]["applied"]
 
-    assert api.listed()[model]["step"] == 6
+    with ThreadPoolExecutor(2) as pool:
+        applied = list(pool.map(step, range(6)))
+
+    # A step takes the gradients of both users, which leaves the next one with none to apply.
+    assert api.listed()[model]["step"] == sum(applied) >= 3
 
 
 def test_work_that_fails_answers_500_with_a_body_and_can_be_read_again(api):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from loractl.bus.config import load_config
-from loractl.bus.errors import ActorRestarting, AdapterNotFound, LaneLost, PublishFailed
+from loractl.bus.errors import Aborted, ActorRestarting, AdapterNotFound, LaneLost, PublishFailed
 from loractl.bus.ids import LaneId, TenantId
 from loractl.bus.messages import LoraSpec, Message, OptimStep, PublishAdapter, StepResult
 from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
@@ -16,6 +16,8 @@ from loractl.tinker_bridge.futures import Result
 from loractl.tinker_bridge.housekeeping import one_round
 from loractl.tinker_bridge.operations import Step
 from loractl.tinker_bridge.records import RunRecord
+from loractl.tinker_bridge.routes.founding import unless_gone
+from starlette.requests import Request
 
 ANN = TenantId("ann")
 
@@ -164,3 +166,22 @@ def test_it_outlives_every_round_of_housekeeping_until_it_is_removed(tmp_path):
             bridge.runs.live(ANN, run.id)
 
     play(tmp_path, story)
+
+
+def test_a_client_that_hangs_up_ends_its_samples():
+    ended = []
+
+    async def sampling() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def hang_up() -> dict[str, str]:
+        await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(Aborted):
+        asyncio.run(unless_gone(Request({"type": "http"}, hang_up), sampling()))
+
+    assert ended == [True]

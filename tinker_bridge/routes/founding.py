@@ -127,7 +127,7 @@ def _fields_of(result: Result) -> Facts:
 async def sample(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Facts:
     """Answer with text. An adapter that was trained since is published first."""
     body = checked(SampleBody, json_object(await read_body(request)))
-    return await _unless_gone(request, _sampled(bridge, tenant, body))
+    return await unless_gone(request, _sampled(bridge, tenant, body))
 
 
 async def _sampled(bridge: Bridge, tenant: TenantId, body: SampleBody) -> Facts:
@@ -160,7 +160,7 @@ def _check_room(bridge: Bridge, count: int) -> None:
         raise QuotaExceeded("too many samples are waiting: try again in a moment")
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Do some work, and give it up when the client hangs up: nobody would read its outcome."""
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(request))
     try:
