@@ -10,7 +10,7 @@ export TORCHDYNAMO_DISABLE := 1
 # No model hub is ever asked: the models of demo, tests and benchmarks are made in code.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test lint bench gpu clean
+.PHONY: setup demo test lint bench sdk-versions gpu clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -18,6 +18,7 @@ help:
 	@sed -n 's/^## //p' Makefile
 	@echo 'make lint   format, lint, types'
 	@echo 'make bench  measurements, as tables'
+	@echo 'make sdk-versions  try the versions of the tinker SDK that this server is tested with'
 	@echo 'make gpu    the tests and measurements that need a CUDA device'
 
 setup: $(STAMP)
@@ -40,6 +41,9 @@ lint: setup
 bench: setup
 	$(BIN)/python bench/bus.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/sampler.py
+
+sdk-versions: setup
+	OMP_NUM_THREADS=1 $(BIN)/python bench/sdk_versions.py
 
 gpu: setup
 	$(BIN)/pytest -m gpu

@@ -32,6 +32,14 @@ install_cookbook() {
     pip_install --no-deps "$(grep '^tinker_cookbook==' "$here/cpu.lock")"
 }
 
+install_oldest_sdk() {
+    # The tests run it, too: the lower end of the range in tinker_bridge/sdk_versions.py.
+    oldest=$(sed -n 's/^OLDEST = (\([0-9]*\), \([0-9]*\), \([0-9]*\)).*/\1.\2.\3/p' "$root/tinker_bridge/sdk_versions.py")
+    rm -rf "$venv/tinker-oldest"
+    pip_install --no-deps --target "$venv/tinker-oldest" "tinker==$oldest" ||
+        echo "setup: tinker $oldest was not found, so the test of it will be skipped" >&2
+}
+
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then
     echo "setup: CUDA found, installing the CUDA builds"
     pip_install -r "$here/cuda.lock"
@@ -52,3 +60,4 @@ else
     pip_install -c "$here/cpu.lock" -e "$root[train,dev]"
     install_cookbook
 fi
+install_oldest_sdk

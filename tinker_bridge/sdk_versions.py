@@ -1,6 +1,6 @@
 """Which versions of the `tinker` SDK this server is tested with, and what others are told."""
 
-OLDEST = (0, 25, 0)
+OLDEST = (0, 6, 0)
 NEWEST = (0, 38, 0)
 
 
