@@ -3,30 +3,17 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Self
 
-from loractl.bus.messages import Receipt
 from loractl.client.progress import TokenRate
-from loractl.client.training import StepDone, TrainerRestarted
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
+from tenants import Learned, StepDone
 from voices import HELD_QUESTION, QUESTION, VOICES, Voice
 
 _LINES_PER_RUN = 5  # where there is no terminal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
-    """One finished run. tokens: all positions that were run, in seconds."""
-
-    voice: Voice
-    losses: Sequence[float]
-    tokens: int
-    seconds: float
-    receipt: Receipt
 
 
 @contextmanager
@@ -61,16 +48,7 @@ class Board:
             for voice in VOICES
         }
 
-    def show(self, voice: Voice, event: StepDone | TrainerRestarted) -> None:
-        match event:
-            case StepDone():
-                self._show_step(voice, event)
-            case TrainerRestarted(step=step):
-                self._console.print(
-                    f"        {voice.name:7} the trainer restarted: going on from step {step}"
-                )
-
-    def _show_step(self, voice: Voice, done: StepDone) -> None:
+    def show(self, voice: Voice, done: StepDone) -> None:
         rate = self._rates[voice.name].after(done.tokens, time.monotonic())
         facts = f"rank {voice.rank:2}  loss {done.loss:6.3f}  {rate:6,.0f} tokens/s"
         self._progress.update(self._tasks[voice.name], completed=done.step, facts=facts)
@@ -84,13 +62,6 @@ class Board:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-
-
-def receipts_text(receipts: Sequence[Receipt]) -> str:
-    """Who serves what was published, and how exactly."""
-    engines = sorted({f"{receipt.sampler} ({receipt.engine})" for receipt in receipts})
-    apart = max(receipt.probe_max_abs_diff or 0.0 for receipt in receipts)
-    return f"served by {', '.join(engines)}, logprobs within {apart:.0e} of the trainer's"
 
 
 def show_answers(

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytest.importorskip("tinker", reason="the demo's tenants use the SDK")
+
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.py"
 LIMIT_S = 240
 
@@ -46,13 +48,32 @@ def test_it_trains_three_adapters_and_asks_all_of_them(scratch):
 
     out, err = demo.communicate(timeout=LIMIT_S)
 
-    assert demo.returncode == 0, err
+    assert (demo.returncode, err) == (0, ""), err  # the SDK has nothing to warn of either
     for adapter in ("base", "pirate", "haiku", "sql"):
         assert f"│ {adapter} " in out
-    assert "served by sampler-0 (torch)" in out
+    for adapter in ("pirate", "haiku", "sql"):
+        assert f"{adapter:7} saved as tinker://" in out
+    assert "served by sampler-0 (torch on" in out
+    assert "12 of 12 requests answer 404" in out
+    assert 'eval "$(loractl env' in out
     assert max(map(len, out.splitlines())) <= 100
     assert list(scratch.glob("loractl-demo-*")) == []
     assert processes_of(scratch) == []
+
+
+def test_it_says_so_and_ends_when_its_daemon_dies(scratch):
+    demo = start(scratch)
+    assert demo.stdout is not None
+    assert any("loss" in line for line in demo.stdout)
+
+    (pid,) = scratch.glob("loractl-demo-*/state/run/daemon.pid")
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    _, err = demo.communicate(timeout=60)
+
+    assert demo.returncode == 1
+    first, kept, *_ = err.splitlines()
+    assert first == "error: the daemon has ended: its logs say why"
+    assert kept.startswith("kept ")
 
 
 def test_ctrl_c_while_it_trains_stops_the_daemon_and_leaves_nothing(scratch):
