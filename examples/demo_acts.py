@@ -62,8 +62,11 @@ async def _show(console: Console, config: Config, status: DaemonStatus, steps: i
         beginning = [Tenant.begin(v, status.http, keys.create(v.name), config.model.name) for v in VOICES]
         tenants = await _together(beginning)
     learned = await _train_all(console, tenants, steps)
+    for each in learned:
+        # Not wrapped, so that it can be copied.
+        console.print(f"         {each.voice.name:7} saved as {each.checkpoint}", soft_wrap=True)
     for line in _served_lines(status, learned):
-        console.print(f"         {line}")
+        console.print(f"         {line}", markup=False)
     with stage(console, "the base and three adapters answer together"):
         answers, held = await _together([_ask_all(tenants, learned, q) for q in (QUESTION, HELD_QUESTION)])
     with stage(console, "every tenant asks for what is another's") as note:
@@ -85,11 +88,10 @@ async def _train_all(console: Console, tenants: Sequence[Tenant], steps: int) ->
 
 
 def _served_lines(status: DaemonStatus, learned: Sequence[Learned]) -> list[str]:
-    """Where it is what was learned, who serves it, and how exactly."""
+    """Who serves what was learned, and how exactly."""
     samplers = [f"{actor.actor} ({actor.details})" for actor in status.actors if actor.role == "sampler"]
     apart = max(each.apart for each in learned)
     return [
-        *(f"{each.voice.name:7} saved as {each.checkpoint}" for each in learned),
         f"served by {', '.join(samplers)}",
         f"logprobs of trainer and sampler at most {apart:.0e} apart, over the first rows of each file",
     ]
