@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import hmac
 import secrets
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,13 +17,24 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from ..bus.errors import Internal, LoractlError, RequestConflict, ResultExpired, ResultNotFound
+from ..bus.errors import (
+    ActorStopping,
+    Internal,
+    LoractlError,
+    RequestConflict,
+    ResultExpired,
+    ResultNotFound,
+)
 from ..bus.ids import TenantId
+from .completions import Completion, Completions
 
 log = structlog.get_logger()
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
+
+# What an ended future costs beside its result (measured).
+_ENTRY_BYTES = 1700
 
 # Names what a future is for, from ids in the request's body: the same key is the same work.
 Key = tuple[str, ...]
@@ -66,7 +77,7 @@ Work = Callable[[Progress], Awaitable[Result]]
 
 @dataclass(slots=True, eq=False)
 class Future:
-    """scope: what it belongs to, such as a session; its end cancels the future. group: where its
+    """scope: what ends it when it ends itself, such as a session; empty for nothing. group: where its
     completion is announced, see `completions`."""
 
     id: str
@@ -79,26 +90,7 @@ class Future:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     result: Result | None = None
     ended_at: float = 0.0
-    task: "asyncio.Task[None] | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One ended future of a group, with its place in the group's row of completions."""
-
-    number: int
-    future: str
-    failed: bool
-    size_bytes: int
-
-
-@dataclass(slots=True)
-class _Row:
-    """Completions of one group, in order. changed: set at the next one."""
-
-    last: int = 0
-    kept: deque[Completion] = field(default_factory=deque)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: "asyncio.Task[Result] | None" = None
 
 
 class Futures:
@@ -113,7 +105,9 @@ class Futures:
         self._by_key: dict[tuple[TenantId, Key], Future] = {}
         self._ended: OrderedDict[str, int] = OrderedDict()  # id to bytes, oldest first
         self._ended_bytes = 0
-        self._rows: dict[Key, _Row] = {}
+        self._completions = Completions(self._futures)
+        self._under_way: dict[str, set[Future]] = {}  # by scope
+        self._closed = False
 
     def __len__(self) -> int:
         """How many are under way."""
@@ -134,7 +128,7 @@ class Futures:
         return future
 
     def start(
-        self, tenant: TenantId, key: Key, digest: bytes, work: Work, *, scope: str, group: Key = ()
+        self, tenant: TenantId, key: Key, digest: bytes, work: Work, *, scope: str = "", group: Key = ()
     ) -> Future:
         """Start work under a key, or join what was started under it before.
 
@@ -146,7 +140,10 @@ class Futures:
         future = Future(self._new_id(tenant), tenant, key, digest, scope, group)
         self._futures[future.id] = future
         self._by_key[tenant, key] = future
-        future.task = asyncio.create_task(self._run(future, work))
+        if scope:
+            self._under_way.setdefault(scope, set()).add(future)
+        future.task = asyncio.create_task(_outcome(future, work))
+        future.task.add_done_callback(lambda task: self._end(future, task))
         return future
 
     async def wait(self, tenant: TenantId, future_id: str, timeout_s: float) -> Result | str:
@@ -155,6 +152,7 @@ class Futures:
         Raises:
             ResultNotFound: this tenant never got such an id.
             ResultExpired: it did, and the result is no longer kept.
+            ActorStopping: there will be none from this process.
         """
         future = self.owned(tenant, future_id)
         if future.result is None:
@@ -163,7 +161,8 @@ class Futures:
                     await future.done.wait()
             except TimeoutError:
                 return future.progress.reason
-        assert future.result is not None
+        if future.result is None:
+            raise ActorStopping("the server is stopping: ask again when it runs")
         return future.result
 
     def owned(self, tenant: TenantId, future_id: str) -> Future:
@@ -183,8 +182,8 @@ class Futures:
 
     def cancel_scope(self, scope: str) -> None:
         """End the work of everything that belongs to a scope."""
-        for future in [*self._futures.values()]:
-            if future.scope == scope and future.task is not None:
+        for future in self._under_way.get(scope, ()):
+            if future.task is not None:
                 future.task.cancel()
 
     def drop(self, tenant: TenantId, future_ids: list[str]) -> None:
@@ -196,52 +195,39 @@ class Futures:
 
     async def completions(self, group: Key, after: int, timeout_s: float) -> tuple[list[Completion], int]:
         """Those of a group after a number, waiting for the first; and the number to go on from."""
-        row = self._rows.setdefault(group, _Row())
-        while row.kept and row.kept[0].number <= after:
-            row.kept.popleft()
-        if not row.kept and timeout_s > 0:
-            row.changed.clear()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await row.changed.wait()
-            except TimeoutError:
-                pass  # nothing new is an answer, too
-        found = [each for each in row.kept if each.number > after]
-        return found, found[-1].number if found else max(after, row.last if not row.kept else after)
-
-    def forget_group(self, group: Key) -> None:
-        self._rows.pop(group, None)
+        return await self._completions.after(group, after, timeout_s)
 
     def close(self) -> None:
+        """End all work. Nobody is told of an outcome: who asks again after a restart is told the truth."""
+        self._closed = True
         for future in self._futures.values():
             if future.task is not None:
                 future.task.cancel()
 
-    async def _run(self, future: Future, work: Work) -> None:
-        try:
-            result = await work(future.progress)
-        except LoractlError as error:
-            result = failed_result(error)
-        except asyncio.CancelledError:
-            result = failed_text("the request was cancelled", "user")
-        except Exception:  # the loop's boundary: the client must hear of every bug
-            log.exception("future.crashed", key=future.key, tenant=future.tenant)
-            result = failed_result(Internal("the bridge failed on this request; its log says why"))
-        future.result = result
+    def _end(self, future: Future, task: "asyncio.Task[Result]") -> None:
         future.task = None
         future.progress.waiting = None
-        self._keep(future, result)
+        if future.scope:
+            self._leave_scope(future)
+        if not task.cancelled():
+            self._keep(future, task.result())
+        elif not self._closed:
+            self._keep(future, failed_text("the request was cancelled", "user"))
         future.done.set()
 
+    def _leave_scope(self, future: Future) -> None:
+        siblings = self._under_way[future.scope]
+        siblings.remove(future)
+        if not siblings:
+            del self._under_way[future.scope]
+
     def _keep(self, future: Future, result: Result) -> None:
+        future.result = result
         future.ended_at = self._clock()
-        self._ended[future.id] = len(result.body)
-        self._ended_bytes += len(result.body)
+        self._ended[future.id] = _ENTRY_BYTES + len(result.body)
+        self._ended_bytes += self._ended[future.id]
         if future.group:
-            row = self._rows.setdefault(future.group, _Row())
-            row.last += 1
-            row.kept.append(Completion(row.last, future.id, result.failed, len(result.body)))
-            row.changed.set()
+            self._completions.add(future.group, future.id, failed=result.failed, size_bytes=len(result.body))
         self.forget_old(keep=future.id)
 
     def forget_old(self, *, keep: str = "") -> None:
@@ -260,6 +246,8 @@ class Futures:
         self._ended_bytes -= self._ended.pop(future_id)
         future = self._futures.pop(future_id)
         self._by_key.pop((future.tenant, future.key), None)
+        if future.group:
+            self._completions.tidy(future.group)
 
     def _new_id(self, tenant: TenantId) -> str:
         nonce = secrets.token_hex(16)
@@ -272,6 +260,16 @@ class Futures:
     def _mark(self, tenant: TenantId, nonce: str) -> str:
         """Proof that this id was given to this tenant, also after a restart forgot the future."""
         return hmac.new(self._secret, f"{tenant}/{nonce}".encode(), hashlib.sha256).hexdigest()[:16]
+
+
+async def _outcome(future: Future, work: Work) -> Result:
+    try:
+        return await work(future.progress)
+    except LoractlError as error:
+        return failed_result(error)
+    except Exception:  # the loop's boundary: the client must hear of every bug
+        log.exception("future.crashed", key=future.key, tenant=future.tenant)
+        return failed_result(Internal("the bridge failed on this request; its log says why"))
 
 
 def json_result(fields: object) -> Result:

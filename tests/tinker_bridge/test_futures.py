@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from loractl.bus.errors import InvalidData, RequestConflict, ResultExpired, ResultNotFound
+from loractl.bus.errors import ActorStopping, InvalidData, RequestConflict, ResultExpired, ResultNotFound
 from loractl.bus.ids import TenantId
 from loractl.tinker_bridge.futures import Futures, Progress, Result, json_result
 
@@ -163,6 +163,38 @@ def test_the_end_of_a_scope_ends_its_work_and_no_other() -> None:
     run(test)
 
 
+def test_work_that_is_cancelled_before_it_began_has_an_end() -> None:
+    async def test() -> None:
+        table = futures()
+        future = table.start(ANN, KEY, b"d", counting(json_result({}), runs := []), scope="s")
+
+        table.cancel_scope("s")
+
+        assert said(await table.wait(ANN, future.id, 1))["error"] == "the request was cancelled"
+        assert runs == []
+
+    run(test)
+
+
+def test_whoever_waits_when_the_server_stops_is_told_to_ask_again() -> None:
+    async def test() -> None:
+        async def work(_: Progress) -> Result:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        table = futures()
+        future = table.start(ANN, KEY, b"d", work)
+        waiting = asyncio.create_task(table.wait(ANN, future.id, 5))
+        await asyncio.sleep(0)
+
+        table.close()
+
+        with pytest.raises(ActorStopping):
+            await waiting
+
+    run(test)
+
+
 def test_old_results_expire_and_their_readers_are_told_so() -> None:
     async def test() -> None:
         clock = Clock()
@@ -183,7 +215,7 @@ def test_old_results_expire_and_their_readers_are_told_so() -> None:
 
 def test_results_are_bounded_in_bytes_the_oldest_go() -> None:
     async def test() -> None:
-        table = futures(kept_bytes=250)
+        table = futures(kept_bytes=2 * 1900)
         ids = []
         for number in range(3):
             work = counting(Result(b"x" * 100), [])
@@ -228,5 +260,42 @@ def test_completions_come_in_the_order_of_their_ends_from_a_cursor_on() -> None:
         assert [each.future for each in first] == [started[2].id]
         assert [each.future for each in rest] == [started[0].id, started[1].id]
         assert await table.completions(group, last, 0) == ([], last)
+
+    run(test)
+
+
+async def ended(table: Futures, name: str, group: tuple[str, ...]) -> str:
+    future = table.start(ANN, (name,), b"d", counting(json_result({}), []), group=group)
+    await future.done.wait()
+    return future.id
+
+
+def test_completions_take_memory_for_as_long_as_their_results_are_kept() -> None:
+    async def test() -> None:
+        table, group = futures(kept_bytes=5_000), ("samples", "a", "0")
+
+        ids = [await ended(table, str(number), group) for number in range(20)]
+        left, _ = await table.completions(group, 0, 0)
+        table.drop(ANN, ids)
+        await table.completions(("samples", "another", "7"), 0, 0.001)
+
+        assert [each.future for each in left] == ids[-len(left) :]
+        assert len(left) == 2
+        assert len(table._completions) == 0
+
+    run(test)
+
+
+def test_a_cursor_of_an_earlier_process_passes_over_nothing() -> None:
+    async def test() -> None:
+        earlier, group = futures(), ("samples", "a", "0")
+        for number in range(3):
+            await ended(earlier, str(number), group)
+        _, cursor = await earlier.completions(group, 0, 0)
+
+        later = futures()
+        future = await ended(later, "3", group)
+
+        assert [each.future for each in (await later.completions(group, cursor, 0))[0]] == [future]
 
     run(test)

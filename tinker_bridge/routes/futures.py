@@ -7,7 +7,8 @@ from fastapi.responses import JSONResponse
 
 from ..bodies import CancelBody, RetrieveBody, RetrieveManyBody
 from ..bridge import Bridge
-from ..futures import JSON, PROTOBUF, Completion, Result
+from ..completions import Completion
+from ..futures import JSON, PROTOBUF, Result
 from ..sampling import group_of
 from .reading import BridgeIn, TenantIn, checked, described, json_object, read_body
 
