@@ -1,6 +1,7 @@
 """Training runs: made, trained, saved, loaded. Every route here answers at once with a request id."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -182,6 +183,8 @@ async def save_weights_for_sampler(request: Request, bridge: BridgeIn, tenant: T
         content,
         SaveForSamplerBody,
         lambda body: SaveForSampler(body, bridge.checkpoints, bridge.samplers),
+        # The SDK takes another number for an unnamed sampler whenever it sends the same save again.
+        changing="sampling_session_seq_id",
     )
 
 
@@ -192,8 +195,12 @@ def submitted(
     content: bytes,
     kind: type[BodyT],
     made: Callable[[BodyT], Call],
+    *,
+    changing: str | None = None,
 ) -> Started:
     """Start a numbered JSON operation; a body that is wrong uses up its number and fails in its turn.
+
+    changing: a field that may be another when the same operation is sent again; the first one's stands.
 
     Raises:
         LoractlError: not even the number can be read, or there is no such run.
@@ -204,6 +211,8 @@ def submitted(
         call = made(checked(kind, fields))
     except LoractlError as error:
         call = Refused(error)
+    if changing in fields:
+        content = json.dumps({name: fields[name] for name in fields if name != changing}).encode()
     return started(bridge, tenant, model, seq, request.url.path, content, call)
 
 
