@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from loractl.tests.tinker_bridge.raw import Raw
 from loractl.tests.tinker_bridge.served import Served, serving
 
 
@@ -31,3 +32,9 @@ def service(sdk_environment: None) -> Iterator[Any]:
 
     with tinker.ServiceClient() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def raw(served: Served) -> Iterator[Raw]:
+    with Raw(served) as requests:
+        yield requests

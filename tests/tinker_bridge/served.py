@@ -65,7 +65,7 @@ def serving(*settings: str) -> Iterator[Served]:
         overrides=[
             f"model.name={MODEL}",
             f"model.path={model}",
-            "daemon.http=127.0.0.1:0",
+            "daemon.http=auto",
             "trainer.threads=1",
             *settings,
         ],
