@@ -55,7 +55,7 @@ async def create_model(body: CreateModelBody, bridge: BridgeIn, tenant: TenantIn
         )
         return json_result({"type": "create_model", "model_id": record.id})
 
-    return _begun(bridge, tenant, session.id, run, body.model_dump_json().encode(), work)
+    return _begun(bridge, tenant, run, body.model_dump_json().encode(), work)
 
 
 @router.post("/load_weights", openapi_extra=described(LoadWeightsBody))
@@ -82,7 +82,7 @@ async def load_weights(request: Request, bridge: BridgeIn, tenant: TenantIn) -> 
         )
         return loaded_result(record, body.path)
 
-    return _begun(bridge, tenant, session.id, run, content, work)
+    return _begun(bridge, tenant, run, content, work)
 
 
 @router.post("/get_info")
@@ -126,7 +126,7 @@ class _Rows(msgspec.Struct):
 def _has_rows(content: bytes) -> bool:
     try:
         return msgspec.json.decode(content, type=_Rows).data is not msgspec.UNSET
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False  # compressed, or damaged: its reader says so
 
 
@@ -239,10 +239,13 @@ class Refused:
         pass
 
 
-def _begun(bridge: Bridge, tenant: TenantId, session: str, run: str, content: bytes, work: Work) -> Started:
-    """Start what makes a run; it is made once, however often it is asked for."""
+def _begun(bridge: Bridge, tenant: TenantId, run: str, content: bytes, work: Work) -> Started:
+    """Start what makes a run; it is made once, however often it is asked for.
+
+    Where its session ends first, it is made all the same, and then freed like all the others.
+    """
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    future = bridge.futures.start(tenant, ("model", run), digest, work, scope=session)
+    future = bridge.futures.start(tenant, ("model", run), digest, work)
     return {"request_id": future.id, "model_id": run}
 
 
