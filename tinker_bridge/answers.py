@@ -11,6 +11,7 @@ from ..bus.errors import (
     ActorUnavailable,
     AdapterNotFound,
     CheckpointNotFound,
+    LaneLost,
     LoractlError,
     QuotaExceeded,
     RequestConflict,
@@ -30,6 +31,7 @@ _STATUS: Mapping[type[LoractlError], int] = {
     SessionNotFound: 404,
     ResultNotFound: 404,
     SessionEnded: 410,
+    LaneLost: 410,  # asking again would find it lost again
     ResultExpired: 410,
     SequenceConflict: 422,
     RequestConflict: 422,

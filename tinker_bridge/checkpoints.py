@@ -6,6 +6,7 @@ published versions) or in `<state>/exports` (external ones), and go when their r
 
 import asyncio
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -30,8 +31,8 @@ class Checkpoints:
         self._bus = bus
         self._layout = layout
         self._clock = clock
-        # Names whose save is under way: two saves in a row may ask for the same one.
-        self._reserved: set[str] = set()
+        # How many saves of a name are under way: several in a row may ask for the same one.
+        self._reserved: Counter[str] = Counter()
 
     def reserve(self, run: RunRecord, kind: CheckpointKind, name: str, *, overwrite: bool = False) -> str:
         """Claim a name until `release`; returns its tinker path.
@@ -40,14 +41,18 @@ class Checkpoints:
             InvalidName, CheckpointExists
         """
         path = tinker_path(run.id, kind, checked_name(name, what="a checkpoint"))
-        taken = self._live(path) is not None and not overwrite
-        if taken or path in self._reserved:
+        if not overwrite and (path in self._reserved or self._live(path) is not None):
             raise CheckpointExists(f"{path} exists already: choose another name{_OVERWRITE[kind]}")
-        self._reserved.add(path)
+        self._reserved[path] += 1
         return path
 
     def release(self, path: str) -> None:
-        self._reserved.discard(path)
+        self._reserved[path] -= 1
+        self._reserved += Counter()  # drops what is at zero
+
+    def saving(self, run: str) -> bool:
+        """Whether a save of this run is under way."""
+        return any(path.startswith(f"tinker://{run}/") for path in self._reserved)
 
     def add(
         self,
@@ -148,7 +153,11 @@ class Checkpoints:
                 await asyncio.to_thread(
                     shutil.rmtree, self._layout.exports / record.token, ignore_errors=True
                 )
-        self._store.delete(record)
+        # Whoever saved under the same name in the meantime has another record, which stays.
+        if (now := self._store.find(CheckpointRecord, record.id)) is not None and (
+            now.created_unix_s == record.created_unix_s
+        ):
+            self._store.delete(record)
 
     async def _forgiving(self, request: DeleteCheckpoint | DeleteVersion, record: CheckpointRecord) -> None:
         try:

@@ -72,7 +72,7 @@ async def delete_checkpoint(bridge: Bridge, checkpoint: CheckpointRecord) -> Non
 def end_session(
     bridge: Bridge, session: SessionRecord, *, finished: bool, reason: str = "", detail: str = ""
 ) -> None:
-    """Mark a session as ended and stop its work; `free_ended` does the rest."""
+    """Mark a session as ended and stop its samples; its operations end when `free_ended` frees their runs."""
     if bridge.sessions.end(session, finished=finished, reason=reason, detail=detail):
         bridge.futures.cancel_scope(session.id)
 

@@ -162,13 +162,19 @@ class Runs:
             self._put(replace(record, state="lost"))
 
     async def let_go(self, record: RunRecord) -> None:
-        """Free the run's memory; without any checkpoint there is nothing to keep of its adapter."""
-        kept = any(each.kind != "external" for each in self._checkpoints.of_run(record.id))
+        """Free the run's memory; without any checkpoint there is nothing to keep of its adapter.
+
+        While a save is under way that is not known yet: a run of a session is then still not let go of.
+        """
+        saving = self._checkpoints.saving(record.id)
+        kept = saving or any(each.kind != "external" for each in self._checkpoints.of_run(record.id))
         request = UnloadAdapter(adapter=record.adapter) if kept else DeleteAdapter(adapter=record.adapter)
         try:
             await self._bus.request(request, tenant=record.tenant)
         except AdapterNotFound:
-            kept = False
+            kept = saving = False
+        if saving and record.parent:
+            return
         state: Literal["unloaded", "deleted"] = "unloaded" if kept else "deleted"
         last = self.last_request_unix_s(record)
         self._store.put(replace(record, state=state, last_request_unix_s=last))

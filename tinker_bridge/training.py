@@ -28,7 +28,7 @@ from ..bus.messages import (
     StepResult,
 )
 from .base import Bus
-from .futures import Future, Futures, Progress, Result
+from .futures import Future, Futures, Progress, Result, Work
 from .records import RunRecord
 from .runs import Runs, lost_text
 from .sessions import Sessions
@@ -83,6 +83,9 @@ class Training:
         seq: its number in the run; None runs it behind all that came without a number before.
         content: what makes two operations the same.
 
+        An operation of a run that the trainer lost fails as those did that it was lost with: an HTTP
+        error that is worth another try would be tried again for minutes.
+
         Raises:
             LoractlError: there is no such run, it takes no operations, or the number was used for
                 something else.
@@ -96,7 +99,12 @@ class Training:
         record = self._runs.owned(tenant, run)
         if seq is not None and (known := self._futures.known(tenant, _key(run, seq), digest)) is not None:
             return known
-        record = self._runs.live(tenant, run)
+        try:
+            record = self._runs.live(tenant, run)
+        except LaneLost as error:
+            if seq is None:
+                raise
+            return self._futures.start(tenant, _key(run, seq), digest, _failing(error))
         if record.parent:
             self._sessions.active(tenant, record.parent)
         lane, number, key = self._placed(record, seq)
@@ -109,7 +117,7 @@ class Training:
             finally:
                 call.close()
 
-        return self._futures.start(tenant, key, digest, work, scope=record.parent)
+        return self._futures.start(tenant, key, digest, work)
 
     async def request(self, run: RunRecord, made: Callable[[Place], Operation]) -> Message:
         """An operation of the bridge's own, behind those that came without a number.
@@ -194,6 +202,13 @@ class _Unnumbered:
 
 def _key(run: str, seq: int) -> tuple[str, ...]:
     return ("seq_id", str(seq), "of", run)
+
+
+def _failing(error: LoractlError) -> Work:
+    async def work(_progress: Progress) -> Result:
+        raise error
+
+    return work
 
 
 def _built(record: RunRecord, place: Place, call: Call) -> Operation:
