@@ -62,7 +62,7 @@ class Samplers:
         self._checkpoints = checkpoints
         self._kept_snapshots = kept_snapshots
         self._clock = clock
-        # Those with a version of their own, which has to go in the end.
+        # Those with a version of their own, which has to go in the end; oldest first.
         self._holding = {each.id: each for each in store.all(SamplerRecord) if _holds(each)}
         self._publishing: dict[str, asyncio.Task[SamplerRecord]] = {}
 
@@ -129,7 +129,17 @@ class Samplers:
     async def add_snapshot(
         self, run: RunRecord, number: int, version: VersionRecord, *, inflight: bool
     ) -> SamplerRecord:
-        """A sampling session of its own for a version that was published for it."""
+        """A sampling session of its own for a version that was published for it.
+
+        Raises:
+            RequestConflict: the number was used for another one.
+        """
+        known = self.find(run.tenant, sampler_id(run.parent, number))
+        if known is not None and (known.adapter, known.version) == (run.adapter, version.number):
+            return known
+        if known is not None:
+            await self._delete_version(run.tenant, run.adapter, version.number)
+            raise RequestConflict(f"{known.id} is another sampling session already: take the next number")
         record = SamplerRecord(
             id=sampler_id(run.parent, number),
             tenant=run.tenant,
@@ -154,7 +164,7 @@ class Samplers:
             # Gone already is fine: an earlier end was cut short.
             with suppress(AdapterNotFound):
                 await self._bus.request(DeleteAdapter(adapter=record.adapter), tenant=record.tenant)
-        self._put(replace(record, version=-1))
+        self._put(replace(self.owned(record.tenant, record.id), version=-1))
 
     def not_let_go(self) -> list[SamplerRecord]:
         """Samplers that still hold a version of their own."""
@@ -221,14 +231,16 @@ class Samplers:
             await self._bus.request(DeleteAdapter(adapter=adapter), tenant=tenant)
             raise
         assert isinstance(receipt, Receipt)
+        # As it is by now: others may have joined it.
+        record = self.owned(tenant, record.id)
         published = replace(record, adapter=adapter, version=receipt.record.number)
         self._put(published)
         return published
 
     async def _thin_out(self, newest: SamplerRecord) -> None:
         """Move inflight samplers on, and let the oldest snapshots of the run go."""
-        siblings = [each for each in self.of_session(newest.parent) if each.run == newest.run]
-        snapshots = [each for each in siblings if each.version > 0 and each.id != newest.id]
+        siblings = [each for each in self._holding.values() if each.run == newest.run]
+        snapshots = [each for each in siblings if each.id != newest.id]
         replaced = [each for each in snapshots if newest.inflight and each.inflight]
         for each in replaced:
             self._put(replace(each, version=newest.version))
