@@ -4,6 +4,9 @@ import asyncio
 import hashlib
 from dataclasses import replace
 
+import structlog
+
+from ..bus.errors import ActorRestarting, EngineFailed
 from ..bus.ids import TenantId
 from ..bus.messages import Abort, Sample, SampleResult
 from .base import BaseModel, Bus
@@ -11,6 +14,11 @@ from .futures import PROTOBUF, Future, Futures, Key, Progress, Result
 from .records import SamplerRecord
 from .samplers import Samplers
 from .wire import decode_sample, encode_sample, sample_json
+
+log = structlog.get_logger()
+
+# A sample that brings every sampler down must not do so for ever.
+_ATTEMPTS = 3
 
 # The SDK numbers the samples of a cloned client from clone id times this.
 _CLONE = 1_000_000_000
@@ -62,6 +70,15 @@ class Sampling:
         return self._futures.start(tenant, key, digest, work, scope=sampler.parent, group=group)
 
     async def _sampled(self, tenant: TenantId, sample: Sample, progress: Progress) -> SampleResult:
+        """A sample changes nothing, so one that was lost with its sampler is asked for again."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await self._asked(tenant, sample, progress)
+            except (ActorRestarting, EngineFailed) as error:
+                log.info("sample.asked_for_again", tenant=tenant, reason=error.message)
+        return await self._asked(tenant, sample, progress)
+
+    async def _asked(self, tenant: TenantId, sample: Sample, progress: Progress) -> SampleResult:
         progress.waiting = pending = self._bus.submit(sample, tenant=tenant)
         try:
             result = await pending.result()

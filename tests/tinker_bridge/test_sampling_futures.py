@@ -1,0 +1,74 @@
+"""Samples as futures: what is lost with a sampler is asked for again, a few times."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loractl.bus.errors import ActorRestarting, EngineFailed, LoractlError, VersionNotFound
+from loractl.bus.ids import TenantId
+from loractl.bus.messages import Message, Sample, SampleResult
+from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
+from loractl.tests.tinker_bridge.in_memory import User, bridge_on
+
+_RESTARTING = ActorRestarting("sampler-0 died while it held this sample")
+
+
+class CrashingBus(InMemoryBus):
+    """Samples end with these errors, one after the other, then with a result."""
+
+    def __init__(self, *errors: LoractlError) -> None:
+        super().__init__()
+        self._errors = list(errors)
+
+    def _answer(self, body: Message, tenant: TenantId) -> Message:
+        if not isinstance(body, Sample):
+            return super()._answer(body, tenant)
+        if self._errors:
+            raise self._errors.pop(0)
+        return SampleResult(
+            version=0,
+            engine="vllm",
+            lengths=np.array([1]),
+            tokens=np.array([7]),
+            logprobs=np.zeros(1, np.float32),
+            texts=("a",),
+            stop_reasons=("length",),
+            prompt_logprobs=np.zeros(0, np.float32),
+        )
+
+
+@pytest.mark.parametrize(
+    ("errors", "asked", "fails"),
+    [
+        ((_RESTARTING, EngineFailed("the engine died")), 3, False),
+        ((_RESTARTING,) * 3, 3, True),
+        ((VersionNotFound("gone"),), 1, True),
+    ],
+)
+def test_a_sample_that_was_lost_with_its_sampler_is_asked_for_again(
+    tmp_path: Path, errors: tuple[LoractlError, ...], asked: int, fails: bool
+) -> None:
+    async def story() -> Any:
+        bus = CrashingBus(*errors)
+        async with bridge_on(tmp_path, bus) as bridge:
+            user = User(bridge, "ann")
+            session = await user.session()
+            opened = await user.post(
+                "/create_sampling_session", session_id=session, sampling_session_seq_id=0, base_model="tiny"
+            )
+            result = await user.work(
+                "/asample",
+                sampling_session_id=opened["sampling_session_id"],
+                seq_id=0,
+                prompt={"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]},
+                sampling_params={"max_tokens": 1},
+            )
+        assert bus.kinds().count("sample") == asked
+        return result
+
+    result = asyncio.run(asyncio.wait_for(story(), 10))
+
+    assert ("error" in result) == fails, json.dumps(result)
