@@ -8,6 +8,7 @@ from pydantic_core import PydanticSerializationError
 from .. import __version__
 from ..bus.errors import InvalidRequest, LoractlError
 from .answers import error_body, status_of
+from .body_limit import BodyLimit
 from .bridge import Bridge
 from .routes import ROUTERS
 
@@ -19,6 +20,7 @@ Point the `tinker` SDK here with the environment that `loractl env` prints."""
 def create_app(bridge: Bridge) -> FastAPI:
     app = FastAPI(title="loractl", version=__version__, description=_ABOUT)
     app.state.bridge = bridge
+    app.add_middleware(BodyLimit, most_bytes=bridge.config.bridge.body_bytes)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(LoractlError, _refuse)

@@ -11,7 +11,7 @@ from ..bodies import Body, SaveExternalBody
 from ..exporting import SaveExternal
 from ..listing import moment
 from ..records import tinker_path
-from .reading import BridgeIn, TenantIn, described, read_body
+from .reading import BridgeIn, TenantIn, described
 from .training import submitted
 
 router = APIRouter(prefix="/api/v1", tags=["exports"])
@@ -24,7 +24,7 @@ class Addresses(Body):
 
 @router.post("/save_weights_external", openapi_extra=described(SaveExternalBody))
 async def save_weights_external(request: Request, bridge: BridgeIn, tenant: TenantIn) -> dict[str, Any]:
-    content = await read_body(request)
+    content = await request.body()
     return submitted(
         bridge,
         tenant,

@@ -21,7 +21,7 @@ from ..founding.samples import prompts_of, result_of, sample_of
 from ..futures import JSON, Result
 from ..operations import Step
 from ..records import Json
-from .reading import KEYED, BridgeIn, TenantIn, checked, described, json_object, read_body
+from .reading import KEYED, BridgeIn, TenantIn, checked, described, json_object
 from .settings import Capabilities, capabilities
 from .training import Started, begin_rows, started
 
@@ -80,7 +80,7 @@ async def adapters(bridge: BridgeIn, tenant: TenantIn) -> dict[str, list[Json]]:
 @router.post("/fwdbwd", openapi_extra=described(RowsBody))
 async def fwdbwd(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
     """Run rows forward and backward; the gradients gather until the next optim_step."""
-    content = await read_body(request)
+    content = await request.body()
     return await begin_rows(bridge, tenant, request.url.path, content, json_object(content))
 
 
@@ -126,7 +126,7 @@ def _fields_of(result: Result) -> Facts:
 @router.post("/api/v1/sample", openapi_extra=described(SampleBody))
 async def sample(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Facts:
     """Answer with text. An adapter that was trained since is published first."""
-    body = checked(SampleBody, json_object(await read_body(request)))
+    body = checked(SampleBody, json_object(await request.body()))
     return await unless_gone(request, _sampled(bridge, tenant, body))
 
 

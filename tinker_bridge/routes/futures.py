@@ -10,7 +10,7 @@ from ..bridge import Bridge
 from ..completions import Completion
 from ..futures import JSON, PROTOBUF, Result
 from ..sampling import group_of
-from .reading import BridgeIn, TenantIn, checked, described, json_object, read_body
+from .reading import BridgeIn, TenantIn, checked, described, json_object
 
 router = APIRouter(prefix="/api/v1", tags=["futures"])
 
@@ -22,7 +22,7 @@ _SHORTEST_POLL_S = 1.0
 @router.post("/retrieve_future", openapi_extra=described(RetrieveBody))
 async def retrieve_future(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Response:
     """Wait for a result. `try_again` says that there is none yet, and what it waits for."""
-    body = checked(RetrieveBody, json_object(await read_body(request)))
+    body = checked(RetrieveBody, json_object(await request.body()))
     found = await bridge.futures.wait(tenant, body.request_id, _patience_s(request, bridge))
     if isinstance(found, Result):
         return _response(found, request.headers.get("accept", ""))

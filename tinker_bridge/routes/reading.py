@@ -42,19 +42,6 @@ TenantIn = Annotated[TenantId, Depends(_tenant)]
 KEYED = [Depends(_tenant)]
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body, while it is not too large. Raises InvalidRequest."""
-    most = (await _bridge(request)).config.bridge.body_bytes
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise InvalidRequest(
-                f"the body is larger than {most} bytes (bridge.body_bytes): send less at once"
-            )
-    return bytes(body)
-
-
 def json_object(body: bytes) -> dict[str, Any]:
     """Raises InvalidRequest: it is no JSON object."""
     try:

@@ -28,7 +28,7 @@ from ..records import RunRecord, run_id
 from ..runs import lora_spec
 from ..training import Call, Operation, Place
 from ..wire import peek_forward_backward
-from .reading import BodyT, BridgeIn, TenantIn, checked, described, json_object, numbered, read_body
+from .reading import BodyT, BridgeIn, TenantIn, checked, described, json_object, numbered
 
 router = APIRouter(prefix="/api/v1", tags=["training"])
 
@@ -61,7 +61,7 @@ async def create_model(body: CreateModelBody, bridge: BridgeIn, tenant: TenantIn
 @router.post("/load_weights", openapi_extra=described(LoadWeightsBody))
 async def load_weights(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
     """Into a run under way (model_id, seq_id), or into a new one (session_id, model_seq_id)."""
-    content = await read_body(request)
+    content = await request.body()
     fields = json_object(content)
     if fields.get("model_id") is not None:
         return submitted(
@@ -107,7 +107,7 @@ async def get_info(body: ModelBody, request: Request, bridge: BridgeIn, tenant: 
 @router.post("/forward_backward", openapi_extra=_PASS_OR_ROWS_BODY)
 async def forward_backward(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
     """One chunk of datums: protobuf, or JSON as clients up to 0.24 send it, or rows (`data`, see /fwdbwd)."""
-    content = await read_body(request)
+    content = await request.body()
     if request.headers.get("content-type", "").startswith("application/json") and _has_rows(content):
         return await begin_rows(bridge, tenant, request.url.path, content, json_object(content))
     return _begin_pass(request, bridge, tenant, content, forward_only=False)
@@ -116,7 +116,7 @@ async def forward_backward(request: Request, bridge: BridgeIn, tenant: TenantIn)
 @router.post("/forward", openapi_extra=_PASS_BODY)
 async def forward(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
     """A pass without gradients, as clients up to 0.24 ask for it."""
-    return _begin_pass(request, bridge, tenant, await read_body(request), forward_only=True)
+    return _begin_pass(request, bridge, tenant, await request.body(), forward_only=True)
 
 
 class _Rows(msgspec.Struct):
@@ -162,12 +162,12 @@ def _begin_pass(
 
 @router.post("/optim_step", openapi_extra=described(OptimStepBody))
 async def optim_step(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
-    return submitted(bridge, tenant, request, await read_body(request), OptimStepBody, Step)
+    return submitted(bridge, tenant, request, await request.body(), OptimStepBody, Step)
 
 
 @router.post("/save_weights", openapi_extra=described(SaveWeightsBody))
 async def save_weights(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
-    content = await read_body(request)
+    content = await request.body()
     return submitted(
         bridge, tenant, request, content, SaveWeightsBody, lambda body: Save(body, bridge.checkpoints)
     )
@@ -175,7 +175,7 @@ async def save_weights(request: Request, bridge: BridgeIn, tenant: TenantIn) -> 
 
 @router.post("/save_weights_for_sampler", openapi_extra=described(SaveForSamplerBody))
 async def save_weights_for_sampler(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
-    content = await read_body(request)
+    content = await request.body()
     return submitted(
         bridge,
         tenant,
