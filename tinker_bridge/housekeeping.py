@@ -6,24 +6,26 @@ that a crash cut short, costs nothing but time.
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
 from ..bus.errors import AdapterNotFound, LoractlError
-from ..bus.ids import AdapterId, TenantId
-from ..bus.messages import DeleteAdapter, DeleteVersion, GetVersions, VersionTable
+from ..bus.messages import DeleteAdapter
 from .bridge import Bridge
-from .records import CheckpointRecord, RunRecord, SamplerRecord, SessionRecord
+from .orphans import Orphans
+from .records import CheckpointRecord, RunRecord, SessionRecord
 
 log = structlog.get_logger()
 
 _ROUND_S = 5.0
+# When a session was last heard of, and a run last used, is written no more often.
+_LATE_S = 60.0
 # Beyond the longest that a publish waits for a sampler.
 _GRACE_S = 60.0
-
-_Version = tuple[TenantId, AdapterId, int]
 
 
 async def keep_house(bridge: Bridge) -> None:
@@ -41,8 +43,8 @@ async def keep_house(bridge: Bridge) -> None:
 
 async def one_round(bridge: Bridge) -> None:
     """Raises LoractlError: the rest is left to the next round."""
-    bridge.sessions.flush()
-    bridge.runs.flush()
+    bridge.sessions.flush(late_s=_LATE_S)
+    bridge.runs.flush(late_s=_LATE_S)
     bridge.futures.forget_old()
     for session in bridge.sessions.expired():
         log.info("session.expired", session=session.id, tenant=session.tenant)
@@ -50,7 +52,7 @@ async def one_round(bridge: Bridge) -> None:
     await free_ended(bridge)
     for checkpoint in bridge.checkpoints.expired():
         log.info("checkpoint.expired", path=checkpoint.id, tenant=checkpoint.tenant)
-        await delete_checkpoint(bridge, checkpoint)
+        await _later_if_it_fails(delete_checkpoint(bridge, checkpoint))
     bridge.exports.delete_orphans()
 
 
@@ -82,46 +84,16 @@ async def free_ended(bridge: Bridge) -> None:
     for run in bridge.runs.not_let_go():
         if not bridge.sessions.is_live(run.parent):
             bridge.training.forget(run.id)
-            await bridge.runs.let_go(run)
+            bridge.serving.forget(run.id)
+            await _later_if_it_fails(bridge.runs.let_go(run))
     for sampler in bridge.samplers.not_let_go():
         if not bridge.sessions.is_live(sampler.parent):
-            await bridge.samplers.let_go(sampler)
+            await _later_if_it_fails(bridge.samplers.let_go(sampler))
 
 
-class Orphans:
-    """Held versions that no record speaks of, because the save that made them was cut short by a crash.
-
-    Looked for once after a start. A save that is under way looks the same until it is answered, so what
-    is found is deleted only if nothing speaks of it grace_s later either.
-    """
-
-    def __init__(self, bridge: Bridge, *, grace_s: float) -> None:
-        self._bridge = bridge
-        self._grace_s = grace_s
-        self._found: set[_Version] | None = None
-        self._due_at = 0.0
-        self._done = False
-
-    async def look(self, now: float) -> None:
-        """Raises LoractlError: the next call does it."""
-        if self._found is None:
-            await self._bridge.base.details()  # before a trainer is ready, the broker knows of no versions
-            self._found = await self._unknown()
-            self._due_at = now + self._grace_s
-        elif not self._done and now >= self._due_at:
-            for tenant, adapter, version in self._found & await self._unknown():
-                log.info("version.orphan_deleted", adapter=adapter, version=version)
-                await self._bridge.bus.request(DeleteVersion(adapter=adapter, version=version), tenant=tenant)
-            self._done = True
-
-    async def _unknown(self) -> set[_Version]:
-        store = self._bridge.store
-        runs = {run.adapter: run.tenant for run in store.all(RunRecord)}
-        held: set[_Version] = set()
-        for tenant in set(runs.values()):
-            table = await self._bridge.bus.request(GetVersions(), tenant=tenant)
-            assert isinstance(table, VersionTable)
-            held |= {(tenant, each.adapter, each.number) for each in table.records if each.held}
-        known = {(each.adapter, each.version) for each in store.all(CheckpointRecord)}
-        known |= {(each.adapter, each.version) for each in store.all(SamplerRecord) if each.adapter}
-        return {each for each in held if each[1] in runs and each[1:] not in known}
+async def _later_if_it_fails(work: Coroutine[Any, Any, None]) -> None:
+    """One thing that cannot be done now keeps nothing else from being done: the next round tries again."""
+    try:
+        await work
+    except LoractlError as error:
+        log.warning("housekeeping.put_off", reason=error.message)

@@ -20,11 +20,11 @@ from ..bus.messages import (
     StepResult,
     VersionRecord,
 )
+from .adapters import load_operation
 from .bodies import LoadWeightsBody, OptimStepBody, SaveForSamplerBody, SaveWeightsBody
 from .checkpoints import Checkpoints, checked_ttl
 from .futures import PROTOBUF, Result, json_result
 from .records import RunRecord
-from .runs import load_operation
 from .samplers import Samplers
 from .training import Operation, Place
 from .wire import ForwardBackwardCall, decode_forward_backward, encode_pass, pass_json, to_message

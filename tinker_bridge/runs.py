@@ -4,41 +4,30 @@ A run is an adapter of its tenant on the bus, under the run's id as its name, an
 it for the client's operations. What the operations do is `training`'s.
 """
 
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
 from ..bus.errors import (
-    AdapterExists,
     AdapterNotFound,
-    InvalidRequest,
     LaneLost,
     LoractlError,
-    NotSupported,
     SessionEnded,
 )
-from ..bus.ids import AdapterId, LaneId, TenantId
+from ..bus.ids import LaneId, TenantId
 from ..bus.messages import (
     AdapterCreated,
-    AdapterList,
-    CreateAdapter,
     DeleteAdapter,
     LaneOpened,
-    ListAdapters,
-    LoadCheckpoint,
-    LoadVersion,
     LoraSpec,
     OpenLane,
     UnloadAdapter,
 )
+from .adapters import create_adapter, load_operation
 from .base import BaseModel, Bus
 from .checkpoints import Checkpoints
 from .records import CheckpointRecord, Json, RunRecord
 from .store import Store
-
-# Tinker's LoraConfig has no alpha: 32 is the service's convention, whatever the rank.
-ALPHA = 32.0
 
 
 class Runs:
@@ -189,12 +178,15 @@ class Runs:
         """Oldest first."""
         return self._store.of_parent(RunRecord, session)
 
-    def flush(self) -> None:
-        """Write when each was last used."""
-        for run, used in self._last_request.items():
-            record = self._loaded.get(run)
-            if record is not None and record.last_request_unix_s < used:
-                self._put(replace(record, last_request_unix_s=used))
+    def flush(self, *, late_s: float = 0.0) -> None:
+        """Write when each was last used, where what is written is more than late_s behind."""
+        late = [
+            replace(record, last_request_unix_s=used)
+            for run, used in self._last_request.items()
+            if (record := self._loaded.get(run)) and used > record.last_request_unix_s + late_s
+        ]
+        self._store.put(*late)
+        self._loaded.update((record.id, record) for record in late)
 
     def _add(
         self,
@@ -223,90 +215,6 @@ class Runs:
     def _put(self, record: RunRecord) -> None:
         self._store.put(record)
         self._loaded[record.id] = record
-
-
-async def create_adapter(bus: Bus, tenant: TenantId, name: str, lora: LoraSpec) -> AdapterCreated:
-    """Make an adapter. One of this name is a leftover: of a bridge that died before it wrote it down.
-
-    Raises:
-        LoractlError
-    """
-    try:
-        created = await bus.request(CreateAdapter(name=name, lora=lora), tenant=tenant)
-    except AdapterExists:
-        found = await bus.request(ListAdapters(name=name), tenant=tenant)
-        assert isinstance(found, AdapterList)
-        await bus.request(DeleteAdapter(adapter=found.adapters[0].adapter), tenant=tenant)
-        created = await bus.request(CreateAdapter(name=name, lora=lora), tenant=tenant)
-    assert isinstance(created, AdapterCreated)
-    return created
-
-
-def lora_spec(
-    *, rank: int, seed: int | None, train_attn: bool, train_mlp: bool, train_unembed: bool
-) -> LoraSpec:
-    """Tinker's LoraConfig as ours. Without a seed, one is drawn.
-
-    Raises:
-        InvalidRequest: nothing would be trained.
-    """
-    if not (train_attn or train_mlp or train_unembed):
-        raise InvalidRequest(
-            "train_attn, train_mlp and train_unembed are all false: nothing would be trained"
-        )
-    return LoraSpec(
-        rank=rank,
-        alpha=ALPHA,
-        seed=secrets.randbelow(2**31) if seed is None else seed,
-        train_attn=train_attn,
-        train_mlp=train_mlp,
-        train_unembed=train_unembed,
-    )
-
-
-def load_operation(
-    source: CheckpointRecord,
-    tenant: TenantId,
-    adapter: AdapterId,
-    lane: LaneId,
-    seq: int,
-    *,
-    optimizer: bool,
-) -> LoadCheckpoint | LoadVersion:
-    """The operation that loads a checkpoint into an adapter.
-
-    Raises:
-        InvalidRequest: a sampler checkpoint has no optimizer to restore.
-        NotSupported: an external checkpoint is for other programs.
-    """
-    owner = None if source.tenant == tenant else source.tenant
-    match source.kind:
-        case "training":
-            return LoadCheckpoint(
-                adapter=adapter,
-                lane=lane,
-                seq=seq,
-                source=source.adapter,
-                name=source.name,
-                with_optimizer=optimizer,
-                source_owner=owner,
-            )
-        case "sampler" if optimizer:
-            raise InvalidRequest(
-                f"{source.id} is a sampler checkpoint and holds no optimizer state: load it without the "
-                "optimizer, or load a training checkpoint (tinker://…/weights/…)"
-            )
-        case "sampler":
-            return LoadVersion(
-                adapter=adapter,
-                lane=lane,
-                seq=seq,
-                source=source.adapter,
-                version=source.version,
-                source_owner=owner,
-            )
-        case "external":
-            raise NotSupported(f"{source.id} was exported for other programs: load a training checkpoint")
 
 
 def lost_text(run: str) -> str:

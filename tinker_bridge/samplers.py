@@ -27,10 +27,10 @@ from ..bus.messages import (
     UnloadAdapter,
     VersionRecord,
 )
+from .adapters import create_adapter, load_operation
 from .base import BaseModel, Bus
 from .checkpoints import Checkpoints
 from .records import RunRecord, SamplerRecord, sampler_id
-from .runs import create_adapter, load_operation
 from .store import Store
 
 

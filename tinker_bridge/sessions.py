@@ -24,6 +24,7 @@ class Sessions:
         self._clock = clock
         self._live: dict[str, SessionRecord] = {}
         self._seen: dict[str, float] = {}
+        self._looked_at = clock()
         # A bridge that was down heard nobody: everyone gets the whole time to come back.
         for record in store.all(SessionRecord):
             if record.status == "active":
@@ -103,12 +104,24 @@ class Sessions:
         return not session or session in self._live
 
     def expired(self) -> list[SessionRecord]:
-        """Live sessions that were not heard of for too long."""
-        since = self._clock() - self._expiry_s
+        """Live sessions that were not heard of for too long. To be asked often.
+
+        Where nobody asked for long, we were stopped or suspended, or the clock was set: everyone then gets
+        the whole time again, as after a restart.
+        """
+        now = self._clock()
+        if now - self._looked_at > self._expiry_s / 2:
+            self._seen = dict.fromkeys(self._seen, now)
+        self._looked_at = now
+        since = now - self._expiry_s
         return [record for session, record in self._live.items() if self._seen[session] < since]
 
-    def flush(self) -> None:
-        """Write when each was last heard of."""
-        for session, record in self._live.items():
-            if self._seen[session] > record.last_seen_unix_s:
-                self.change(replace(record, last_seen_unix_s=self._seen[session]))
+    def flush(self, *, late_s: float = 0.0) -> None:
+        """Write when each was last heard of, where what is written is more than late_s behind."""
+        late = [
+            replace(record, last_seen_unix_s=self._seen[session])
+            for session, record in self._live.items()
+            if self._seen[session] > record.last_seen_unix_s + late_s
+        ]
+        self._store.put(*late)
+        self._live.update((record.id, record) for record in late)

@@ -43,15 +43,22 @@ class Store:
     def close(self) -> None:
         self._db.close()
 
-    def put(self, record: Record) -> None:
-        """Add or replace a record. Raises StorageFailed."""
-        body = msgspec.json.encode(record).decode()
-        row = (record.id, record.tenant, record.parent, record.created_unix_s, body)
-        sql = f"INSERT OR REPLACE INTO {record.table} VALUES (?, ?, ?, ?, ?)"  # noqa: S608  # our own names
+    def put(self, *records: Record) -> None:
+        """Add or replace records: all of them, or none. Raises StorageFailed."""
+        if not records:
+            return
         try:
-            self._db.execute(sql, row)
+            # One transaction, for it is the waiting for the disk at its end that costs.
+            self._db.execute("BEGIN")
+            try:
+                for record in records:
+                    self._db.execute(*_insertion(record))
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
         except sqlite3.Error as error:
-            raise StorageFailed(f"cannot write {record.table} to the state directory: {error}") from error
+            raise StorageFailed(f"cannot write {records[0].table} to the state directory: {error}") from error
 
     def find(self, kind: type[RecordT], id_: str) -> RecordT | None:
         return next(iter(self._select(kind, "WHERE id = ?", id_)), None)
@@ -126,3 +133,9 @@ class Store:
         self._db.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
         (value,) = self._db.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()
         return bytes(value)
+
+
+def _insertion(record: Record) -> tuple[str, tuple[object, ...]]:
+    body = msgspec.json.encode(record).decode()
+    row = (record.id, record.tenant, record.parent, record.created_unix_s, body)
+    return f"INSERT OR REPLACE INTO {record.table} VALUES (?, ?, ?, ?, ?)", row  # noqa: S608  # our own names

@@ -1,15 +1,26 @@
 """What ends by itself: sessions and what they held, snapshots, versions that a crash left behind."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loractl.bus.errors import StorageFailed
 from loractl.bus.ids import TenantId
-from loractl.bus.messages import DeleteAdapter, DeleteVersion, PublishAdapter, UnloadAdapter
+from loractl.bus.messages import (
+    CreateAdapter,
+    DeleteAdapter,
+    DeleteVersion,
+    LoraSpec,
+    Message,
+    PublishAdapter,
+    UnloadAdapter,
+)
 from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
-from loractl.tests.tinker_bridge.in_memory import User, with_bridge
+from loractl.tests.tinker_bridge.in_memory import User, bridge_on, with_bridge
 from loractl.tinker_bridge.bridge import Bridge
-from loractl.tinker_bridge.housekeeping import Orphans, end_session, one_round
+from loractl.tinker_bridge.housekeeping import end_session, one_round
+from loractl.tinker_bridge.orphans import Orphans
 from loractl.tinker_bridge.records import CheckpointRecord, RunRecord, SamplerRecord
 
 
@@ -134,6 +145,49 @@ def test_a_version_that_a_crash_left_is_deleted_only_when_nothing_speaks_of_it_l
         assert version_of(bridge, unnamed) == 2
 
     with_bridge(tmp_path, test)
+
+
+def test_an_adapter_that_a_crash_left_goes_and_those_of_others_stay(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, bus: InMemoryBus) -> None:
+        user, other = User(bridge, "ann"), User(bridge, "ben")
+        session = await user.session()
+        run = await user.run(session, 0)
+        lora = LoraSpec(rank=8, alpha=32.0, seed=1)
+        names = [f"{session}:train:1", f"{session}:sample:2", "mine", "a:train:1", f"{session}x:train:1"]
+        for name in names:
+            await bus.request(CreateAdapter(name=name, lora=lora), tenant=user_id(user))
+        await bus.request(CreateAdapter(name=f"{session}:train:1", lora=lora), tenant=user_id(other))
+        orphans = Orphans(bridge, grace_s=100.0)
+
+        await orphans.look(0.0)
+        await orphans.look(100.0)
+
+        assert [each.details.name for each in bus.adapters.values()] == [run, *names[2:], names[0]]
+
+    with_bridge(tmp_path, test)
+
+
+def test_what_cannot_be_freed_keeps_nothing_else_from_being_freed(tmp_path: Path) -> None:
+    class Stubborn(InMemoryBus):
+        def _answer(self, body: Message, tenant: TenantId) -> Message:
+            if isinstance(body, DeleteAdapter) and body.adapter == next(iter(self.adapters)):
+                raise StorageFailed("the disk refused")
+            return super()._answer(body, tenant)
+
+    async def whole() -> None:
+        bus = Stubborn()
+        async with bridge_on(tmp_path, bus) as bridge:
+            user = User(bridge, "ann")
+            session = await user.session()
+            first, second = await user.run(session, 0), await user.run(session, 1)
+            await user.post(f"/sessions/{session}/finish", reason={"type": "success"})
+            await one_round(bridge)
+
+            assert [each.details.name for each in bus.adapters.values()] == [first]
+            assert [run.id for run in bridge.runs.not_let_go()] == [first]
+            assert second not in [run.id for run in bridge.runs.not_let_go()]
+
+    asyncio.run(asyncio.wait_for(whole(), 10))
 
 
 def test_a_name_that_expired_can_be_used_again_and_the_old_version_goes(tmp_path: Path) -> None:

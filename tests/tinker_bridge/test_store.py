@@ -8,7 +8,7 @@ import pytest
 from loractl.bus.errors import SessionEnded, SessionNotFound, StorageFailed
 from loractl.bus.ids import AdapterId, LaneId, TenantId
 from loractl.bus.messages import LoraSpec
-from loractl.tinker_bridge.records import CheckpointRecord, RunRecord, parsed_path, tinker_path
+from loractl.tinker_bridge.records import CheckpointRecord, RunRecord, SessionRecord, parsed_path, tinker_path
 from loractl.tinker_bridge.sessions import Sessions
 from loractl.tinker_bridge.store import Store
 
@@ -117,11 +117,60 @@ def test_a_session_lives_as_long_as_it_is_heard_of(tmp_path: Path) -> None:
     table = sessions(Store(tmp_path / "s.sqlite"), clock)
     silent, heard = created(table), created(table)
 
-    clock.now += 50
-    table.active(ANN, heard)
-    clock.now += 20
+    expired = []
+    for _ in range(14):
+        clock.now += 5
+        table.active(ANN, heard)
+        expired = table.expired()
 
-    assert [each.id for each in table.expired()] == [silent]
+    assert [each.id for each in expired] == [silent]
+
+
+def test_after_a_sleep_of_the_machine_every_live_session_gets_the_whole_time_again(tmp_path: Path) -> None:
+    clock = Clock()
+    table = sessions(Store(tmp_path / "s.sqlite"), clock)
+    session = created(table)
+
+    clock.now += 10_000
+    after_waking = table.expired()
+    clock.now += 29
+    still = table.expired()
+
+    assert after_waking == still == []
+    assert table.active(ANN, session).id == session
+
+
+def test_when_sessions_were_heard_of_is_written_now_and_then(tmp_path: Path) -> None:
+    clock, store = Clock(), Store(tmp_path / "s.sqlite")
+    table = sessions(store, clock)
+    ids = [created(table) for _ in range(3)]
+    clock.now += 50
+    for each in ids[:2]:
+        table.active(ANN, each)
+
+    def written() -> list[float]:
+        return [table.owned(ANN, each).last_seen_unix_s for each in ids]
+
+    table.flush(late_s=60)
+    early = written()
+    table.flush()
+
+    assert early == [1000.0] * 3
+    assert written() == [1050.0, 1050.0, 1000.0]
+
+
+def test_records_are_put_together_or_not_at_all(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s.sqlite")
+    table = sessions(store, Clock())
+    record = table.active(ANN, created(table))
+    other = replace(record, id="other")
+
+    with pytest.raises(UnicodeEncodeError):
+        store.put(other, replace(record, display_name="\ud800"))
+
+    assert store.find(SessionRecord, "other") is None
+    store.put(other)
+    assert store.find(SessionRecord, "other") == other
 
 
 def test_an_ended_session_says_how_it_ended_and_the_first_word_stands(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from ...bus.errors import InvalidRequest, LoractlError, NotSupported
 from ...bus.ids import TenantId
 from ...bus.messages import Message
+from ..adapters import lora_spec
 from ..bodies import (
     CreateModelBody,
     LoadWeightsBody,
@@ -25,7 +26,6 @@ from ..founding.passes import rows_call
 from ..futures import Progress, Result, Work, json_result
 from ..operations import Load, Pass, Save, SaveForSampler, Step, loaded_result
 from ..records import RunRecord, run_id
-from ..runs import lora_spec
 from ..training import Call, Operation, Place
 from ..wire import peek_forward_backward
 from .reading import BodyT, BridgeIn, TenantIn, checked, described, json_object, numbered
