@@ -3,9 +3,36 @@
 What is understood and not done is refused where it is used, by name.
 """
 
-from typing import Any, Literal
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+_MOST_LEVELS = 32
+_MOST_METADATA_BYTES = 256 * 2**10
+
+
+def _modest(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata is kept, listed and searched: it must not be what makes that hard."""
+    inner: list[Any] = [metadata]
+    for _ in range(_MOST_LEVELS):
+        inner = [part for each in inner for part in _parts(each)]
+    if inner:
+        raise ValueError(f"nested deeper than {_MOST_LEVELS} levels")
+    if len(json.dumps(metadata)) > _MOST_METADATA_BYTES:
+        raise ValueError(f"larger than {_MOST_METADATA_BYTES} bytes")
+    return metadata
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+# What users attach: any JSON, within bounds.
+Metadata = Annotated[dict[str, Any], AfterValidator(_modest)]
 
 
 class Body(BaseModel):
@@ -20,7 +47,7 @@ class ConfigBody(Body):
 
 class CreateSessionBody(Body):
     tags: list[str] = []
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
     sdk_version: str = ""
     project_id: str | None = None
     display_name: str | None = None
@@ -51,7 +78,7 @@ class CreateModelBody(Body):
     session_id: str
     model_seq_id: int = Field(ge=0)
     base_model: str
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
     lora_config: LoraConfigBody | None = None
     optimizer_config: dict[str, Any] | None = None
 
@@ -111,7 +138,7 @@ class LoadWeightsBody(Body):
     session_id: str | None = None
     model_seq_id: int | None = Field(default=None, ge=0)
     base_model: str | None = None
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
     path: str
     optimizer: bool
     optimizer_config: dict[str, Any] | None = None

@@ -4,7 +4,7 @@ An ASGI application around another one. It comes before the keys are looked at, 
 reads a body before anything else.
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import msgspec
@@ -19,7 +19,9 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class BodyLimit:
-    def __init__(self, app: App, *, most_bytes: int) -> None:
+    """most_bytes: what a request may send, by its ASGI scope."""
+
+    def __init__(self, app: App, *, most_bytes: Callable[[Mapping[str, Any]], int]) -> None:
         self._app = app
         self._most_bytes = most_bytes
 
@@ -28,7 +30,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
-            body = await self._read(receive)
+            body = await _read(receive, self._most_bytes(scope))
         except InvalidRequest as error:
             await _refuse(error, send)
             return
@@ -41,24 +43,23 @@ class BodyLimit:
 
         await self._app(scope, rest, send)
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """None when the client hung up before its end: half a request is none.
 
-        Raises:
-            InvalidRequest: it is too large.
-        """
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > self._most_bytes:
-                raise InvalidRequest(
-                    f"the body is larger than {self._most_bytes} bytes (bridge.body_bytes): send less at once"
-                )
-            more = message.get("more_body", False)
-        return bytes(body)
+async def _read(receive: Receive, most_bytes: int) -> bytes | None:
+    """None when the client hung up before its end: half a request is none.
+
+    Raises:
+        InvalidRequest: it is too large.
+    """
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > most_bytes:
+            raise InvalidRequest(f"the body is larger than {most_bytes} bytes: send less at once")
+        more = message.get("more_body", False)
+    return bytes(body)
 
 
 async def _refuse(error: InvalidRequest, send: Send) -> None:

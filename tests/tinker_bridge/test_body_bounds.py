@@ -1,0 +1,77 @@
+"""What one body may cost: its size by what it is for, its depth, and metadata that is kept."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
+from loractl.tests.tinker_bridge.in_memory import API, User, client, with_bridge
+from loractl.tinker_bridge.bridge import Bridge
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("path", "keyed", "size", "status"),
+    [
+        ("/create_session", True, 5 * MIB, 400),
+        ("/retrieve_future", True, 5 * MIB, 400),
+        ("/forward_backward", False, 5 * MIB, 400),
+        ("/forward_backward", False, 1 * MIB, 401),
+        ("/forward_backward", True, 70 * MIB, 404),
+        ("/asample", True, 5 * MIB, 404),
+        ("/asample", True, 70 * MIB, 400),
+    ],
+)
+def test_a_body_is_as_large_as_its_use_and_its_key_allow(
+    tmp_path: Path, path: str, keyed: bool, size: int, status: int
+) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        http = User(bridge, "ann").http if keyed else client(bridge)
+        body = (
+            b'{"model_id": "none", "sampling_session_id": "none", "seq_id": 1, "x": "' + b"x" * size + b'"}'
+        )
+
+        answer = await http.post(API + path, content=body, headers={"content-type": "application/json"})
+
+        assert answer.status_code == status, answer.text
+        assert ("larger than" in answer.json()["detail"]) == (status == 400)
+
+    with_bridge(tmp_path, test)
+
+
+def nested(levels: int) -> Any:
+    value: Any = "\N{BULLET}"
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("metadata", [nested(40), {"a": "x" * 300_000}])
+def test_metadata_that_would_burden_every_list_is_refused(tmp_path: Path, metadata: Any) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        user = User(bridge, "ann")
+
+        refused = await user.post("/create_session", 422, tags=[], user_metadata=metadata, sdk_version="")
+        session = await user.session(user_metadata=nested(30))
+        found = await user.post("/sessions/search")
+
+        assert refused["detail"].startswith("user_metadata: ")
+        assert [each["session_id"] for each in found["sessions"]] == [session]
+
+    with_bridge(tmp_path, test)
+
+
+def test_depth_is_refused_wherever_it_shows(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        user = User(bridge, "ann")
+        found = set()
+        for levels in range(880, 1000, 2):
+            body = (
+                b'{"model_id": "m", "seq_id": 1, "x": ' + b"[" * levels + b'"\\ud800"' + b"]" * levels + b"}"
+            )
+            found.add((await user.http.post(API + "/optim_step", content=body)).status_code)
+
+        assert found == {400}
+
+    with_bridge(tmp_path, test)
