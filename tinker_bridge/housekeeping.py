@@ -31,6 +31,8 @@ _GRACE_S = 60.0
 async def keep_house(bridge: Bridge) -> None:
     """Runs until it is cancelled."""
     orphans = Orphans(bridge, grace_s=bridge.config.publish.receipt_timeout_s + _GRACE_S)
+    # Often enough that no round takes the pause since the one before for a machine that slept.
+    round_s = min(_ROUND_S, bridge.config.bridge.session_expiry_s / 8)
     while True:
         try:
             await one_round(bridge)
@@ -38,7 +40,7 @@ async def keep_house(bridge: Bridge) -> None:
         except LoractlError as error:
             # The daemon or the disk, and it may pass.
             log.warning("housekeeping.put_off", reason=error.message)
-        await asyncio.sleep(_ROUND_S)
+        await asyncio.sleep(round_s)
 
 
 async def one_round(bridge: Bridge) -> None:
