@@ -126,7 +126,12 @@ class Versions:
         return self._close(key.adapter)
 
     def written(self, record: VersionRecord) -> list[Change]:
-        """A new version lies on disk: announce it, and retire what is too old."""
+        """A new version lies on disk: announce it, and retire what is too old.
+
+        One that is known was told of again, because its publish was asked for again: nothing changed.
+        """
+        if self._find(VersionKey(record.adapter, record.number)) is not None:
+            return []
         added = self._add(record)
         return [*added, *self._retire_old(record.adapter)]
 

@@ -38,6 +38,8 @@ class Exports:
         self._key = hmac.digest(store.secret, b"exports", "sha256")
         # Directories that no record speaks of yet.
         self._under_way: set[str] = set()
+        # What `delete_orphans` found to be spoken of: nothing to read all records for again.
+        self._looked_at: set[str] = set()
 
     def begin(self) -> str:
         """A fresh directory's name, safe from `delete_orphans` until `end`."""
@@ -91,9 +93,13 @@ class Exports:
     def delete_orphans(self) -> None:
         """Delete directories that no record speaks of: left by a crash, or by an expired namesake."""
         found = {directory.name for directory in _files(self._layout.exports)} - self._under_way
-        if found:
-            for token in found - {record.token for record in self._store.all(CheckpointRecord)}:
-                shutil.rmtree(self._layout.exports / token, ignore_errors=True)
+        # A record that went took its directory with it, and a new one brought another directory.
+        if found <= self._looked_at:
+            return
+        orphans = found - {record.token for record in self._store.all(CheckpointRecord)}
+        for token in orphans:
+            shutil.rmtree(self._layout.exports / token, ignore_errors=True)
+        self._looked_at = found - orphans
 
     def _write(self, directory: Path, files: Mapping[str, memoryview], to: Recipients | None) -> int:
         try:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import structlog
 
-from ..bus.errors import ActorRestarting, EngineFailed
+from ..bus.errors import ActorRestarting, EngineFailed, VersionNotFound
 from ..bus.ids import TenantId
 from ..bus.messages import Abort, Sample, SampleResult
 from .base import BaseModel, Bus
@@ -60,7 +60,10 @@ class Sampling:
                 sample = replace(
                     call.message, adapter=source.adapter, version=source.version, owner=source.owner
                 )
-                result = await self._sampled(tenant, sample, progress)
+                try:
+                    result = await self._sampled(tenant, sample, progress)
+                except VersionNotFound as error:
+                    raise _gone(sampler) from error
                 return Result(encode_sample(result, call), PROTOBUF, to_json=sample_json)
             finally:
                 self._pending -= 1
@@ -87,6 +90,12 @@ class Sampling:
             raise
         assert isinstance(result, SampleResult)
         return result
+
+
+def _gone(sampler: SamplerRecord) -> VersionNotFound:
+    """What the broker says names versions, which may be another tenant's."""
+    what = f": {sampler.model_path} was deleted, or expired" if sampler.model_path is not None else ""
+    return VersionNotFound(f"what sampling session {sampler.id} sampled from is gone{what}")
 
 
 def group_of(sampler: str, clone: int) -> Key:

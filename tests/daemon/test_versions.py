@@ -29,6 +29,14 @@ def test_a_written_version_is_announced_with_the_next_number():
     assert versions.last_event == 2
 
 
+def test_a_version_that_is_written_again_stays_as_it_is_needed():
+    versions = with_versions(1)
+    pinned = versions.admit(ALICE, ONE, None)
+
+    assert versions.written(record(1)) == []
+    assert versions.unpin(pinned) == []
+
+
 def test_latest_is_the_highest_number():
     assert with_versions(1, 2, 3).admit(ALICE, ONE, None) == key(3)
 

@@ -11,7 +11,7 @@ from loractl.bus.errors import ActorRestarting, EngineFailed, LoractlError, Vers
 from loractl.bus.ids import TenantId
 from loractl.bus.messages import Message, Sample, SampleResult
 from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
-from loractl.tests.tinker_bridge.in_memory import User, bridge_on
+from loractl.tests.tinker_bridge.in_memory import User, bridge_on, rest
 
 _RESTARTING = ActorRestarting("sampler-0 died while it held this sample")
 
@@ -40,6 +40,16 @@ class CrashingBus(InMemoryBus):
         )
 
 
+async def sampled(user: User, sampler: str) -> Any:
+    return await user.work(
+        "/asample",
+        sampling_session_id=sampler,
+        seq_id=0,
+        prompt={"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]},
+        sampling_params={"max_tokens": 1},
+    )
+
+
 @pytest.mark.parametrize(
     ("errors", "asked", "fails"),
     [
@@ -59,16 +69,29 @@ def test_a_sample_that_was_lost_with_its_sampler_is_asked_for_again(
             opened = await user.post(
                 "/create_sampling_session", session_id=session, sampling_session_seq_id=0, base_model="tiny"
             )
-            result = await user.work(
-                "/asample",
-                sampling_session_id=opened["sampling_session_id"],
-                seq_id=0,
-                prompt={"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]},
-                sampling_params={"max_tokens": 1},
-            )
+            result = await sampled(user, opened["sampling_session_id"])
         assert bus.kinds().count("sample") == asked
         return result
 
     result = asyncio.run(asyncio.wait_for(story(), 10))
 
     assert ("error" in result) == fails, json.dumps(result)
+
+
+def test_a_sample_from_a_checkpoint_that_went_says_so_and_names_nothing_of_its_owners(tmp_path: Path) -> None:
+    async def story() -> Any:
+        bus = CrashingBus(VersionNotFound("adapter 'secret' has no version 1; there is 2, 3"))
+        async with bridge_on(tmp_path, bus) as bridge:
+            owner, reader = User(bridge, "ann"), User(bridge, "ben")
+            path = await owner.save_for_sampler(await owner.run(), 1, "shared")
+            await owner.post(f"{rest(path)}/publish")
+            session = await reader.session()
+            opened = await reader.post(
+                "/create_sampling_session", session_id=session, sampling_session_seq_id=0, model_path=path
+            )
+            return path, await sampled(reader, opened["sampling_session_id"])
+
+    path, result = asyncio.run(asyncio.wait_for(story(), 10))
+
+    assert "secret" not in result["error"]
+    assert result["error"].endswith(f"{path} was deleted, or expired")
