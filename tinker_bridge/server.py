@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,7 @@ async def run_bridge(config: Config, actor: str) -> None:
         DaemonNotRunning: nobody started us.
         StorageFailed: the bridge's store cannot be opened.
     """
+    _allow_many_connections()
     http = config.daemon.http
     listening = (
         listen_as_before(StateLayout(Path(config.state_dir)).http_port) if http == "auto" else listen(http)
@@ -80,6 +82,12 @@ async def run_bridge(config: Config, actor: str) -> None:
         log.info("bridge.closed")
         if broken:
             keeping.result()  # a bug: it is raised here, and the supervisor starts a sound bridge
+
+
+def _allow_many_connections() -> None:
+    """Every poll that is held open has a file; the 1,024 that are usual at first are there for `select`."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _until_drained(
