@@ -6,13 +6,15 @@ that others are compared with: they have the service to themselves.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 from loractl.tests.daemon.real_daemon import until
 from loractl.tests.tinker_bridge.cookbook import Cookbook, Metrics, Recipe, cookbook, undecided
-from loractl.tests.tinker_bridge.sdk import adapter
+from loractl.tests.tinker_bridge.sdk import adapter, logprobs, reference, step, text, tokens
 from loractl.tests.tinker_bridge.served import Served
 
 pytest.importorskip("tinker_cookbook", reason="its recipes are what is tested")
@@ -193,3 +195,23 @@ def test_a_student_learns_from_its_teachers_likeliest_tokens(crowd: dict[str, Re
     assert len(found) == 2
     assert all(0 < entropy < 1.61 for entropy in series(found, "sdft/mean_teacher_entropy"))  # ln 5
     assert all(norm > 0 for norm in series(found, "grad_norm"))
+
+
+def test_a_download_scores_as_the_server_does(service: Any, served: Served, tmp_path: Path):
+    from tinker_cookbook import weights
+
+    # The base model's unembedding is its embedding, too: merged into that, it would change both.
+    client = adapter(service, train_unembed=False)
+    step(client, [text()])
+    path = client.save_state("merged").result().path
+
+    weights.download(tinker_path=path, output_dir=str(tmp_path / "adapter"))
+    weights.build_hf_model(
+        base_model=str(served.model),
+        adapter_path=str(tmp_path / "adapter"),
+        output_path=str(tmp_path / "model"),
+    )
+
+    (expected,) = logprobs(client, [text(seed=5)])
+    assert np.abs(reference(tmp_path / "model").logprobs(tokens(9, 5)) - expected).max() < 1e-5
+    assert np.abs(reference(served.model).logprobs(tokens(9, 5)) - expected).max() > 0.1
