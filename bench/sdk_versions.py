@@ -21,9 +21,9 @@ from loractl.tinker_bridge.sdk_versions import version_warning
 from rich.console import Console
 from rich.table import Table
 
-# Each where the wire changed, or shortly before; 0.5.0 is the last that does not work.
+# Each where the wire changed, or shortly before; 0.5.1 is the last that does not work.
 _TEXT = (
-    "0.5.0 0.6.0 0.8.1 0.14.0 0.16.1 0.18.2 0.22.7 0.24.1 0.25.0 0.28.1 0.30.4 0.33.1 0.35.0 0.36.0 0.38.0"
+    "0.5.1 0.6.0 0.8.1 0.14.0 0.16.1 0.18.2 0.22.7 0.24.1 0.25.0 0.28.1 0.30.4 0.33.1 0.35.0 0.36.0 0.38.0"
 )
 VERSIONS = _TEXT.split()
 
