@@ -86,11 +86,18 @@ def test_two_recipes_at_once_train_as_each_does_alone(book: Cookbook, begun: dic
     assert numbers(chat.metrics()) == numbers(alone.chat)
 
 
-def test_a_recipe_that_was_killed_goes_on_from_its_checkpoint(
-    book: Cookbook, begun: dict[str, str], alone: Alone
-):
+@pytest.fixture(scope="module")
+def ended(book: Cookbook, begun: dict[str, str]) -> dict[str, Recipe]:
+    """Two that are gone on with: one is killed, the other ends after one epoch."""
     book.begin_with("killed", begun["sl"])
-    killed = book.supervised_loop("killed")
+    book.begin_with("resumed", begun["chat"])
+    return {"killed": book.supervised_loop("killed"), "resumed": book.chat("resumed", epochs=1)}
+
+
+def test_a_recipe_that_was_killed_goes_on_from_its_checkpoint(
+    book: Cookbook, alone: Alone, ended: dict[str, Recipe]
+):
+    killed = ended["killed"]
     assert until(lambda: len(killed.checkpoints()) > 1)
     killed.process.kill()
     killed.process.wait()
@@ -105,10 +112,9 @@ def test_a_recipe_that_was_killed_goes_on_from_its_checkpoint(
 
 
 def test_a_finished_recipe_goes_on_for_another_epoch_with_its_optimizer(
-    book: Cookbook, begun: dict[str, str], alone: Alone
+    book: Cookbook, alone: Alone, ended: dict[str, Recipe]
 ):
-    book.begin_with("resumed", begun["chat"])
-    once = book.chat("resumed", epochs=1).metrics()
+    once = ended["resumed"].metrics()
 
     twice = book.chat("resumed", epochs=2).metrics()
 
