@@ -61,9 +61,10 @@ class Raw:
     """One tenant's requests. Paths are those behind /api/v1."""
 
     def __init__(self, served: Served, key: str | None = None) -> None:
+        self.key = served.key if key is None else key
         self.http = httpx.Client(
             base_url=f"{served.url}/api/v1",
-            headers={"X-API-Key": served.key if key is None else key},
+            headers={"X-API-Key": self.key},
             timeout=60,
         )
 
