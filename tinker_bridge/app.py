@@ -14,6 +14,7 @@ from .answers import error_body, status_of
 from .body_limit import BodyLimit
 from .bridge import Bridge
 from .routes import ROUTERS
+from .wire.pass_request import shown
 
 _ABOUT = """The Tinker API, served by loractl: many LoRA adapters trained and sampled on one shared base model.
 
@@ -39,12 +40,24 @@ async def _refuse(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body(error), status_code=status_of(error))
 
 
-async def _refuse_fields(_request: Request, error: Exception) -> JSONResponse:
+async def _refuse_fields(request: Request, error: Exception) -> JSONResponse:
     """As every other error, and without the input, which need not be text at all."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"][1:]))
-    return JSONResponse(error_body(InvalidRequest(f"{where or 'the body'}: {first['msg']}")), status_code=422)
+    if first["type"] == "json_invalid":
+        text = f"the body is not JSON: {first['ctx']['error']} at character {where}"
+    else:
+        text = f"{where}: {first['msg']}" if where else _no_object(request)
+    return JSONResponse(error_body(InvalidRequest(text)), status_code=422)
+
+
+def _no_object(request: Request) -> str:
+    """Why a body is not the JSON object it should be: its label, as often as what it holds."""
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type in ("", "application/json"):
+        return "the body is not a JSON object"
+    return f"Content-Type {shown(media_type)} is not known: send application/json"
 
 
 async def _refuse_depth(_request: Request, _error: Exception) -> JSONResponse:
