@@ -53,7 +53,7 @@ def packed(data: Sequence[Datum], loss: LossName) -> LossInputs:
         lengths=lengths,
         tokens=np.concatenate([datum.tokens for datum in data]).astype(np.int64, copy=False),
         targets=columns.targets(),
-        weights=columns.floats("weights", missing=1.0, wide=True) if supervised else columns.mask(loss),
+        weights=columns.floats("weights", missing=1.0, wide=True) if supervised else columns.counted(loss),
         old_logprobs=_NO_FLOATS if supervised else columns.floats("logprobs", needed_by=loss),
         advantages=_NO_FLOATS if supervised else columns.floats("advantages", needed_by=loss),
         ratio_mask=columns.ratio_mask() if loss == "gspo" else _NO_FLOATS,
@@ -140,6 +140,16 @@ class _Columns:
                 f"mask or weights of {loss} hold values other than 0 and 1: put factors into the advantages"
             )
         return values[0] * values[1]
+
+    def counted(self, loss: LossName) -> Floats:
+        """The mask, without the padding of prompts: positions that were not sampled, by their provenance, and
+        have no advantage. Their log p of sampling is made up, so a penalty on it would teach it."""
+        advantages = self.floats("advantages", needed_by=loss)
+        sampled = [
+            np.ones(datum.tokens.size, dtype=np.bool_) if datum.sampled is None else datum.sampled
+            for datum in self.data
+        ]
+        return np.where(np.concatenate(sampled) | (advantages != 0), self.mask(loss), np.float32(0))
 
     def ratio_mask(self) -> Floats:
         """Empty when no datum has one, which is the same as ones."""

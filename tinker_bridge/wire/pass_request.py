@@ -18,10 +18,14 @@ _MEDIA = ("image", "image_asset_pointer", "dmel")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Datum:
-    """tokens [N]; inputs: the loss's, by name, not yet compared with the tokens."""
+    """tokens [N]; inputs: the loss's, by name, not yet compared with the tokens.
+
+    sampled [N]: whether a position's target was sampled, as its provenance says; None without provenance.
+    """
 
     tokens: NDArray[np.int32] | Ints
     inputs: Mapping[str, Tensor]
+    sampled: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

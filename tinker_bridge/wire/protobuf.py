@@ -67,9 +67,9 @@ def _settings(request: pb.ForwardBackwardRequest) -> Mapping[str, float | str]:
 def _datum(datum: pb.Datum, where: str) -> Datum:
     tokens = _tokens(datum.model_input, where)
     _check_spans(datum.model_input_spans, tokens.size, f"{where}: model_input_spans")
-    _check_spans(datum.loss_fn_input_spans, tokens.size, f"{where}: loss_fn_input_spans")
     return Datum(
         tokens=tokens,
+        sampled=_check_spans(datum.loss_fn_input_spans, tokens.size, f"{where}: loss_fn_input_spans"),
         inputs={
             name: _tensor(each, f"{where}: {shown(name)}") for name, each in datum.loss_fn_inputs.items()
         },
@@ -85,15 +85,19 @@ def _tokens(chunks: Sequence[pb.Chunk], where: str) -> NDArray[np.int32]:
     return np.frombuffer(_whole_items(joined, 4, f"{where}: tokens"), dtype="<i4")
 
 
-def _check_spans(spans: Sequence[pb.ProvenanceSpan], positions: int, where: str) -> None:
+def _check_spans(spans: Sequence[pb.ProvenanceSpan], positions: int, where: str) -> NDArray[np.bool_] | None:
+    """Which positions were sampled [N]; None when nothing is said."""
     if not spans:
-        return
-    covered = 0
+        return None
+    kinds, lengths = [], []
     for each in spans:
-        span = each.sampled_tokens if each.WhichOneof("span") == "sampled_tokens" else each.prompt_tokens
+        sampled = each.WhichOneof("span") == "sampled_tokens"
+        span = each.sampled_tokens if sampled else each.prompt_tokens
         check_span(span.sequence_id, span.offset, span.length, where)
-        covered += span.length
-    check_tiling(covered, positions, where)
+        kinds.append(sampled)
+        lengths.append(span.length)
+    check_tiling(sum(lengths), positions, where)
+    return np.repeat(kinds, lengths)
 
 
 def _tensor(message: pb.Tensor, what: str) -> Tensor:

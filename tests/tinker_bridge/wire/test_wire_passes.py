@@ -210,6 +210,22 @@ def test_provenance_is_accepted():
     assert message.loss_config == {"kl_coeff": 0.01}
 
 
+def test_padding_of_a_prompt_is_left_out_where_provenance_tells_it():
+    from tinker.types.provenance_spans import PromptProvenanceSpan, SampledProvenanceSpan
+
+    spans = [
+        PromptProvenanceSpan(sequence_id="q", length=2),
+        SampledProvenanceSpan(sequence_id="q", length=1),
+    ]
+    datum = rewarded(advantages=[0.0, 0.5, 0.0])
+
+    told = message_of(as_bytes([datum.with_provenance(model_input=spans, loss_fn_inputs=spans)], "dro"))
+    untold = message_of(as_bytes([datum], "dro"))
+
+    np.testing.assert_array_equal(told.weights, [0, 1, 1])
+    np.testing.assert_array_equal(untold.weights, [1, 1, 1])
+
+
 def test_who_asks_is_read_whatever_is_wrong_with_the_rest():
     request = pb.ForwardBackwardRequest(model_id="s:train:3", seq_id=7, loss_fn="nonsense")
     damaged = request.SerializeToString() + b"\x1a\x02\xff\xff"  # field 3, two bytes that are no Datum
