@@ -67,7 +67,7 @@ class FinishBody(Body):
 
 
 class LoraConfigBody(Body):
-    rank: int
+    rank: int = Field(lt=2**31)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     train_unembed: bool = True
     train_mlp: bool = True

@@ -14,6 +14,9 @@ from ..bus.ids import TenantId
 from .records import Json, SessionRecord
 from .store import Store
 
+# Less than this is a busy machine, not one that slept.
+_SLEEP_S = 60.0
+
 
 class Sessions:
     """clock: seconds since the epoch."""
@@ -110,7 +113,7 @@ class Sessions:
         the whole time again, as after a restart.
         """
         now = self._clock()
-        if now - self._looked_at > self._expiry_s / 2:
+        if now - self._looked_at > max(self._expiry_s / 2, _SLEEP_S):
             self._seen = dict.fromkeys(self._seen, now)
         self._looked_at = now
         since = now - self._expiry_s

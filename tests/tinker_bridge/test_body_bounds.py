@@ -75,3 +75,15 @@ def test_depth_is_refused_wherever_it_shows(tmp_path: Path) -> None:
         assert found == {400}
 
     with_bridge(tmp_path, test)
+
+
+def test_a_rank_that_no_message_can_carry_is_the_callers_mistake(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        user = User(bridge, "ann")
+        body = {"session_id": await user.session(), "model_seq_id": 0, "base_model": "tiny"}
+
+        refused = await user.post("/create_model", 422, lora_config={"rank": 2**64}, **body)
+
+        assert refused["category"] == "user"
+
+    with_bridge(tmp_path, test)
