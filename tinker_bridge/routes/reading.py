@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader
 from pydantic import ValidationError
 
 from ...bus.errors import AccessDenied, InvalidRequest
@@ -25,8 +26,11 @@ async def _bridge(request: Request) -> Bridge:
     return bridge
 
 
-async def _tenant(request: Request) -> TenantId:
-    key = request.headers.get("x-api-key", "")
+# As a security scheme, so that the pages of /docs ask for the key and send it.
+_KEY = APIKeyHeader(name="X-API-Key", auto_error=False, description="As `loractl env` prints it.")
+
+
+async def _tenant(request: Request, key: Annotated[str | None, Depends(_KEY)]) -> TenantId:
     if not key:
         raise AccessDenied("send your API key as X-API-Key: `loractl env` prints the local user's")
     bridge = await _bridge(request)
