@@ -38,12 +38,9 @@ def trained(service):
     return client
 
 
-def test_a_client_of_the_base_model_has_its_tokenizer_by_name_alone(service):
+def test_a_client_of_the_base_model_knows_its_name(service):
     base = service.create_sampling_client(base_model=MODEL).result()
 
-    tokenizer = base.get_tokenizer()
-
-    assert tokenizer.decode(tokenizer.encode("Hello there")) == "Hello there"
     assert base.get_base_model() == MODEL
     assert asyncio.run(base.get_base_model_async()) == MODEL
 
@@ -149,24 +146,27 @@ def test_copies_of_a_client_are_clients_of_their_own(trained):
     assert same(found, [scores(original, ids) for ids in prompts])
 
 
-def test_a_handle_leads_another_process_to_the_sampler(trained, served):
+def test_a_handle_leads_another_process_to_the_sampler_and_its_tokenizer(trained, served):
+    """The tokenizer is found by the model's name alone, in the hub's cache, as nobody tells more there."""
     sampler = trained.save_weights_and_get_sampling_client().result()
     asks = (
         "import sys, tinker;"
         "client = tinker.SamplingClient.from_sampler_handle(sys.argv[1]);"
-        "ids = [int(each) for each in sys.argv[2:]];"
+        "ids = client.get_tokenizer().encode(sys.argv[2]);"
         "print(*client.compute_logprobs(tinker.ModelInput.from_ints(ids)).result()[1:])"
     )
+    said = "Hello there, how are you?"
 
     there = subprocess.run(
-        [sys.executable, "-c", asks, sampler.get_sampler_handle(), *map(str, IDS)],
+        [sys.executable, "-c", asks, sampler.get_sampler_handle(), said],
         env=served.environment(),
         capture_output=True,
         text=True,
         timeout=60,
     )
 
-    assert np.array_equal(np.array(there.stdout.split(), dtype=float), scores(sampler)), there.stderr
+    ids = trained.get_tokenizer().encode(said)
+    assert np.array_equal(np.array(there.stdout.split(), dtype=float), scores(sampler, ids)), there.stderr
 
 
 def test_many_samples_at_once_are_each_their_own(trained):
