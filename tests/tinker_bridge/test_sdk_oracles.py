@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from loractl.tests.tinker_bridge.sdk import (
     RATE,
     adapter,
@@ -62,6 +63,40 @@ def test_many_chunks_are_one_batch(service):
     assert len(outputs[0].loss_fn_outputs) == len(data)
     assert math.isclose(*(each.metrics["loss:sum"] for each in outputs), rel_tol=1e-6)
     assert near(logprobs(chunked, data), logprobs(whole, data), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"proto_compress_fwdbwd": True},
+        {"parallel_fwdbwd_chunks": False, "fwdbwd_max_chunk_len": 1},
+        {"sample_use_retrieve_futures": True},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_what_a_server_may_set_for_its_clients_changes_no_number(service, changed):
+    """Compressed bodies, chunks one by one, completions of all samples in one poll."""
+    plain, with_it = adapter(service), adapter(service)
+    expected = _walk(plain)
+    before = with_it.holder._client_config
+    with_it.holder._client_config = before.model_copy(update=changed)
+
+    try:
+        found = _walk(with_it)
+    finally:
+        with_it.holder._client_config = before
+
+    assert near(found[0], expected[0], 1e-5)
+    assert found[1] == expected[1]
+
+
+def _walk(client):
+    """Log probabilities after a step, and what is sampled then."""
+    step(client, A + B)
+    sampler = client.save_weights_and_get_sampling_client().result()
+    params = tinker.SamplingParams(max_tokens=3, seed=1)
+    running = [sampler.sample(tinker.ModelInput.from_ints(tokens(5, each)), 1, params) for each in range(5)]
+    return logprobs(client, A), [each.result().sequences[0].tokens for each in running]
 
 
 def test_a_forward_between_two_passes_has_no_effect(service):
