@@ -86,7 +86,7 @@ def wrong(model: str, seq: int) -> dict[str, tuple[str, Fields]]:
         "forward_backward_custom": passed(loss="custom"),
         "vocabulary": passed(wire.datum([5, 6, 70_000])),
         "must be finite": passed(changed(**rewarded), loss="ppo"),
-        "logprobs": passed(loss="importance_sampling"),
+        "which importance_sampling needs": passed(loss="importance_sampling"),
         "weights has the shape": passed(changed(weights=wire.floats([1.0]))),
         "target_tokens has the shape": passed(changed(target_tokens=wire.ints([1]))),
         "no target_tokens": passed({**wire.datum(), "loss_fn_inputs": {}}),
