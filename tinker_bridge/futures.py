@@ -108,6 +108,7 @@ class Futures:
         self._completions = Completions(self._futures)
         self._under_way: dict[str, set[Future]] = {}  # by scope
         self._closed = False
+        self._parting: LoractlError | None = None
 
     def __len__(self) -> int:
         """How many are under way."""
@@ -197,9 +198,14 @@ class Futures:
         """Those of a group after a number, waiting for the first; and the number to go on from."""
         return await self._completions.after(group, after, timeout_s)
 
-    def close(self) -> None:
-        """End all work. Nobody is told of an outcome: who asks again after a restart is told the truth."""
+    def close(self, parting: LoractlError | None = None) -> None:
+        """End all work. Nobody is told of an outcome: who asks again after a restart is told the truth.
+
+        parting: what the work of training runs ends with all the same, when no restart is meant. Clients
+        of samples ask again by themselves, and are served when the service is back.
+        """
         self._closed = True
+        self._parting = parting
         for future in self._futures.values():
             if future.task is not None:
                 future.task.cancel()
@@ -211,6 +217,8 @@ class Futures:
             self._leave_scope(future)
         if not task.cancelled():
             self._keep(future, task.result())
+        elif self._parting is not None and not future.group:
+            self._keep(future, failed_result(self._parting))
         elif not self._closed:
             self._keep(future, failed_text("the request was cancelled", "user"))
         future.done.set()

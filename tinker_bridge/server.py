@@ -13,7 +13,7 @@ import uvicorn
 from ..bus.async_actor_link import AsyncActorLink
 from ..bus.async_client import AsyncClient
 from ..bus.config import Config
-from ..bus.errors import NotSupported
+from ..bus.errors import ActorStopping, NotSupported
 from ..bus.failures import failed
 from ..bus.layout import StateLayout
 from ..bus.listening import listen, listen_as_before, url_of
@@ -27,6 +27,11 @@ from .housekeeping import keep_house
 _IDLE_S = 120
 # For answers under way when the daemon stops; the supervisor waits a little longer.
 _GRACE_S = 2
+
+_STOPPING = (
+    "the service is stopping: when it runs again, create a training client from your newest checkpoint "
+    "(create_training_client_from_state_with_optimizer)"
+)
 
 log = structlog.get_logger()
 
@@ -72,11 +77,12 @@ async def run_bridge(config: Config, actor: str) -> None:
         # The socket listens already: requests that come before uvicorn looks wait in its queue.
         link.ready(url_of(listening))
         log.info("bridge.opened", url=url_of(listening))
-        await _until_drained(link, stopping, serving, keeping)
+        drained = await _until_drained(link, stopping, serving, keeping)
         server.should_exit = True
         broken = keeping.done()
         keeping.cancel()
-        bridge.futures.close()  # polls that are held open end with them
+        # Polls that are held open end with this.
+        bridge.futures.close(ActorStopping(_STOPPING) if drained else None)
         await serving
         bridge.close()
         log.info("bridge.closed")
@@ -92,8 +98,11 @@ def _allow_many_connections() -> None:
 
 async def _until_drained(
     link: AsyncActorLink, stopping: asyncio.Event, *working: "asyncio.Task[None]"
-) -> None:
-    """Answer what the broker sends; end on Drain, on a signal, or when what never ends by itself does."""
+) -> bool:
+    """Answer what the broker sends; end on Drain, on a signal, or when what never ends by itself does.
+
+    True for Drain: the whole service stops, and nothing is started again.
+    """
     stopped = asyncio.create_task(stopping.wait())
     ends = [stopped, *working]
     try:
@@ -102,11 +111,12 @@ async def _until_drained(
             await asyncio.wait([receiving, *ends], return_when=asyncio.FIRST_COMPLETED)
             if not receiving.done():
                 receiving.cancel()
-                return
+                return False
             for envelope in receiving.result():
                 if isinstance(envelope.body, Drain):
-                    return
+                    return True
                 _answer(link, envelope)
+        return False
     finally:
         stopped.cancel()
 

@@ -192,15 +192,15 @@ class Lanes:
 
     def _advance(self, name: LaneId, lane: _Lane, now: float) -> None:
         """Move what is now in order from the reorder buffer to the adapter's queue."""
-        before = lane.expected
         while (queued := lane.early.pop(lane.expected, None)) is not None:
             lane.queued[lane.expected] = queued
             self._ready.setdefault(lane.adapter, deque()).append(queued)
             lane.expected += 1
         if not lane.early:
             self._gap_since.pop(name, None)
-        elif lane.expected != before or name not in self._gap_since:
-            # A new gap, or one further on: its number gets the whole time to arrive.
+        else:
+            # Whoever still sends is still there, and may send the missing number last, as the SDK does: it
+            # gets the whole time from the latest arrival on.
             self._gap_since[name] = now
 
     def _give_up(self, name: LaneId) -> list[Answer]:

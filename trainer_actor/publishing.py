@@ -81,7 +81,9 @@ class Versions:
             config_json = (directory / PEFT_CONFIG).read_text(encoding="utf-8")
             safetensors = (directory / PEFT_WEIGHTS).read_bytes()
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointMismatch(f"version {number} cannot be read: {error}; load another") from error
+            # Where the files lie is no business of tenants.
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise CheckpointMismatch(f"version {number} cannot be read: {reason}; load another") from error
         if hashlib.sha256(safetensors).hexdigest() != record.digest:
             raise CheckpointMismatch(
                 f"version {number} is damaged: its file is not the one that was published; load another"

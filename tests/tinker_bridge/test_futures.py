@@ -6,7 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from loractl.bus.errors import ActorStopping, InvalidData, RequestConflict, ResultExpired, ResultNotFound
+from loractl.bus.errors import (
+    ActorStopping,
+    InvalidData,
+    RequestConflict,
+    ResultExpired,
+    ResultNotFound,
+)
 from loractl.bus.ids import TenantId
 from loractl.tinker_bridge.futures import Futures, Progress, Result, json_result
 
@@ -297,5 +303,26 @@ def test_a_cursor_of_an_earlier_process_passes_over_nothing() -> None:
         future = await ended(later, "3", group)
 
         assert [each.future for each in (await later.completions(group, cursor, 0))[0]] == [future]
+
+    run(test)
+
+
+def test_when_the_service_stops_training_hears_it_and_samples_ask_again() -> None:
+    async def test() -> None:
+        async def work(_: Progress) -> Result:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        table = futures()
+        trained = table.start(ANN, ("model",), b"d", work, scope="s")
+        sampled = table.start(ANN, ("sample",), b"d", work, scope="s", group=("samples", "a", "0"))
+        polls = [asyncio.create_task(table.wait(ANN, each.id, 5)) for each in (trained, sampled)]
+        await asyncio.sleep(0)
+
+        table.close(ActorStopping("the service is stopping"))
+
+        assert said(await polls[0]) == {"error": "the service is stopping", "category": "server"}
+        with pytest.raises(ActorStopping):
+            await polls[1]
 
     run(test)

@@ -157,10 +157,10 @@ def test_a_gap_that_is_not_filled_in_time_fails_what_waits_and_the_lane_goes_on(
     send(ours, step(3), request="third", now=1.0)
     send(ours, step(5), request="fifth", now=2.0)
 
-    assert ours.expire(10.9) == []
-    assert ours.next_expiry() == 11.0
-    answers = ours.expire(11.0)
-    send(ours, step(6), now=12.0)
+    assert ours.expire(11.9) == []
+    assert ours.next_expiry() == 12.0
+    answers = ours.expire(12.0)
+    send(ours, step(6), now=13.0)
 
     assert [(a.to.request, a.body.code) for a in answers] == [  # type: ignore[attr-defined]
         ("third", "sequence_gap"),
@@ -190,6 +190,15 @@ def test_a_new_gap_further_on_gets_the_whole_time() -> None:
     send(ours, step(1), now=9.0)
 
     assert ours.expire(10.0) == []
+    assert ours.next_expiry() == 19.0
+
+
+def test_a_missing_number_gets_the_whole_time_from_the_latest_arrival_on() -> None:
+    ours = lanes()
+    send(ours, step(2), now=0.0)
+    send(ours, step(3), now=9.0)
+
+    assert ours.expire(18.0) == []
     assert ours.next_expiry() == 19.0
 
 

@@ -49,12 +49,13 @@ def packed(data: Sequence[Datum], loss: LossName) -> LossInputs:
     supervised = loss == "cross_entropy"
     if not supervised:
         columns.check_one_target(loss)
+    old_logprobs = _NO_FLOATS if supervised else columns.floats("logprobs", needed_by=loss)
     return LossInputs(
         lengths=lengths,
         tokens=np.concatenate([datum.tokens for datum in data]).astype(np.int64, copy=False),
         targets=columns.targets(),
         weights=columns.floats("weights", missing=1.0, wide=True) if supervised else columns.counted(loss),
-        old_logprobs=_NO_FLOATS if supervised else columns.floats("logprobs", needed_by=loss),
+        old_logprobs=old_logprobs,
         advantages=_NO_FLOATS if supervised else columns.floats("advantages", needed_by=loss),
         ratio_mask=columns.ratio_mask() if loss == "gspo" else _NO_FLOATS,
         ignored=_ignored(data, loss),
