@@ -147,4 +147,8 @@ def daemon(console: Console, config: Config) -> Iterator[DaemonStatus]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: the SDK's threads may still hold calls, which would complain while the interpreter ends.
+    os._exit(code)
