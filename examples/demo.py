@@ -63,8 +63,10 @@ def main() -> int:
     options = _options()
     os.environ.update(ENVIRONMENT)
     console = Console(highlight=False, width=min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH)
-    # A demo that is ended from outside stops its daemon, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A demo that is ended from outside stops its daemon, too; also one that a script started with `&`, which
+    # makes a process begin with SIGINT ignored.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
     root = Path(tempfile.mkdtemp(prefix="loractl-demo-"))
     keep = True  # the logs of a failure
     try:
