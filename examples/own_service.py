@@ -43,8 +43,9 @@ def found_service(options: argparse.Namespace) -> Iterator[Client]:
 
     An error that the block does not deal with ends the example, with its reason on stderr.
     """
-    # An example that is ended from outside stops its daemon, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # An example that is ended from outside stops its daemon, too; also one that was started with `&`.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
     try:
         with nullcontext(Client(options.url, options.key)) if options.url else _own_daemon() as client:
             yield client
