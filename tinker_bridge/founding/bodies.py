@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ..bodies import Body
+from ..bodies import AdamParamsBody, Body
 
 _Int32 = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 
@@ -41,15 +41,11 @@ class RowsBody(_Strict):
     loss_fn_config: dict[str, float] = Field(default_factory=dict)
 
 
-class AdamBody(_Strict):
-    """AdamW's parameters for this one step. grad_clip_norm 0 leaves gradients unclipped."""
+class AdamBody(AdamParamsBody, _Strict):
+    """AdamW's parameters for this one step, with Tinker's defaults. grad_clip_norm 0 leaves gradients
+    unclipped."""
 
-    learning_rate: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-12
-    weight_decay: float = 0.0
-    grad_clip_norm: float = 0.0
+    model_config = _Strict.model_config
 
 
 class StepBody(_Strict):
