@@ -6,6 +6,20 @@ which request it belongs to stands in its `Envelope`.
 """
 
 from .actors import ActorReady, Drain, Heartbeat
+from .adapters import (
+    AdapterCreated,
+    AdapterList,
+    CreateAdapter,
+    DeleteAdapter,
+    DeleteCheckpoint,
+    DeleteVersion,
+    DescribeModel,
+    LaneOpened,
+    ListAdapters,
+    ModelDescribed,
+    OpenLane,
+    UnloadAdapter,
+)
 from .base import (
     ActorPhase,
     ActorRole,
@@ -32,7 +46,13 @@ from .control import (
     Shutdown,
     Waiting,
 )
-from .descriptions import AdapterDetails, LoraSpec, ModelDetails, VersionRecord
+from .descriptions import (
+    AdapterDetails,
+    LoraSpec,
+    ModelDetails,
+    Usage,
+    VersionRecord,
+)
 from .publishing import (
     AdapterDeleted,
     AdapterPublished,
@@ -46,23 +66,12 @@ from .publishing import (
 )
 from .sampling import Abort, Sample, SampleChunk, SampleResult
 from .training import (
-    AdapterCreated,
-    AdapterList,
     CheckpointSaved,
-    CreateAdapter,
-    DeleteAdapter,
-    DeleteCheckpoint,
-    DeleteVersion,
-    DescribeModel,
     ExportWeights,
     ForwardBackward,
     ImportWeights,
-    LaneOpened,
-    ListAdapters,
     LoadCheckpoint,
     LoadVersion,
-    ModelDescribed,
-    OpenLane,
     OptimStep,
     PassResult,
     PublishAdapter,
@@ -70,7 +79,6 @@ from .training import (
     SaveCheckpoint,
     StateLoaded,
     StepResult,
-    UnloadAdapter,
     WeightsExported,
 )
 
@@ -135,6 +143,7 @@ __all__ = [
     "StepResult",
     "StopReason",
     "UnloadAdapter",
+    "Usage",
     "VersionRecord",
     "VersionReleased",
     "VersionRetired",

@@ -1,6 +1,7 @@
 """Descriptions that travel inside messages: adapters, models, versions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from ..ids import AdapterId, TenantId
 
@@ -18,12 +19,35 @@ class LoraSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an adapter, or a tenant, took of the trainer since the trainer started.
+
+    trainer_ms: measured time, its share where several had part in a pass. tokens: positions that
+    ran through the model. passes, shared_passes: runs over the base model, and those of them that other
+    adapters had part in. swaps, swapped_bytes: its state brought to the device, and bytes moved both ways.
+    """
+
+    trainer_ms: float = 0.0
+    tokens: int = 0
+    operations: int = 0
+    passes: int = 0
+    shared_passes: int = 0
+    steps: int = 0
+    swaps: int = 0
+    swapped_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterDetails:
     """An adapter as its owner sees it.
 
     step: optimizer steps committed. version: newest published version, 0 when none.
     checkpoint_step: step of the newest checkpoint, -1 when none was saved.
     served_by: engine that serves its versions, and why, in words; empty until published.
+    phase: "running" while operations of it wait or run, `queued` of them, else "registered".
+    open_window: gradients wait for their step. place: where its training state lies.
+    waits_for: why the first of them does not run yet, in words, or empty. row_bytes, state_bytes: of its
+    training state on the device, and elsewhere; both at most.
     """
 
     adapter: AdapterId
@@ -37,6 +61,13 @@ class AdapterDetails:
     state_bytes: int
     created_unix_s: float
     served_by: str = ""
+    phase: Literal["registered", "running"] = "registered"
+    open_window: bool = False
+    place: Literal["device", "host", "disk"] = "disk"
+    queued: int = 0
+    waits_for: str = ""
+    row_bytes: int = 0
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

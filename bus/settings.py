@@ -1,0 +1,178 @@
+"""Every setting there is: one frozen tree. Where values come from, and who checks them, is `config`."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The base model. name: as clients call it; path: a Hugging Face directory, default the name."""
+
+    name: str = ""
+    path: str = ""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_sequence_tokens: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerConfig:
+    """slots, device_bytes: how many adapters, and how many bytes of their states, lie on the device at
+    one time; device_bytes 0 is what suits the device. Others wait in host_bytes of host memory, and
+    behind it on disk, in disk_bytes. An adapter that nothing was asked of for sink_after_s goes to disk.
+
+    threads 0: one fewer than the machine has, at least 1. pass_tokens: positions that run through the
+    model at one time, 0 for what suits model and device; a longer sequence runs alone. logits_chunk:
+    positions whose logits exist at one time. fuse: several adapters share a pass. gather_s: how long a
+    pass waits at most for adapters that shared the one before. recompute: activations are computed
+    again on the way back (gradient checkpointing), which takes less memory and more time.
+
+    window "exclusive": the trainer serves one adapter from its first forward_backward to its
+    optim_step, but waits for its next operation no longer than window_lease_s."""
+
+    slots: int = 64
+    device_bytes: int = 0
+    host_bytes: int = 8 * 2**30
+    disk_bytes: int = 64 * 2**30
+    sink_after_s: float = 600.0
+    max_rank: int = 32
+    threads: int = 0
+    pass_tokens: int = 0
+    logits_chunk: int = 256
+    fuse: bool = True
+    gather_s: float = 0.01
+    recompute: bool = False
+    window: Literal["shared", "exclusive"] = "shared"
+    window_lease_s: float = 30.0
+    lane_gap_timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FairnessConfig:
+    """Tenants take turns on measured trainer time. weights: shares of it, as "alice=2, bob=0.5";
+    others have 1. priorities: as "alice=1"; others have 0, and a higher one goes first.
+    quantum_ms: trainer time of a turn, at weight 1."""
+
+    weights: str = ""
+    priorities: str = ""
+    quantum_ms: float = 50.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotasConfig:
+    """What one tenant may have at one time; 0 is no bound. Beyond it requests wait, and are told why,
+    adapter creations for at most wait_s. adapters, state_bytes: registered adapters, and the training
+    states of all of them. queued_tokens: positions of its forward_backwards that the trainer holds.
+    held_bytes: requests that wait in the broker; a request beyond it is refused."""
+
+    adapters: int = 0
+    state_bytes: int = 0
+    queued_tokens: int = 4 * 2**20
+    held_bytes: int = 1 * 2**30
+    wait_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerConfig:
+    """engine "auto" is vllm where it imports, and torch for what vllm cannot serve exactly.
+    gpu_memory_utilization counts on CUDA only, kv_cache_bytes on a CPU only."""
+
+    count: int = 1
+    engine: Literal["auto", "vllm", "torch"] = "auto"
+    threads: int = 1
+    max_loras: int = 4
+    max_loaded: int = 32
+    max_concurrent: int = 32
+    max_batched_tokens: int = 1024
+    kv_cache_bytes: int = 256 * 2**20
+    gpu_memory_utilization: float = 0.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishConfig:
+    """keep_versions: newest versions of an adapter that stay, held ones not counted; older ones are retired.
+    receipt_timeout_s: how long a publish waits for a sampler before it says that none served it."""
+
+    keep_versions: int = 4
+    receipt_timeout_s: float = 120.0
+    probe_tokens: int = 16
+    probe_tolerance: float = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonConfig:
+    """http: "HOST:PORT" of the bridge; "auto" is 127.0.0.1 and a port that stays the same from start
+    to start where it can; "none" is no bridge. Empty is "auto" for `loractl daemon start`, and "none"
+    for programs that start a daemon of their own. Restarts back off from restart_first_s, doubling up
+    to restart_max_s; after restart_limit failures in a row the actor is given up."""
+
+    http: str = ""
+    ready_timeout_s: float = 600.0
+    heartbeat_s: float = 1.0
+    heartbeat_timeout_s: float = 30.0
+    restart_first_s: float = 0.5
+    restart_max_s: float = 30.0
+    restart_limit: int = 5
+    stop_timeout_s: float = 4.0
+
+    @property
+    def serves_http(self) -> bool:
+        return self.http not in ("", "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeConfig:
+    """session_expiry_s: how long a session lives without a heartbeat. long_poll_s: how long a poll
+    for a result waits at most. result_s, result_bytes: finished results kept so that they can be
+    read again. pending_samples: beyond so many, clients are told to slow down (429).
+    ephemeral_samplers: unnamed sampler snapshots of a model that stay; older ones go.
+    body_bytes: largest request body."""
+
+    session_expiry_s: float = 600.0
+    long_poll_s: float = 30.0
+    result_s: float = 6 * 3600.0
+    result_bytes: int = 512 * 2**20
+    pending_samples: int = 4096
+    ephemeral_samplers: int = 64
+    body_bytes: int = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsConfig:
+    """inflight_per_tenant: requests of one tenant that actors hold at one time; further ones wait
+    in the broker. outcome_bytes: finished answers kept so that a resend gets the first outcome."""
+
+    frame_bytes: int = 1 * 2**30
+    header_bytes: int = 16 * 2**20
+    frames: int = 64
+    inflight_per_tenant: int = 4096
+    outcome_bytes: int = 256 * 2**20
+    outcome_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The tree. state_dir holds run/ (sockets), logs/, adapters/ and versions/."""
+
+    state_dir: str = ""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    fairness: FairnessConfig = field(default_factory=FairnessConfig)
+    quotas: QuotasConfig = field(default_factory=QuotasConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    bridge: BridgeConfig = field(default_factory=BridgeConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def to_json(self) -> str:
+        """One line of JSON that `config_from_json` reads back: how actors receive their config."""
+        return json.dumps(dataclasses.asdict(self))
