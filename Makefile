@@ -10,12 +10,13 @@ export TORCHDYNAMO_DISABLE := 1
 # No model hub is ever asked: the models of demo, tests and benchmarks are made in code.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test lint bench sdk-versions gpu clean
+.PHONY: setup demo test schedules lint bench sdk-versions gpu clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@sed -n 's/^## //p' Makefile
+	@echo 'make schedules  ten thousand random crowds of adapters, each compared with itself alone'
 	@echo 'make lint   format, lint, types'
 	@echo 'make bench  measurements, as tables'
 	@echo 'make sdk-versions  try the versions of the tinker SDK that this server is tested with'
@@ -32,6 +33,10 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu"
+
+# Others every time; SEED=... plays one of them again and tells it in full.
+schedules: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/trainer_actor/schedules/many.py $(if $(SEED),--seed $(SEED))
 
 lint: setup
 	$(BIN)/ruff format --check .

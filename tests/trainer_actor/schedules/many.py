@@ -1,0 +1,76 @@
+"""`make schedules`: many schedules, each drawn from a seed of its own; which of them differ, and how.
+
+    python many.py [--count 10000] [--seed N]
+
+With --seed, the one schedule of that seed, told in full. The last line reads `N schedules, M differing`
+and the exit status is 1 if M is above 0.
+"""
+
+import argparse
+import logging
+import random
+import secrets
+import sys
+
+import structlog
+import torch
+from loractl.bus.messages import Usage
+from loractl.tests.trainer_actor.schedules.schedule import Schedule, draw_schedule
+from loractl.tests.trainer_actor.schedules.theatre import pool, shared_part, theatre
+from loractl.tests.trainer_actor.schedules.trainers import VARIANTS
+
+# Lives are drawn anew after so many seeds, because each is also run alone.
+_SEEDS_PER_POOL = 1000
+
+
+def schedule_of(seed: int) -> tuple[str, Schedule]:
+    """The variant and the schedule of a seed."""
+    source = random.Random(seed)
+    variant = source.choice(tuple(VARIANTS))
+    return variant, draw_schedule(source.randrange, pool(seed // _SEEDS_PER_POOL))
+
+
+def main() -> int:
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    if arguments.seed is not None:
+        print(*schedule_of(arguments.seed), sep="\n")
+        seeds = range(arguments.seed, arguments.seed + 1)
+    else:
+        first = secrets.randbelow(10**6) * _SEEDS_PER_POOL
+        seeds = range(first, first + arguments.count)
+    differing = _play(seeds)
+    print(f"{len(seeds)} schedules, {differing} differing")
+    return 1 if differing else 0
+
+
+def _play(seeds: range) -> int:
+    """Play the schedules of these seeds and tell which differ. Returns how many do."""
+    differing = 0
+    played: dict[str, list[Usage]] = {variant: [] for variant in VARIANTS}
+    with theatre() as stages:
+        for seed in seeds:
+            variant, schedule = schedule_of(seed)
+            outcome = stages.play(variant, schedule)
+            played[variant] += outcome.usage
+            if outcome.differences:
+                differing += 1
+                print(f"seed {seed} ({variant}) differs:", *outcome.differences, sep="\n  ", flush=True)
+            if (seed - seeds.start) % 1000 == 999:
+                print(f"seeds {seeds.start} to {seed} played, {differing} differing", flush=True)
+    for variant, usage in played.items():
+        passes = sum(each.passes for each in usage)
+        print(f"{variant:30}{passes:8} parts of passes{shared_part(usage):8.0%} shared")
+    return differing
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=None)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

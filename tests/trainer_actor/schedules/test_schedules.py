@@ -1,0 +1,48 @@
+"""A thousand crowds: whatever its neighbours do, an adapter is bit for bit what it is alone.
+
+Weights, moments, gradients and counters are compared through checkpoints, outputs through answers.
+`make schedules` plays ten thousand others.
+"""
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from loractl.bus.messages import Usage
+from loractl.tests.trainer_actor.schedules.schedule import Schedule, draw_schedule
+from loractl.tests.trainer_actor.schedules.theatre import Theatre, pool, shared_part
+from loractl.tests.trainer_actor.schedules.trainers import VARIANTS
+
+EACH = 1000 // len(VARIANTS)
+# Of all passes of a variant that fuses. It is a fraction because crowds end one adapter after the other.
+LEAST_SHARED = 0.25
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> Schedule:
+    return draw_schedule(lambda below: draw(st.integers(0, below - 1)), pool(0))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_adapter_of_a_crowd_ends_as_it_does_alone(stages: Theatre, variant: str) -> None:
+    usage: list[Usage] = []
+
+    # Seeded, and without a database: the same schedules every time.
+    @seed(sorted(VARIANTS).index(variant))
+    @settings(
+        max_examples=EACH,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(schedules())
+    def plays(schedule: Schedule) -> None:
+        outcome = stages.play(variant, schedule)
+        usage.extend(outcome.usage)
+        assert not outcome.differences
+
+    plays()
+
+    fuses = "fused" in variant
+    assert shared_part(usage) >= LEAST_SHARED if fuses else shared_part(usage) == 0
