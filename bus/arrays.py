@@ -85,3 +85,18 @@ def unpack_array(
         array = array.copy()
     array.flags.writeable = False
     return array
+
+
+def items_in_frame(ext: msgspec.msgpack.Ext, frames: Sequence[Buffer]) -> int:
+    """How many items the frame holds that a reference names; 0 for a broken reference.
+
+    By the frame's own size: what a reference says of its shape was not checked yet.
+    """
+    try:
+        reference = _decode_reference(ext.data)
+    except msgspec.MsgspecError:
+        return 0
+    dtype = _DTYPES.get(reference.dtype)
+    if ext.code != ARRAY_EXT or dtype is None or not 0 < reference.frame < len(frames):
+        return 0
+    return len(frames[reference.frame]) // dtype.itemsize

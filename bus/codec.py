@@ -22,7 +22,8 @@ PROTOCOL = 1
 
 _Short = Annotated[str, msgspec.Meta(max_length=128)]
 _KEYS = {"protocol": "v", "kind": "k", "request": "r", "tenant": "t", "last": "l", "packed": "f"}
-_MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+# What decoding bytes that are not ours may raise.
+MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=_KEYS):
@@ -45,7 +46,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         try:
             packed = _field_map.decode(self.packed)
             return {name: _plain.decode(raw) for name, raw in packed.items() if _is_plain(raw)}
-        except _MALFORMED as error:
+        except MALFORMED as error:
             raise _bad(f"{self.kind}: fields", error) from error
 
 
@@ -96,7 +97,7 @@ def decode(frames: Sequence[Buffer], limits: LimitsConfig) -> Envelope:
     header = peek(frames[0], limits)
     try:
         body = schema_of(header.kind).unpack(header.packed, frames)
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise _bad(header.kind, error) from error
     return Envelope(request=header.request, tenant=header.tenant, body=body, last=header.last)
 
@@ -111,7 +112,7 @@ def peek(header_frame: Buffer, limits: LimitsConfig) -> Header:
         raise BadFrame(f"a header of {len(header_frame)} bytes; at most {limits.header_bytes} are read")
     try:
         header = _header.decode(header_frame)
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise _bad("header", error) from error
     if header.protocol != PROTOCOL:
         raise BadFrame(f"protocol {header.protocol}; this side speaks {PROTOCOL}")
@@ -144,7 +145,7 @@ def with_fields(header_frame: Buffer, **changes: object) -> bytes:
     try:
         header = _header.decode(header_frame)
         fields: dict[str, object] = {**_field_map.decode(header.packed)}
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise _bad("header", error) from error
     assert changes.keys() <= fields.keys(), "only fields that the message has can change"
     return _encoder.encode(
@@ -177,6 +178,7 @@ def _bad(what: str, error: Exception) -> BadFrame:
 
 
 __all__ = [
+    "MALFORMED",
     "PROTOCOL",
     "Buffer",
     "Header",

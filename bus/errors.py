@@ -124,13 +124,22 @@ class SequenceGap(LoractlError):
 
 
 class QuotaExceeded(LoractlError):
+    """The tenant has as much as one may at a time; the message holds the numbers. Later there is room."""
+
     code = "quota_exceeded"
+    retryable = True
 
 
 class OutOfSlots(LoractlError):
     """No device or host row is left for another adapter; the message holds the numbers."""
 
     code = "out_of_slots"
+
+
+class WindowOpen(LoractlError):
+    """An adapter's step window is open, and what was asked for would change what it gathered."""
+
+    code = "window_open"
 
 
 class NotFinite(LoractlError):

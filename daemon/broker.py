@@ -19,6 +19,7 @@ from ..bus.errors import (
 from ..bus.failures import failed
 from ..bus.identities import unsolicited
 from ..bus.ids import ActorId
+from ..bus.lane_places import lane_place
 from ..bus.messages import (
     ActorReady,
     ActorRole,
@@ -47,7 +48,7 @@ from .dispatch import Dispatch, stopping
 from .ledger import Ticket
 from .publishing import Publishing
 from .receipts import Settled
-from .routing import DESTINATION_BY_KIND, Destination
+from .routing import DESTINATION_BY_KIND, ON_A_LANE, Destination
 from .status import Identity, daemon_status
 from .versions import VersionKey
 
@@ -61,7 +62,7 @@ class Broker:
         self._config = config
         self._identity = identity
         self._draining = False
-        self._dispatch = Dispatch(config.limits, actors)
+        self._dispatch = Dispatch(config.limits, config.quotas, actors)
         self._publishing = Publishing(config.publish, self._dispatch.actors)
         self._admissions = Admissions(self._dispatch, self._publishing)
 
@@ -88,6 +89,7 @@ class Broker:
             raise stopping()
         body = self._decoded(frames).body if header.kind in UNDERSTOOD else None
         ticket = ledger.open(key, header.kind, digest, destination, frames, client)
+        ticket.place = lane_place(header, frames) if header.kind in ON_A_LANE else None
         if body is None:
             return self._dispatch.place(ticket, now)
         try:

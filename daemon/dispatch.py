@@ -6,24 +6,31 @@ returns decisions; the pins of requests that ended are left in `unpinned` for th
 
 from collections.abc import Callable, Mapping
 
-from ..bus.config import LimitsConfig
+from ..bus.config import LimitsConfig, QuotasConfig
 from ..bus.errors import ActorRestarting, ActorStopping, ActorUnavailable, LoractlError
 from ..bus.failures import failed
 from ..bus.ids import ActorId, TenantId
-from ..bus.messages import ActorRole, Envelope, Failed, Message, Waiting
+from ..bus.messages import ActorRole, Envelope, Failed, Message, WaitCause, Waiting
 from .actors import Actor, ActorTable, Hold
 from .decisions import ClientId, Decision, Forward, Key, Relay, Reply
 from .ledger import Ended, Ledger, Outcome, Ticket
+from .quota_words import held_too_much, quota_reason
 from .routing import Destination
 from .versions import VersionKey
 from .waitlist import Waitlist
 
 
 class Dispatch:
-    def __init__(self, limits: LimitsConfig, actors: Mapping[ActorId, ActorRole]) -> None:
+    def __init__(
+        self, limits: LimitsConfig, quotas: QuotasConfig, actors: Mapping[ActorId, ActorRole]
+    ) -> None:
         self.ledger = Ledger(limits.outcome_bytes, limits.outcome_s)
         self.actors = ActorTable(actors)
-        self.waitlist = Waitlist(limits.inflight_per_tenant)
+        self.waitlist = Waitlist(
+            limits.inflight_per_tenant,
+            queued_positions=quotas.queued_tokens,
+            held_bytes=quotas.held_bytes,
+        )
         self.unpinned: list[VersionKey] = []
 
     def again(self, known: Ticket | Ended, key: Key, client: ClientId) -> list[Decision]:
@@ -34,18 +41,16 @@ class Dispatch:
         return [_notice(client, known)] if known.waits_for else []
 
     def place(self, ticket: Ticket, now: float) -> list[Decision]:
-        """Hand a new request to an actor, or let it wait and say why."""
-        tenant = ticket.key[0]
+        """Hand a new request to an actor, or let it wait and say why; one too much to wait is refused."""
         try:
             choice = self.actors.choose(ticket.destination)
         except ActorUnavailable as error:
             return self.end(ticket, failed(error), now)
         if isinstance(choice, Hold):
-            return self._hold(ticket, choice.reason)
-        # Were something earlier waiting for the same destination, one of these would hold for it too.
-        if self.waitlist.full(tenant):
-            limit = self.waitlist.limit
-            return self._hold(ticket, f"{limit} requests of this tenant are under way, as many as may be")
+            return self._hold(ticket, choice.reason, "others", now)
+        # Were something waiting that this one must not overtake, one of these would hold for it too.
+        if reason := quota_reason(self.waitlist, ticket):
+            return self._hold(ticket, reason, "quota", now)
         return [self._hand_over(ticket, choice)]
 
     def follow(self, ticket: Ticket, target: Ticket) -> Decision:
@@ -76,7 +81,7 @@ class Dispatch:
         if not ticket.counted:
             return []
         ticket.counted = False
-        self.waitlist.freed(ticket.key[0])
+        self.waitlist.freed(ticket)
         return self._advance(ticket.key[0])
 
     def advance_all(self, now: float) -> list[Decision]:
@@ -119,6 +124,9 @@ class Dispatch:
             actor = self.actors.choose(ticket.destination)
             assert isinstance(actor, Actor), "it was ready a moment ago"
             decisions.append(self._hand_over(ticket, actor))
+            if ticket.cause == "quota" and ticket.place is not None:
+                # It may have to wait for others' turns now, which is no doing of its own.
+                decisions += [_notice(client, ticket) for client in ticket.waiters]
         return decisions
 
     def _take(self, tenant: TenantId, runnable: Callable[[Destination], bool]) -> Ticket | None:
@@ -133,14 +141,17 @@ class Dispatch:
     def _hopeless(self, destination: Destination) -> bool:
         return self.actors.given_up(destination)
 
-    def _hold(self, ticket: Ticket, reason: str) -> list[Decision]:
-        ticket.waits_for = reason
+    def _hold(self, ticket: Ticket, reason: str, cause: WaitCause, now: float) -> list[Decision]:
+        ticket.size_bytes = sum(map(len, ticket.frames))
+        if refusal := held_too_much(self.waitlist, ticket):
+            return self.end(ticket, failed(refusal), now)
+        ticket.waits_for, ticket.cause = reason, cause
         self.waitlist.hold(ticket)
         return [_notice(client, ticket) for client in ticket.waiters]
 
     def _hand_over(self, ticket: Ticket, actor: Actor) -> Decision:
         ticket.counted = True
-        self.waitlist.taken(ticket.key[0])
+        self.waitlist.taken(ticket)
         return self._send(ticket, actor)
 
     def _send(self, ticket: Ticket, actor: Actor) -> Decision:
@@ -168,7 +179,7 @@ def stopping() -> ActorStopping:
 
 def _notice(client: ClientId, ticket: Ticket) -> Decision:
     tenant, request = ticket.key
-    waiting = Waiting(reason=ticket.waits_for)
+    waiting = Waiting(reason=ticket.waits_for, routine=not ticket.waits_for, cause=ticket.cause)
     return Reply(client, Envelope(request=request, tenant=tenant, body=waiting, last=False))
 
 

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from ..bus.errors import RequestConflict
 from ..bus.ids import ActorId, AdapterId
-from ..bus.messages import Message
+from ..bus.lane_places import LanePlace
+from ..bus.messages import Message, WaitCause
 from .decisions import ClientId, Frames, Key
 from .routing import Destination
 from .versions import VersionKey
@@ -27,7 +28,8 @@ class Ticket:
 
     actor: who holds it; None while it waits in the broker. frames: kept only until they are
     forwarded. waiters: clients that will read its outcome, each once (a dict keeps their order).
-    counted: it takes one of its tenant's places. waits_for: why it waits in the broker, or empty.
+    counted: it takes one of its tenant's places. place: of an operation on a lane. waits_for: why it waits
+    in the broker, or empty; cause: the same for programs. size_bytes: of its frames while it waits there.
     pin: the version that it needs until it ends. deletes: the adapter that is gone when it succeeds.
     """
 
@@ -40,7 +42,10 @@ class Ticket:
     waiters: dict[ClientId, None]
     actor: ActorId | None = None
     counted: bool = False
+    place: LanePlace | None = None
     waits_for: str = ""
+    cause: WaitCause = "others"
+    size_bytes: int = 0
     pin: VersionKey | None = None
     deletes: AdapterId | None = None
 

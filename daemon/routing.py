@@ -31,6 +31,7 @@ from ..bus.messages import (
     Shutdown,
     UnloadAdapter,
 )
+from ..bus.schemas import schema_of
 
 
 class Destination(Enum):
@@ -71,6 +72,13 @@ _ROUTES: Mapping[Destination, tuple[type[Message], ...]] = {
 DESTINATION_BY_KIND: Mapping[str, Destination] = {
     message.kind: destination for destination, messages in _ROUTES.items() for message in messages
 }
+
+# Operations in an order of their own, by number.
+ON_A_LANE = frozenset(
+    message.kind
+    for message in _ROUTES[Destination.TRAINER]
+    if {"adapter", "lane", "seq"} <= {*schema_of(message.kind).names}
+)
 
 # Roles that can serve a destination, the preferred one first.
 ROLES: Mapping[Destination, tuple[ActorRole, ...]] = {

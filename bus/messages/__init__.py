@@ -44,6 +44,7 @@ from .control import (
     Ping,
     Pong,
     Shutdown,
+    WaitCause,
     Waiting,
 )
 from .descriptions import (
@@ -150,6 +151,7 @@ __all__ = [
     "VersionServed",
     "VersionTable",
     "VersionWritten",
+    "WaitCause",
     "Waiting",
     "WeightsExported",
 ]

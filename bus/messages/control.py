@@ -5,6 +5,10 @@ from typing import ClassVar, Literal
 
 from .base import ActorPhase, ActorRole, Bytes, Message
 
+# others: requests of others come first, or nobody can serve it yet. own: operations of its adapter come
+# first. quota: its tenant has as much as it may have at a time.
+WaitCause = Literal["others", "own", "quota"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ping(Message):
@@ -55,12 +59,14 @@ class Failed(Message):
 class Waiting(Message):
     """Not an answer yet: says what an admitted request waits for. Sent with `last` False.
 
-    routine: nothing is amiss, it is only not its turn yet; whoever has a screen need not say so.
+    reason: empty when it waits no longer. routine: nothing is amiss, it is only not its turn yet;
+    whoever has a screen need not say so.
     """
 
     kind: ClassVar[str] = "waiting"
     reason: str
     routine: bool = False
+    cause: WaitCause = "others"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from loractl.bus.codec import decode, encode, peek
 from loractl.bus.config import Config
-from loractl.bus.ids import ActorId, AdapterId, RequestId, TenantId
+from loractl.bus.ids import ActorId, AdapterId, LaneId, RequestId, TenantId
 from loractl.bus.messages import (
     ActorReady,
     ActorRole,
@@ -59,14 +59,14 @@ def sample(adapter: str | None = "ad-1", version: int | None = None) -> Sample:
     )
 
 
-def forward_backward(seq: int = 1) -> ForwardBackward:
-    ints, floats = np.arange(2, dtype=np.int64), np.ones(2, dtype=np.float32)
+def forward_backward(seq: int = 1, *, positions: int = 2, lane: str = "ln-1") -> ForwardBackward:
+    ints, floats = np.arange(positions, dtype=np.int64), np.ones(positions, dtype=np.float32)
     none = np.zeros(0, dtype=np.float32)
     return ForwardBackward(
         adapter=AdapterId("ad-1"),
-        lane="ln-1",
+        lane=LaneId(lane),
         seq=seq,
-        lengths=np.array([2], dtype=np.int64),
+        lengths=np.array([positions], dtype=np.int64),
         tokens=ints,
         targets=ints,
         weights=floats,
@@ -169,10 +169,12 @@ class Office:
         return self.read(decisions[0])
 
 
-def small(*, inflight: int = 4096, **publish: float) -> Config:
+def small(*, inflight: int = 4096, queued: int = 0, held: int = 0, **publish: float) -> Config:
+    """queued, held: a tenant's positions with the trainer, and bytes that wait; 0 is no bound."""
     config = Config()
     return replace(
         config,
         limits=replace(config.limits, inflight_per_tenant=inflight),
+        quotas=replace(config.quotas, queued_tokens=queued, held_bytes=held),
         publish=replace(config.publish, **publish),
     )

@@ -319,7 +319,7 @@ def test_a_tenant_over_its_places_waits_and_is_told_and_the_next_free_place_is_i
     notice = office.only(office.ask(forward_backward(3), request="r3"))
     assert isinstance(notice, Waiting)
     assert "2 requests of this tenant" in notice.reason
-    relay, forward = office.answer(TRAINER, Done(), request="r1")
+    relay, forward, _moved_on = office.answer(TRAINER, Done(), request="r1")
 
     assert isinstance(relay, Relay)
     assert office.read(forward).seq == 3

@@ -29,6 +29,7 @@ from loractl.bus.messages import (
 )
 from loractl.daemon.actors import Hold
 from loractl.daemon.decisions import Decision, Forward, Key, Publish, Relay, Reply, StopDaemon, Tell
+from loractl.daemon.quota_words import quota_reason
 from loractl.daemon.versions import VersionKey
 from loractl.tests.daemon.office import (
     ALICE,
@@ -54,6 +55,8 @@ PUBLISH_HELD = PublishAdapter(adapter=AD1, lane=LaneId("ln-1"), seq=1, held=True
 LOAD = LoadVersion(adapter=AD1, lane=LaneId("ln-1"), seq=1, source=AD1, version=1)
 BODIES = (
     forward_backward(1),
+    forward_backward(2, positions=4),
+    forward_backward(1, lane="ln-2"),
     sample(None),
     sample(),
     sample(version=1),
@@ -71,7 +74,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        config = small(inflight=2, keep_versions=1)
+        config = small(inflight=2, queued=3, held=3000, keep_versions=1)
         # Outcomes never get too old here, so what ended must never run again.
         self.office = Office(config=replace(config, limits=replace(config.limits, outcome_s=1e9)))
         self.broker = self.office.broker
@@ -309,10 +312,10 @@ class BrokerMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_without_a_reason(self) -> None:
         dispatch = self.broker._dispatch
-        for tenant, queues in dispatch.waitlist._held.items():
-            for destination in queues:
-                away = isinstance(dispatch.actors.choose(destination), Hold)
-                assert away or dispatch.waitlist.full(tenant)
+        for tenant in dispatch.waitlist.tenants():
+            for ticket in dispatch.waitlist.waiting(tenant):
+                away = isinstance(dispatch.actors.choose(ticket.destination), Hold)
+                assert away or quota_reason(dispatch.waitlist, ticket)
 
     @invariant()
     def places_are_counted_right(self) -> None:
