@@ -1,6 +1,7 @@
-"""The mailbox loop: receive all that waits, admit, plan a turn, run it, reply.
+"""The mailbox loop: receive all that waits, admit, have a turn planned, run it, reply.
 
-What is asked of adapters outside of their lanes is answered by `desk`.
+What is asked of adapters outside of their lanes is answered by `desk`; `turns` carries out what
+`schedule` decided.
 
 A deliberate error is answered and the loop lives. After a bug (see `boundary`) everyone who waits
 reads that the trainer restarts, and the process ends with status 1 so that the supervisor starts a
@@ -10,7 +11,6 @@ sound one. Before any end, clean or not, what a restart would lose is saved.
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -33,22 +33,25 @@ from ..bus.messages import (
     Echo,
     Envelope,
     Failed,
-    ForwardBackward,
     ListAdapters,
     Message,
-    ModelDetails,
     OpenLane,
     UnloadAdapter,
 )
+from .accounts import Accounts
 from .adapters import Adapter, Adapters
+from .batches import Batches
 from .boundary import Boundary
-from .desk import Desk, Request
+from .desk import Desk
 from .engine import TrainEngine
 from .fingerprint import fingerprint
-from .lanes import Answer, Lanes, Operation, Queued
+from .lanes import Answer, Lanes
 from .notices import Notices
 from .operations import Operations
-from .plan import Turn, next_turn
+from .plan import Turn
+from .queues import Operation
+from .schedule import Schedule
+from .turns import Turns
 
 log = structlog.get_logger()
 
@@ -57,44 +60,60 @@ _IDLE_S = 1.0
 
 
 class TrainerActor:
-    def __init__(
-        self,
-        config: Config,
-        link: ActorLink,
-        model: ModelDetails,
-        adapters: Adapters,
-        operations: Operations,
-    ) -> None:
+    def __init__(self, config: Config, link: ActorLink, engine: TrainEngine, adapters: Adapters) -> None:
         self._link = link
-        self._model = model
+        self._model = engine.details
         self._adapters = adapters
-        self._operations = operations
+        self._batches = Batches(engine, adapters)
         self._lanes = Lanes(
             gap_timeout_s=config.trainer.lane_gap_timeout_s,
             kept_bytes=config.limits.outcome_bytes,
+            pass_tokens=engine.pass_tokens,
             max_ahead=max(config.limits.inflight_per_tenant, 1024),
         )
-        self._desk = Desk(model, adapters, self._lanes)
-        self._notices = Notices()
+        self._schedule = Schedule(
+            config, costs=engine.measure(), pass_tokens=engine.pass_tokens, queues=self._lanes.queues
+        )
+        self._notices = Notices(self._lanes, self._schedule.lease, fuse=config.trainer.fuse)
         self._boundary = Boundary()
+        accounts = Accounts()
+        self._desk = Desk(
+            self._model,
+            adapters,
+            self._lanes,
+            config=config,
+            accounts=accounts,
+            waits_for=self._waits_for,
+        )
+        self._turns = Turns(
+            lanes=self._lanes,
+            schedule=self._schedule,
+            adapters=adapters,
+            batches=self._batches,
+            operations=Operations(config, engine, adapters),
+            accounts=accounts,
+            boundary=self._boundary,
+            answer=self._send,
+            alive=link.turn,
+        )
         self._stopping = False
 
     @classmethod
     def build(cls, config: Config, link: ActorLink, engine: TrainEngine) -> Self:
         """Find what the disk holds, and put the parts together."""
-        adapters = Adapters.open(config, StateLayout(Path(config.state_dir)), engine)
-        return cls(config, link, engine.details, adapters, Operations(config, engine, adapters))
+        return cls(config, link, engine, Adapters.open(config, StateLayout(Path(config.state_dir)), engine))
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit status of the process."""
         details = f"{self._model.name}, {self._model.dtype}, {self._model.parameters} parameters"
         self._link.ready(details, self._adapters.versions.all(), len(self._adapters))
+        patience_s = 0.0
         while not self._leaving:
-            self._take_in(self._link.receive(self._patience_s()))
-            self._send(self._lanes.expire(time.monotonic()))
-            self._send(self._notices.due(self._lanes), last=False)
-            if not self._leaving and (turn := next_turn(self._lanes.runnable())):
-                self._run_turn(turn)
+            self._take_in(self._link.receive(patience_s))
+            now = time.monotonic()
+            self._send([*self._lanes.expire(now), *self._desk.due(now), *self._notices.due(now)])
+            if not self._leaving:
+                patience_s = self._run_next(now)
         self._leave()
         return 1 if self._boundary.broken else 0
 
@@ -106,11 +125,18 @@ class TrainerActor:
     def _leaving(self) -> bool:
         return self._stopping or self._boundary.broken
 
-    def _patience_s(self) -> float:
-        if self._lanes.runnable():
+    def _run_next(self, now: float) -> float:
+        """Run the next turn, if there is one. Returns for how many seconds there is nothing to do then."""
+        decision = self._schedule.next_turn(self._adapters.residents.room(), now)
+        if isinstance(decision, Turn):
+            self._turns.run(decision)
             return 0.0
-        expiry = self._lanes.next_expiry()
-        return _IDLE_S if expiry is None else min(max(expiry - time.monotonic(), 0.0), _IDLE_S)
+        self._adapters.sink_idle(now)
+        dues = (self._lanes.next_expiry(), self._desk.next_due(), decision.until if decision else None)
+        return min(_IDLE_S, *(max(due - now, 0.0) for due in dues if due is not None), _IDLE_S)
+
+    def _waits_for(self, adapter: AdapterId) -> str:
+        return self._notices.of(adapter, time.monotonic())
 
     # --- taking in ---------------------------------------------------------------------------
 
@@ -121,10 +147,12 @@ class TrainerActor:
                     self.stop()
                 case _ if self._leaving:
                     self._reply(envelope, self._parting())
-                case CreateAdapter() | ListAdapters() | DescribeModel() | Echo() as request:
-                    self._handle(envelope, (), partial(self._control, envelope, request))
-                case OpenLane() | DeleteAdapter() | UnloadAdapter() | DeleteCheckpoint() as request:
-                    self._handle(envelope, [request.adapter], partial(self._control, envelope, request))
+                case CreateAdapter() | ListAdapters() | DescribeModel() | Echo():
+                    self._handle(envelope, (), partial(self._control, envelope))
+                case OpenLane() | DeleteCheckpoint() as request:
+                    self._handle(envelope, [request.adapter], partial(self._control, envelope))
+                case DeleteAdapter() | UnloadAdapter() as request:
+                    self._handle(envelope, [request.adapter], partial(self._let_go, envelope, request))
                 case DropVersion() as request:
                     self._handle(envelope, (), partial(self._drop, request))
                 case body if isinstance(body, Operation):
@@ -139,10 +167,16 @@ class TrainerActor:
         if reply is not None:
             self._reply(envelope, reply)
 
-    def _control(self, envelope: Envelope, request: Request) -> Message:
-        outcome = self._desk.answer(envelope.tenant, request)
-        self._send(outcome.others)
-        return outcome.answer
+    def _control(self, envelope: Envelope) -> None:
+        self._send(self._desk.answer(envelope, time.monotonic()))
+
+    def _let_go(self, envelope: Envelope, request: DeleteAdapter | UnloadAdapter) -> None:
+        adapter = self._adapters.owned(envelope.tenant, request.adapter).id
+        self._batches.abandon(adapter)
+        for queued in self._lanes.queues.of(adapter):
+            queued.ran = 0  # should the adapter stay after all, it begins anew
+        self._control(envelope)
+        self._schedule.gone(adapter)
 
     def _admit(self, envelope: Envelope, operation: Operation) -> None:
         adapter = self._adapters.owned(envelope.tenant, operation.adapter)
@@ -160,49 +194,9 @@ class TrainerActor:
             # Nobody waits for an answer; the next start finds the version and serves it again.
             log.warning("version.not_dropped", adapter=request.adapter, reason=error.message)
 
-    # --- running -----------------------------------------------------------------------------
-
-    def _run_turn(self, turn: Turn) -> None:
-        shares = [self._lanes.take(share.adapter, share.count) for share in turn.shares]
-        leading = [
-            (share.pop(0), operation)
-            for share in shares
-            if isinstance(operation := share[0].operation, ForwardBackward)
-        ]
-        if leading:
-            self._run_pass(leading)
-        for queued in chain.from_iterable(shares):
-            if self._leaving:
-                return  # what is left is answered with everything else that waits
-            self._run_one(queued)
-
-    def _run_pass(self, members: Sequence[tuple[Queued, ForwardBackward]]) -> None:
-        """One pass over the base model for operations of different adapters."""
-        outcomes: list[Message] = []
-
-        def work() -> None:
-            outcomes.extend(self._operations.run_pass([(q.askers[0].tenant, op) for q, op in members]))
-
-        first, _ = members[0]
-        touched = [operation.adapter for _, operation in members]
-        crashed = self._boundary.outcome(first.askers[0], touched, work)
-        if crashed is not None:
-            outcomes = [crashed] * len(members)
-        for (queued, _), outcome in zip(members, outcomes, strict=True):
-            self._send(self._lanes.finish(queued, outcome))
-        self._link.turn()
-
-    def _run_one(self, queued: Queued) -> None:
-        asker, operation = queued.askers[0], queued.operation
-        work = partial(self._operations.run, asker.tenant, operation)
-        outcome = self._boundary.outcome(asker, [operation.adapter], work)
-        assert outcome is not None
-        self._send(self._lanes.finish(queued, outcome))
-        self._link.turn()
-
-    def _send(self, answers: Sequence[Answer], *, last: bool = True) -> None:
+    def _send(self, answers: Sequence[Answer]) -> None:
         for answer in answers:
-            self._reply(answer.to, answer.body, last=last)
+            self._reply(answer.to, answer.body, last=answer.last)
 
     def _reply(self, to: Envelope, body: Message, *, last: bool = True) -> None:
         if to.request != NO_REQUEST:  # what the broker itself says asks for no answer
@@ -212,7 +206,7 @@ class TrainerActor:
 
     def _leave(self) -> None:
         """Answer all that waits, then save. Whoever sends on is answered until the link closes."""
-        self._send(self._lanes.close_all(self._parting()))
+        self._send([*self._lanes.close_all(self._parting()), *self._desk.close(self._parting())])
         self._take_in(self._link.receive(0.0))
         for adapter in self._adapters.all():
             if adapter.id not in self._boundary.suspects:

@@ -1,61 +1,29 @@
 """Ordered lanes: whatever order operations arrive in, a lane runs them as 1, 2, 3, …
 
-Owns the reorder buffers and, per adapter, the queue of operations that may run. A sequence number
+Owns the reorder buffers; what has arrived in order goes to the `queues`. A sequence number
 is used up whatever becomes of its operation; the same number with the same content is answered
 with the same outcome and never runs twice. What operations do is left to `operations`, which of
 them run next to `plan`. Pure: no sockets, and `now` is an argument.
 """
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..bus.errors import InvalidRequest, SequenceConflict, SequenceGap
 from ..bus.failures import failed
 from ..bus.ids import AdapterId, LaneId
-from ..bus.messages import (
-    Envelope,
-    ExportWeights,
-    ForwardBackward,
-    ImportWeights,
-    LoadCheckpoint,
-    LoadVersion,
-    Message,
-    OptimStep,
-    PublishAdapter,
-    RefuseOperation,
-    SaveCheckpoint,
-)
+from ..bus.messages import Envelope, Message
 from .outcomes import Outcomes
-
-Operation = (
-    ForwardBackward
-    | OptimStep
-    | SaveCheckpoint
-    | LoadCheckpoint
-    | LoadVersion
-    | ImportWeights
-    | ExportWeights
-    | PublishAdapter
-    | RefuseOperation
-)
-
-
-@dataclass(slots=True)
-class Queued:
-    """An operation that waits or runs, and all who asked for it: a resend joins the first."""
-
-    operation: Operation
-    fingerprint: bytes
-    askers: list[Envelope]
+from .queues import Operation, Queued, Queues
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A reply that is now due."""
+    """A reply that is now due. last False: more of it will follow."""
 
     to: Envelope
     body: Message
+    last: bool = True
 
 
 @dataclass(slots=True)
@@ -73,9 +41,9 @@ class _Lane:
 class Lanes:
     """All lanes of all adapters.
 
-    max_ahead: how far beyond the next expected number an operation may be. lanes_per_adapter: when
-    more are opened, the longest unused idle one is forgotten. Both bound the memory that a client
-    can take.
+    pass_tokens: positions that run through the model at one time. max_ahead: how far beyond the next
+    expected number an operation may be. lanes_per_adapter: when more are opened, the longest unused idle
+    one is forgotten. Both bound the memory that a client can take.
     """
 
     def __init__(
@@ -83,6 +51,7 @@ class Lanes:
         *,
         gap_timeout_s: float,
         kept_bytes: int,
+        pass_tokens: int = 1024,
         max_ahead: int = 4096,
         lanes_per_adapter: int = 64,
     ) -> None:
@@ -91,8 +60,7 @@ class Lanes:
         self._lanes_per_adapter = lanes_per_adapter
         self._lanes: dict[LaneId, _Lane] = {}
         self._by_adapter: dict[AdapterId, list[LaneId]] = {}
-        # In the order in which adapters take their turns.
-        self._ready: dict[AdapterId, deque[Queued]] = {}
+        self.queues = Queues(pass_tokens=pass_tokens)
         self._gap_since: dict[LaneId, float] = {}
         self._outcomes = Outcomes(kept_bytes=kept_bytes)
         self._uses = 0
@@ -146,26 +114,24 @@ class Lanes:
         lane = self._lanes.get(operation.lane)
         return lane.expected if lane is not None and operation.seq in lane.early else None
 
-    def runnable(self) -> Mapping[AdapterId, Sequence[Queued]]:
-        """Per adapter, what may run now, in order; adapters in the order of their turns."""
-        return self._ready
+    def queued(self, adapter: AdapterId) -> int:
+        """How many operations of an adapter wait or run, in order or not."""
+        lanes = (self._lanes[name] for name in self._by_adapter.get(adapter, ()))
+        return sum(len(lane.queued) + len(lane.early) for lane in lanes)
 
-    def take(self, adapter: AdapterId, count: int) -> list[Queued]:
-        """Take the first operations of an adapter, which then goes to the back of the rotation.
-
-        Each must be handed to `finish`.
-        """
-        queue = self._ready.pop(adapter)
-        taken = [queue.popleft() for _ in range(count)]
-        if queue:
-            self._ready[adapter] = queue
-        return taken
+    def first(self, adapter: AdapterId) -> Operation | None:
+        """What of an adapter runs next, or would if it had arrived in order; None when nothing waits."""
+        if queue := self.queues.of(adapter):
+            return queue[0].operation
+        lanes = (self._lanes[name] for name in self._by_adapter.get(adapter, ()))
+        return next((lane.early[min(lane.early)].operation for lane in lanes if lane.early), None)
 
     def finish(self, queued: Queued, outcome: Message) -> list[Answer]:
-        """Settle an operation that ran: one outcome, for all who asked."""
+        """Settle the first operation of an adapter's queue: one outcome, for all who asked."""
         operation = queued.operation
         lane = self._lanes.get(operation.lane)
-        if lane is not None:
+        if lane is not None:  # else it was closed while the operation ran
+            self.queues.remove(queued)
             del lane.queued[operation.seq]
             self._outcomes.put(operation.lane, operation.seq, queued.fingerprint, outcome)
         return [Answer(asker, outcome) for asker in queued.askers]
@@ -181,7 +147,7 @@ class Lanes:
 
     def close(self, adapter: AdapterId, outcome: Message) -> list[Answer]:
         """Forget an adapter's lanes and answer everything that waits in them."""
-        self._ready.pop(adapter, None)
+        self.queues.close(adapter)
         closed = [(name, self._lanes.pop(name)) for name in self._by_adapter.pop(adapter, [])]
         for name, _ in closed:
             self._gap_since.pop(name, None)
@@ -194,7 +160,7 @@ class Lanes:
         """Move what is now in order from the reorder buffer to the adapter's queue."""
         while (queued := lane.early.pop(lane.expected, None)) is not None:
             lane.queued[lane.expected] = queued
-            self._ready.setdefault(lane.adapter, deque()).append(queued)
+            self.queues.put(queued)
             lane.expected += 1
         if not lane.early:
             self._gap_since.pop(name, None)

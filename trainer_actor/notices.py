@@ -1,112 +1,97 @@
 """Why an operation does not run yet, in words for its client.
 
 Each operation is told of at most once when it comes, and once more when the number it waited for has
-come and others still run before it. What runs when is decided by `plan`. Pure: notices are data.
+come and others still run before it. What runs when is decided by `schedule`. Pure: notices are data.
 """
 
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from ..bus.ids import AdapterId, LaneId
+from ..bus.ids import AdapterId
 from ..bus.messages import Envelope, Waiting
-from .lanes import Answer, Lanes, Operation, Queued
-from .plan import turn_sizes
-
-
-class Ahead(NamedTuple):
-    """What runs before an operation: how many of other adapters, of how many adapters, of its own.
-
-    All zero: it runs in the very next turn.
-    """
-
-    others: int
-    adapters: int
-    own: int
-
-
-class Outlook:
-    """What runs before what if nothing else comes. Made once for all operations that are asked for."""
-
-    def __init__(self, runnable: Mapping[AdapterId, Sequence[Queued]]) -> None:
-        # Per adapter, in the order of their turns: how many of its operations have run after each.
-        self._ends = {adapter: [*accumulate(turn_sizes(queue))] for adapter, queue in runnable.items()}
-        self._places: dict[tuple[LaneId, int], int] = {
-            (queued.operation.lane, queued.operation.seq): place
-            for queue in runnable.values()
-            for place, queued in enumerate(queue)
-        }
-
-    def ahead_of(self, operation: Operation) -> Ahead | None:
-        """None: it is not among what may run."""
-        place = self._places.get((operation.lane, operation.seq))
-        if place is None:
-            return None
-        own_ends = self._ends[operation.adapter]
-        turns = bisect_right(own_ends, place)  # turns of its own adapter before its turn
-        counts: list[int] = []
-        its_round = True  # adapters up to its own in the rotation have one turn more before it
-        for adapter, ends in self._ends.items():
-            if adapter == operation.adapter:
-                its_round = False
-            elif run := min(turns + its_round, len(ends)):
-                counts.append(ends[run - 1])
-        own = own_ends[turns - 1] if turns else 0
-        return Ahead(sum(counts), len(counts), own)
+from .lanes import Answer, Lanes
+from .leases import Lease
+from .queues import Operation
 
 
 class Notices:
-    """Whom to tell that their operation waits, and why."""
+    """Whom to tell that their operation waits, and why. fuse: adapters share passes, so that they wait
+    for each other only when there is more than fits in one."""
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: Lanes, lease: Lease, *, fuse: bool) -> None:
+        self._fuse = fuse
+        self._lanes = lanes
+        self._lease = lease
         self._fresh: list[tuple[Envelope, Operation]] = []
         self._behind_a_gap: list[tuple[Envelope, Operation]] = []
 
     def arrived(self, asker: Envelope, operation: Operation) -> None:
         self._fresh.append((asker, operation))
 
-    def due(self, lanes: Lanes) -> list[Answer]:
+    def due(self, now: float) -> list[Answer]:
         """What to say, once all that waited in the mailbox is in its lane."""
         asked = [(*each, True) for each in self._behind_a_gap] + [(*each, False) for each in self._fresh]
         self._behind_a_gap, self._fresh = [], []
         told: list[Answer] = []
         in_order: list[tuple[Envelope, Operation, bool]] = []
         for asker, operation, told_before in asked:
-            missing = lanes.missing_before(operation)
+            missing = self._lanes.missing_before(operation)
             if missing is None:
                 in_order.append((asker, operation, told_before))
                 continue
             self._behind_a_gap.append((asker, operation))
             if not told_before:
-                told.append(Answer(asker, Waiting(reason=_gap(missing))))
-        return [*told, *_queued(in_order, lanes)] if in_order else told
+                told.append(Answer(asker, Waiting(reason=_gap(missing)), last=False))
+        return [*told, *self._queued(in_order, now)]
 
+    def of(self, adapter: AdapterId, now: float) -> str:
+        """What the next operation of an adapter waits for; empty when there is none, or nothing to wait for."""
+        operation = self._lanes.first(adapter)
+        if operation is None:
+            return ""
+        missing = self._lanes.missing_before(operation)
+        return _gap(missing) if missing is not None else self._turn(adapter, own=0, own_too=False, now=now)
 
-def _queued(asked: Sequence[tuple[Envelope, Operation, bool]], lanes: Lanes) -> list[Answer]:
-    outlook = Outlook(lanes.runnable())
-    reasons = [
-        (asker, _queue(outlook.ahead_of(operation), own_too=told_before))
-        for asker, operation, told_before in asked
-    ]
-    return [Answer(asker, Waiting(reason=reason, routine=True)) for asker, reason in reasons if reason]
+    def _queued(self, asked: Sequence[tuple[Envelope, Operation, bool]], now: float) -> list[Answer]:
+        places = self._places({operation.adapter for _, operation, _ in asked})
+        told = []
+        for asker, operation, told_before in asked:
+            own = places.get((operation.lane, operation.seq))
+            if own is None:
+                continue  # it was answered at once
+            reason = self._turn(operation.adapter, own=own, own_too=told_before, now=now)
+            if reason:
+                told.append(Answer(asker, Waiting(reason=reason, routine=True), last=False))
+        return told
+
+    def _places(self, adapters: set[AdapterId]) -> dict[tuple[str, int], int]:
+        """How many operations of its adapter run before each."""
+        return {
+            (queued.operation.lane, queued.operation.seq): place
+            for adapter in adapters
+            for place, queued in enumerate(self._lanes.queues.of(adapter))
+        }
+
+    def _turn(self, adapter: AdapterId, *, own: int, own_too: bool, now: float) -> str:
+        """own_too: say also that only operations of the same adapter run before it, which a client that
+        sends several at once expects."""
+        holder = self._lease.held(now)
+        if holder not in (None, adapter):
+            rest_s = self._lease.until - now
+            return (
+                "another adapter has the trainer for itself until its optim_step (trainer.window is "
+                f"exclusive), or for {rest_s:.0f} s if its client says nothing more"
+            )
+        queues = self._lanes.queues
+        others = queues.adapters - 1
+        if others > 0 and not (self._fuse and queues.tokens <= queues.pass_tokens):
+            whose = "another adapter" if others == 1 else f"{others} other adapters"
+            before = f"; {_operations(own)} of this adapter {_run(own)} before it" if own else ""
+            return f"takes turns with {whose}{before}"
+        return f"{_operations(own)} of this adapter {_run(own)} before it" if own and own_too else ""
 
 
 def _gap(number: int) -> str:
     return f"waits for operation {number} of this adapter, which has not arrived yet"
-
-
-def _queue(ahead: Ahead | None, *, own_too: bool) -> str:
-    """own_too: say also that only operations of the same adapter run before it, which a client that
-    sends several at once expects."""
-    if ahead is None:
-        return ""
-    if ahead.others:
-        whose = "another adapter" if ahead.adapters == 1 else f"{ahead.adapters} other adapters"
-        return f"{_operations(ahead.others)} of {whose} {_run(ahead.others)} before it"
-    if ahead.own and own_too:
-        return f"{_operations(ahead.own)} of this adapter {_run(ahead.own)} before it"
-    return ""
 
 
 def _operations(count: int) -> str:

@@ -1,22 +1,29 @@
-"""What the trainer runs next. Pure: looks at what may run, returns a turn as data.
+"""What a turn of the trainer holds, and which adapters share its pass over the base model. Pure.
 
-Adapters take turns round-robin, one pass over the base model each, so a light adapter waits for at
-most one pass of every other. What is cheap travels with the pass in front of it. A turn holds a
-list of shares although it has one today: fusing several adapters into a pass changes this file
-and the running of a turn, nothing else.
+A turn has three parts, in this order: light operations of adapters on the device, as one batch;
+then one pass of pieces of forward_backwards, or else one single operation, such as a save. A piece
+is at most a pass, so nobody waits behind anybody's long batch for more than one pass.
+
+Whose turn it is leads: the turn is of its kind, and it is always part of it. Others join its pass
+within the pass's positions and the device's room. First those whose turn it is as well, if they lie on
+the device, or if no one has to leave it who waits too, or if bringing that one back costs less than the
+pass that is saved (`Costs`). Then, as what is left would be wasted, anybody who lies on the device.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 
 from ..bus.ids import AdapterId
-from ..bus.messages import OptimStep, RefuseOperation
-from .lanes import Operation, Queued
+from ..bus.messages import ForwardBackward, OptimStep, RefuseOperation
+from .budgets import Room
+from .costs import Costs
+from .queues import Operation, Queued
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What an adapter gets of a turn: the first `count` operations of its queue."""
+    """The first `count` operations of an adapter's queue, after those that run earlier in the turn."""
 
     adapter: AdapterId
     count: int
@@ -24,30 +31,144 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """shares: one per adapter, never empty."""
+    """steps: light operations of adapters that lie on the device. late_steps: of those that are brought
+    there for the rest of the turn. members: forward_backwards of which the next piece runs in the pass;
+    of several of one adapter, all are at their last piece. single: an adapter whose next operation is
+    neither light nor a pass. tokens: positions of the pass."""
 
-    shares: tuple[Share, ...]
+    steps: tuple[Share, ...] = ()
+    late_steps: tuple[Share, ...] = ()
+    members: tuple[Share, ...] = ()
+    single: AdapterId | None = None
+    tokens: int = 0
 
 
-def next_turn(runnable: Mapping[AdapterId, Sequence[Queued]]) -> Turn | None:
-    """Choose from what may run, adapters in the order of their turns; None if nothing may."""
-    for adapter, queue in runnable.items():
-        return Turn((Share(adapter, next(turn_sizes(queue))),))
-    return None
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An adapter with work: `steps` light operations, behind them `heavy`, the first that is not light.
+
+    pieces: positions of what may run of it in one pass. begins_long: its first piece is not its last,
+    and none has run yet.
+    """
+
+    adapter: AdapterId
+    steps: int
+    heavy: Operation | None
+    pieces: tuple[int, ...]
+    begins_long: bool
 
 
-def turn_sizes(queue: Iterable[Queued]) -> Iterator[int]:
-    """How many operations of an adapter's queue each of its turns will take, if nothing else comes."""
-    count = 0
-    for queued in queue:
-        if count and not is_light(queued.operation):
-            yield count
-            count = 0
-        count += 1
-    if count:
-        yield count
+def candidate(adapter: AdapterId, queue: Sequence[Queued]) -> Candidate:
+    """What of an adapter's queue could run in one turn."""
+    steps = sum(1 for _ in takewhile(lambda queued: is_light(queued.operation), queue))
+    heavy = queue[steps] if steps < len(queue) else None
+    pieces: list[int] = []
+    for index in range(steps, len(queue)):
+        left = queue[index].left
+        if not isinstance(queue[index].operation, ForwardBackward) or (pieces and len(left) > 1):
+            break
+        pieces.append(left[0])
+        if len(left) > 1:  # what is behind it waits until its last piece has run
+            break
+    long = heavy is not None and len(heavy.pieces) > 1 and not heavy.ran
+    return Candidate(adapter, steps, heavy.operation if heavy else None, tuple(pieces), long)
 
 
 def is_light(operation: Operation) -> bool:
     """Whether an operation costs little beside a pass. Nothing that touches a disk does."""
     return isinstance(operation, OptimStep | RefuseOperation)
+
+
+@dataclass(slots=True)
+class Plan:
+    """Builds one turn. begun: adapters with an operation some of whose pieces have run; they are pinned."""
+
+    device: Room
+    costs: Costs
+    pass_tokens: int
+    fuse: bool
+    begun: frozenset[AdapterId]
+    _members: dict[AdapterId, int] = field(default_factory=dict)
+    _late: list[Share] = field(default_factory=list)
+    _long: set[AdapterId] = field(default_factory=set)
+    _tokens: int = 0
+
+    def turn(
+        self, leader: Candidate | None, lying: Sequence[Candidate], eligible: Iterable[Candidate]
+    ) -> Turn:
+        """leader: whose turn it is. lying: all others on the device that have work. eligible: others whose
+        turn it is as well, in order. A leader that cannot be placed now (see `placeable`) is None."""
+        on_device = [leader, *lying] if leader and leader.adapter in self.device.on_device else lying
+        steps = tuple(Share(each.adapter, each.steps) for each in on_device if each.steps)
+        if leader is None:
+            return Turn(steps)
+        if not leader.pieces:
+            self._brought(leader)
+            return Turn(steps, tuple(self._late), (), leader.adapter if leader.heavy else None)
+        self._join(leader)
+        if self.fuse:
+            self._fill(lying, eligible)
+        members = tuple(Share(adapter, count) for adapter, count in self._members.items())
+        return Turn(steps, tuple(self._late), members, None, self._tokens)
+
+    def placeable(self, each: Candidate) -> bool:
+        """Whether it can run now: pinned adapters stay, and not all slots may be theirs."""
+        if each.adapter in self.begun:
+            return True
+        pinned = [other for other in self.begun if other not in self._members]
+        together = [*pinned, *self._members, each.adapter]
+        if len(together) > self.device.slots:
+            return False
+        taken = sum(map(self.device.row_bytes, together))
+        if taken > self.device.device_bytes:
+            return False
+        long = len(self.begun | self._long)
+        if not (each.begins_long and long):
+            return True
+        # What begins now is pinned for several passes: leave room to those who are short.
+        return long + 2 <= self.device.slots and 2 * taken <= self.device.device_bytes
+
+    def _fill(self, lying: Sequence[Candidate], eligible: Iterable[Candidate]) -> None:
+        waiting = {each.adapter for each in lying}
+        for each in eligible:
+            if self._tokens >= self.pass_tokens or len(self._members) >= self.device.slots:
+                return
+            if each.adapter in waiting or self._worth_a_swap(each, waiting):
+                self._try(each)
+        for each in lying:
+            if self._tokens >= self.pass_tokens:
+                return
+            self._try(each)
+
+    def _try(self, each: Candidate) -> None:
+        fits = each.pieces and self._tokens + each.pieces[0] <= self.pass_tokens
+        if fits and each.adapter not in self._members and self.placeable(each):
+            self._join(each)
+
+    def _join(self, each: Candidate) -> None:
+        """Take as many of its pieces as fit, its first in any case."""
+        count = 0
+        for tokens in each.pieces if self.fuse else each.pieces[:1]:
+            if count and self._tokens + tokens > self.pass_tokens:
+                break
+            self._tokens += tokens
+            count += 1
+        self._members[each.adapter] = count
+        if each.begins_long:
+            self._long.add(each.adapter)
+        self._brought(each)
+
+    def _brought(self, each: Candidate) -> None:
+        if each.steps and each.adapter not in self.device.on_device:
+            self._late.append(Share(each.adapter, each.steps))
+
+    def _worth_a_swap(self, each: Candidate, waiting: set[AdapterId]) -> bool:
+        """Nobody who waits has to leave for it; or it costs less than the pass that is saved, when one of
+        about its size leaves and comes back."""
+        staying = [other for other in self.device.on_device if other in waiting]
+        newcomers = [other for other in self._members if other not in waiting]
+        together = [*staying, *newcomers, each.adapter]
+        row_bytes = self.device.row_bytes
+        if len(together) <= self.device.slots and sum(map(row_bytes, together)) <= self.device.device_bytes:
+            return True
+        return 2 * self.costs.copy_of(row_bytes(each.adapter)) < self.costs.pass_ms

@@ -9,8 +9,9 @@ What the events mean here:
 - scoring (forward_only), saving and publishing leave the window as it is. They see the weights of
   the last committed step, because gradients touch no weight before optim_step; a checkpoint also
   holds the gradients gathered since;
-- loading and importing drop the gradients gathered so far, by definition. A checkpoint that was
-  saved inside a window opens that window again when it is loaded with its optimizer;
+- loading and importing drop the gradients gathered so far, by definition, so only the lane that opened
+  the window may do it. A checkpoint that was saved inside a window opens that window again when it is
+  loaded with its optimizer;
 - without its newest checkpoint, what an adapter has in memory is unsaved again;
 - nothing follows deletion: the lanes of a deleted adapter are closed with it.
 """
@@ -18,6 +19,9 @@ What the events mean here:
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+
+from ..bus.errors import WindowOpen
+from ..bus.ids import LaneId
 
 
 class Phase(Enum):
@@ -66,19 +70,35 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """step: optimizer steps committed. unsaved: weights or moments differ from every checkpoint."""
+    """step: optimizer steps committed. unsaved: weights or moments differ from every checkpoint.
+    opened_by: the lane whose operation opened it, while it is open."""
 
     phase: Phase = Phase.CLOSED
     step: int = 0
     unsaved: bool = False
+    opened_by: LaneId | None = None
 
-    def after(self, event: Event, *, step: int | None = None) -> "Window":
-        """The window once `event` has happened. `step`: the new count, for events that change it."""
+    @property
+    def open(self) -> bool:
+        return self.phase is Phase.OPEN
+
+    def after(self, event: Event, *, step: int | None = None, lane: LaneId | None = None) -> "Window":
+        """The window once `event` has happened. `step`: the new count, for events that change it.
+        `lane`: by whose operation."""
         phase = TRANSITIONS.get((self.phase, event))
         assert phase is not None, f"{event.name} cannot happen while a window is {self.phase.name}"
         assert (step is not None) == (event in _CHANGE_STEP), f"{event.name} with step {step}"
         unsaved = event in _LEAVE_UNSAVED or (self.unsaved and event is not Event.SAVED)
-        return Window(phase, self.step if step is None else step, unsaved)
+        opened_by = (self.opened_by or lane) if phase is Phase.OPEN else None
+        return Window(phase, self.step if step is None else step, unsaved, opened_by)
+
+    def check_replaceable(self, lane: LaneId) -> None:
+        """Raises WindowOpen: weights cannot be replaced beneath gradients that another lane gathered."""
+        if self.open and self.opened_by not in (None, lane):
+            raise WindowOpen(
+                f"another client's window is open on this adapter: it gathered gradients since step {self.step}; "
+                "load once its optim_step is through, or into an adapter of your own"
+            )
 
 
 _CHANGE_STEP = {Event.COMMITTED, Event.REPLACED, Event.REPLACED_MIDWAY}

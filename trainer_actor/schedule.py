@@ -1,0 +1,141 @@
+"""When what runs: fair turns over tenants, the exclusive lease, and a short wait for company. Pure.
+
+Reads the queues, asks `fairness` whose turn it is, and lets `plan` make a turn of it. Whoever carries
+turns out says what became of them with `ran`, `charge` and `gone`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from ..bus.config import Config
+from ..bus.ids import AdapterId, TenantId
+from ..bus.tenant_numbers import tenant_numbers
+from .budgets import Room
+from .costs import Costs
+from .fairness import FairTurns
+from .leases import Lease
+from .plan import Candidate, Plan, Turn, candidate
+from .queues import Queues
+
+# Adapters that are looked at beside those on the device, so that a decision takes as long with ten
+# thousand waiting as with a hundred.
+_LOOKED_AT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing is to run before `until`, unless something arrives."""
+
+    until: float
+
+
+class Schedule:
+    """pass_tokens: positions of one pass."""
+
+    def __init__(self, config: Config, *, costs: Costs, pass_tokens: int, queues: Queues) -> None:
+        trainer, fairness = config.trainer, config.fairness
+        self._costs = costs
+        self._pass_tokens = pass_tokens
+        self._queues = queues
+        self._fuse = trainer.fuse and trainer.window == "shared"
+        self._fair = FairTurns(
+            quantum_ms=fairness.quantum_ms,
+            weights=tenant_numbers(fairness.weights, what="fairness.weights"),
+            priorities=tenant_numbers(fairness.priorities, what="fairness.priorities"),
+        )
+        self.lease = Lease(trainer.window == "exclusive", trainer.window_lease_s)
+        # Waiting for company longer than a part of what a pass costs beyond its positions gains nothing.
+        self._gather_s = min(trainer.gather_s, costs.pass_ms / 1000 / 4) if self._fuse else 0.0
+        self._answered: dict[AdapterId, float] = {}
+        self._held_since: float | None = None
+
+    def next_turn(self, device: Room, now: float) -> Turn | Wait | None:
+        """What to do now; None: there is nothing to do."""
+        for tenant in self._queues.woken():
+            self._fair.enter(tenant)
+        if (holder := self.lease.held(now)) is not None:
+            return self._turn_of(holder, device) or Wait(self.lease.until)
+        turn = self._turn(device)
+        if turn is None or not turn.members or turn.tokens >= self._pass_tokens:
+            return turn
+        until = self._better_at(now)
+        if until is None:
+            self._held_since = None
+            return turn
+        self._held_since = now if self._held_since is None else self._held_since
+        return Turn(turn.steps) if turn.steps else Wait(until)
+
+    def upcoming(self, turn: Turn) -> list[AdapterId]:
+        """Whose turn it is after this one, nearest first: worth having on the device by then."""
+        busy = {share.adapter for share in (*turn.steps, *turn.late_steps, *turn.members)}
+        return [each.adapter for each in self._candidates() if each.adapter not in busy]
+
+    def ran(self, adapter: AdapterId, *, open_window: bool, now: float) -> None:
+        """An operation of the adapter ended and was answered."""
+        self.lease.ran(adapter, open_window=open_window, now=now)
+        if self._gather_s:
+            self._answered[adapter] = now
+
+    def charge(self, ms_of_tenant: Mapping[TenantId, float]) -> None:
+        """What tenants' work took of the trainer's time."""
+        for tenant, ms in ms_of_tenant.items():
+            self._fair.charge(tenant, ms)
+
+    def gone(self, adapter: AdapterId) -> None:
+        """The adapter was deleted or unloaded."""
+        self.lease.gone(adapter)
+        self._answered.pop(adapter, None)
+
+    def _turn(self, device: Room) -> Turn | None:
+        lying = self._lying(device)
+        begun = frozenset(each.adapter for each in lying if self._queues.of(each.adapter)[0].ran)
+        if self.lease.exclusive and begun:
+            return self._turn_of(next(iter(begun)), device)
+        candidates = self._candidates()
+        plan = Plan(device, self._costs, self._pass_tokens, self._fuse, begun)
+        leader = next(filter(plan.placeable, candidates), None)
+        if leader is None:  # what has begun can always go on
+            leader = next((each for each in lying if each.adapter in begun), None)
+        if leader is None:
+            return None
+        if self.lease.exclusive:
+            return plan.turn(leader, [], [])
+        others = [each for each in lying if each.adapter != leader.adapter]
+        eligible = [each for each in candidates if each.adapter != leader.adapter and self._may_take(each)]
+        return plan.turn(leader, others, eligible)
+
+    def _turn_of(self, adapter: AdapterId, device: Room) -> Turn | None:
+        """A turn of this adapter alone; None if nothing of it is ready."""
+        queue = self._queues.of(adapter)
+        if not queue:
+            return None
+        plan = Plan(device, self._costs, self._pass_tokens, fuse=False, begun=frozenset())
+        return plan.turn(candidate(adapter, queue), [], [])
+
+    def _may_take(self, each: Candidate) -> bool:
+        """Whether its tenant is not in debt."""
+        return self._fair.credit_ms(self._queues.of(each.adapter)[0].tenant) > 0
+
+    def _candidates(self) -> list[Candidate]:
+        """Adapters with work in the order of their turns, as many as are looked at."""
+        found: list[Candidate] = []
+        for tenant in self._fair.first(_LOOKED_AT, lambda each: bool(self._queues.of_tenant(each))):
+            adapters = islice(self._queues.of_tenant(tenant).items(), _LOOKED_AT - len(found))
+            found += [candidate(adapter, queue) for adapter, queue in adapters]
+        return found
+
+    def _lying(self, device: Room) -> list[Candidate]:
+        """Adapters on the device that have work, in the order of their turns."""
+        queues = [(self._queues.of(adapter), adapter) for adapter in device.on_device]
+        ready = [(queue[0].tenant, adapter, queue) for queue, adapter in queues if queue]
+        ready.sort(key=lambda each: (self._fair.rank(each[0]), each[1]))
+        return [candidate(adapter, queue) for _, adapter, queue in ready]
+
+    def _better_at(self, now: float) -> float | None:
+        """Until when those who were just answered may come back to share the pass; None: go on at once."""
+        self._answered = {adapter: at for adapter, at in self._answered.items() if now < at + self._gather_s}
+        if self._held_since is not None and now >= self._held_since + 2 * self._gather_s:
+            return None
+        missing = [at for adapter, at in self._answered.items() if adapter not in self._queues]
+        return max(missing) + self._gather_s if missing else None

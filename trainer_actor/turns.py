@@ -1,0 +1,184 @@
+"""Carries turns out: what `schedule` decided is placed, run, timed, answered and charged for.
+
+Owns no state of its own. What operations do is `batches` and `operations`; errors become answers at
+the `boundary`.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+
+from ..bus.errors import LoractlError
+from ..bus.ids import AdapterId
+from ..bus.messages import ForwardBackward, Message, OptimStep
+from .accounts import Accounts, PassShare
+from .adapters import Adapters
+from .batches import Batches
+from .boundary import Boundary
+from .lanes import Answer, Lanes
+from .operations import Operations
+from .plan import Share, Turn
+from .queues import Queued
+from .schedule import Schedule
+
+
+class Turns:
+    """answer: sends replies. alive: says that the loop gets on, between two steps of long work."""
+
+    def __init__(
+        self,
+        *,
+        lanes: Lanes,
+        schedule: Schedule,
+        adapters: Adapters,
+        batches: Batches,
+        operations: Operations,
+        accounts: Accounts,
+        boundary: Boundary,
+        answer: Callable[[Sequence[Answer]], None],
+        alive: Callable[[], None],
+    ) -> None:
+        self._lanes = lanes
+        self._schedule = schedule
+        self._adapters = adapters
+        self._residents = adapters.residents
+        self._batches = batches
+        self._operations = operations
+        self._accounts = accounts
+        self._boundary = boundary
+        self._answer = answer
+        self._alive = alive
+
+    def run(self, turn: Turn) -> None:
+        """Carry a turn out. What fails is answered; after a bug (`boundary.broken`) the rest does not run."""
+        self._run_steps(turn.steps)
+        if turn.late_steps:
+            self._place(turn)
+            self._run_steps(turn.late_steps)
+        if turn.members:
+            self._run_pass(turn)
+        elif turn.single is not None:
+            self._run_single(turn.single)
+        self._charge_moves()
+
+    def _run_steps(self, shares: Sequence[Share]) -> None:
+        """Light operations, the first of each adapter as one batch, then the second of each, and so on."""
+        for place in range(max((share.count for share in shares), default=0)):
+            heads = [self._head(share.adapter) for share in shares if share.count > place]
+            batch = [(queued, op) for queued in heads if isinstance(op := queued.operation, OptimStep)]
+            if batch and not self._boundary.broken:
+                self._run_batch(batch)
+            for queued in heads:
+                if not isinstance(queued.operation, OptimStep):
+                    self._run_one(queued)
+
+    def _run_batch(self, batch: Sequence[tuple[Queued, OptimStep]]) -> None:
+        outcomes: list[Message] = []
+
+        def work() -> None:
+            outcomes.extend(self._batches.run_steps([(queued.tenant, step) for queued, step in batch]))
+
+        ms, trouble = self._timed(batch[0][0], [step.adapter for _, step in batch], work)
+        for (queued, step), outcome in zip(
+            batch, outcomes if trouble is None else [trouble] * len(batch), strict=True
+        ):
+            self._schedule.charge(self._accounts.stepped(step.adapter, queued.tenant, ms / len(batch)))
+            self._finish(queued, outcome)
+        self._alive()
+
+    def _run_pass(self, turn: Turn) -> None:
+        """One pass over the base model, for the next piece of each operation that begins or has begun."""
+        self._place(turn)
+        members = [each for share in turn.members for each in self._begun(share)]
+        if not members or self._boundary.broken:
+            return
+        self._prefetch(turn)
+        outcomes: list[Message | None] = []
+
+        def work() -> None:
+            outcomes.extend(self._batches.run_pass([operation for _, operation in members]))
+
+        touched = [operation.adapter for _, operation in members]
+        ms, trouble = self._timed(members[0][0], touched, work)
+        shares = [PassShare(op.adapter, queued.tenant, queued.left[0]) for queued, op in members]
+        self._schedule.charge(self._accounts.pass_ran(shares, ms))
+        for (queued, _), outcome in zip(
+            members, outcomes if trouble is None else [trouble] * len(members), strict=True
+        ):
+            queued.ran += 1
+            if outcome is not None:
+                self._finish(queued, outcome)
+        for share in turn.members:
+            self._lanes.queues.rotate(share.adapter)
+        self._alive()
+
+    def _begun(self, share: Share) -> list[tuple[Queued, ForwardBackward]]:
+        """The adapter's first forward_backwards, begun. What cannot begin is answered, as is all of a
+        turn behind it: it would run before its turn in the order of the lane."""
+        members: list[tuple[Queued, ForwardBackward]] = []
+        for queued in islice(list(self._lanes.queues.of(share.adapter)), share.count):
+            operation = queued.operation
+            assert isinstance(operation, ForwardBackward)
+            if not self._batches.has_begun(operation):
+                begin = partial(self._batches.begin, queued.tenant, operation)
+                trouble = self._boundary.outcome(queued.askers[0], [share.adapter], begin)
+                if trouble is not None:
+                    # Those before it in the queue are answered first, so it waits for the next turn.
+                    if not members:
+                        self._finish(queued, trouble)
+                    break
+            members.append((queued, operation))
+        return members
+
+    def _run_single(self, adapter: AdapterId) -> None:
+        if not self._boundary.broken:
+            self._run_one(self._head(adapter))
+            self._lanes.queues.rotate(adapter)
+
+    def _run_one(self, queued: Queued) -> None:
+        if self._boundary.broken:
+            return  # what is left is answered with everything else that waits
+        operation = queued.operation
+        work = partial(self._operations.run, queued.tenant, operation)
+        ms, outcome = self._timed(queued, [operation.adapter], work)
+        assert outcome is not None
+        self._schedule.charge(self._accounts.did(operation.adapter, queued.tenant, ms))
+        self._finish(queued, outcome)
+        self._alive()
+
+    def _timed(
+        self, queued: Queued, touched: Sequence[AdapterId], work: Callable[[], Message | None]
+    ) -> tuple[float, Message | None]:
+        """Milliseconds that the work took, and what it returned or how it failed."""
+        begin = time.perf_counter()
+        outcome = self._boundary.outcome(queued.askers[0], touched, work)
+        return (time.perf_counter() - begin) * 1000, outcome
+
+    def _finish(self, queued: Queued, outcome: Message) -> None:
+        adapter = self._adapters.find(queued.operation.adapter)
+        self._answer(self._lanes.finish(queued, outcome))
+        open_window = adapter is not None and adapter.window.open
+        self._schedule.ran(queued.operation.adapter, open_window=open_window, now=time.monotonic())
+
+    def _head(self, adapter: AdapterId) -> Queued:
+        return self._lanes.queues.of(adapter)[0]
+
+    def _place(self, turn: Turn) -> None:
+        """Have all members on the device together. If that fails, each is told by its own placing."""
+        with suppress(LoractlError):
+            self._residents.place_all([share.adapter for share in (*turn.late_steps, *turn.members)])
+
+    def _prefetch(self, turn: Turn) -> None:
+        """Bring in whose turn comes next, behind the pass where the device can do both."""
+        away = [name for name in self._schedule.upcoming(turn) if not self._residents.on_device(name)]
+        if away:
+            self._residents.prefetch(away)
+
+    def _charge_moves(self) -> None:
+        for moved in self._residents.take_moves():
+            owner = self._adapters.find(moved.adapter)
+            if owner is not None:
+                tenant = owner.record.tenant
+                self._accounts.moved(moved.adapter, tenant, moved.size_bytes, moved.loaded)
