@@ -13,7 +13,7 @@ import structlog
 
 from ..bus.config import Config
 from ..bus.errors import CheckpointMismatch
-from ..bus.ids import AdapterId, TenantId
+from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.layout import StateLayout
 from ..bus.messages import AdapterDetails, LoraSpec
 from .bank import HostState
@@ -44,8 +44,8 @@ class Adapter:
     def lora(self) -> LoraSpec:
         return self.record.lora
 
-    def happened(self, event: Event, *, step: int | None = None) -> None:
-        self.window = self.window.after(event, step=step)
+    def happened(self, event: Event, *, step: int | None = None, lane: LaneId | None = None) -> None:
+        self.window = self.window.after(event, step=step, lane=lane)
 
 
 class Adapters:
@@ -91,6 +91,20 @@ class Adapters:
     def of(self, tenant: TenantId, name: str | None) -> list[Adapter]:
         """Raises AdapterNotFound: a name was given, and the tenant has no such adapter."""
         return [self._live[record.adapter] for record in self._registry.of(tenant, name)]
+
+    def state_bytes(self, lora: LoraSpec) -> int:
+        """Of the training state of such an adapter, at most."""
+        return self._engine.state_bytes(lora)
+
+    def check(self, tenant: TenantId, name: str, lora: LoraSpec) -> int:
+        """Look whether such an adapter could be created as far as it goes itself; returns its `state_bytes`.
+
+        Raises:
+            AdapterExists, InvalidName, InvalidRequest
+        """
+        self._engine.check_lora(lora)
+        self._registry.draft(tenant, name, lora, now_unix_s=0.0)
+        return self.state_bytes(lora)
 
     def create(self, tenant: TenantId, name: str, lora: LoraSpec) -> Adapter:
         """Register a fresh adapter. Whatever is raised leaves neither a name nor memory in use.

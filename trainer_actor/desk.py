@@ -1,16 +1,20 @@
 """Requests that wait in no lane: they are answered as they come, between two turns.
 
-Owns what they mean for adapters and lanes. What runs in lanes is left to `operations`.
+Owns what they mean for adapters and lanes, and the creations that wait for room in their tenant's
+quota. What runs in lanes is left to `operations`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import assert_never
 
-from ..bus.errors import Aborted
+from ..bus.config import Config
+from ..bus.errors import Aborted, LoractlError, QuotaExceeded
 from ..bus.failures import failed
-from ..bus.ids import TenantId, new_lane_id
+from ..bus.ids import AdapterId, TenantId, new_lane_id
 from ..bus.messages import (
     AdapterCreated,
+    AdapterDetails,
     AdapterList,
     CreateAdapter,
     DeleteAdapter,
@@ -19,6 +23,7 @@ from ..bus.messages import (
     Done,
     Echo,
     Echoed,
+    Envelope,
     LaneOpened,
     ListAdapters,
     Message,
@@ -26,63 +31,124 @@ from ..bus.messages import (
     ModelDetails,
     OpenLane,
     UnloadAdapter,
+    Waiting,
 )
+from .accounts import Accounts
 from .adapters import Adapter, Adapters
+from .creations import Belongings, Creations
 from .lanes import Answer, Lanes
 
-Request = (
-    CreateAdapter
-    | OpenLane
-    | DeleteAdapter
-    | UnloadAdapter
-    | DeleteCheckpoint
-    | ListAdapters
-    | DescribeModel
-    | Echo
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """others: what those read whose operations a request put an end to."""
-
-    answer: Message
-    others: list[Answer]
+_Question = OpenLane | DeleteCheckpoint | ListAdapters | DescribeModel | Echo
+Request = CreateAdapter | DeleteAdapter | UnloadAdapter | _Question
 
 
 class Desk:
-    def __init__(self, model: ModelDetails, adapters: Adapters, lanes: Lanes) -> None:
+    """waits_for: why an adapter's next operation does not run yet, in words."""
+
+    def __init__(
+        self,
+        model: ModelDetails,
+        adapters: Adapters,
+        lanes: Lanes,
+        *,
+        config: Config,
+        accounts: Accounts,
+        waits_for: Callable[[AdapterId], str],
+    ) -> None:
         self._model = model
         self._adapters = adapters
         self._lanes = lanes
+        self._accounts = accounts
+        self._waits_for = waits_for
+        self._creations = Creations(config.quotas)
 
-    def answer(self, tenant: TenantId, request: Request) -> Outcome:
-        """Carry out a request at once.
+    def answer(self, asked: Envelope, now: float) -> list[Answer]:
+        """Carry out a request at once, or let it wait: every reply that is due now, to whomever.
 
         Raises:
-            LoractlError: it changed nothing.
+            LoractlError: the request changed nothing.
         """
+        tenant, request = asked.tenant, asked.body
+        assert isinstance(request, Request)
         match request:
+            case CreateAdapter():
+                return [self._create(asked, request, now)]
             case DeleteAdapter(adapter=wanted):
-                adapter = self._adapters.owned(tenant, wanted)
-                self._adapters.delete(adapter)
-                return self._closed(adapter, "the adapter was deleted")
+                return self._delete(asked, self._adapters.owned(tenant, wanted))
             case UnloadAdapter(adapter=wanted):
                 adapter = self._adapters.owned(tenant, wanted)
                 self._adapters.unload(adapter)
-                return self._closed(adapter, "the adapter was unloaded: open a new lane to take it up again")
+                return self._closed(asked, adapter, "unloaded: open a new lane to take it up again")
             case _:
-                return Outcome(self._told(tenant, request), [])
+                return [Answer(asked, self._told(tenant, request))]
 
-    def _told(
-        self,
-        tenant: TenantId,
-        request: CreateAdapter | OpenLane | DeleteCheckpoint | ListAdapters | DescribeModel | Echo,
-    ) -> Message:
+    def due(self, now: float) -> list[Answer]:
+        """Refuse the creations that waited for long enough."""
+        return [
+            Answer(held.asker, failed(QuotaExceeded(f"no room came in time: {held.reason}")))
+            for held in self._creations.expired(now)
+        ]
+
+    def next_due(self) -> float | None:
+        """When `due` is worth calling next, on the clock of `now`; None while nothing waits."""
+        return self._creations.next_due()
+
+    def close(self, outcome: Message) -> list[Answer]:
+        """Answer whatever waits."""
+        return [Answer(held.asker, outcome) for held in self._creations.take_all()]
+
+    # --- adapters come and go ------------------------------------------------------------------
+
+    def _create(self, asked: Envelope, request: CreateAdapter, now: float) -> Answer:
+        """At once where there is room and nobody of the tenant waits for it; else when there is."""
+        shortage = self._shortage(asked.tenant, request)
+        if not shortage and not self._creations.waiting(asked.tenant):
+            return Answer(asked, self._created(asked.tenant, request))
+        held = self._creations.hold(asked, shortage, now)
+        return Answer(asked, Waiting(reason=held.reason, cause="quota"), last=False)
+
+    def _delete(self, asked: Envelope, adapter: Adapter) -> list[Answer]:
+        self._adapters.delete(adapter)
+        self._accounts.forget(adapter.id)
+        return [*self._closed(asked, adapter, "deleted"), *self._go_on(asked.tenant)]
+
+    def _closed(self, asked: Envelope, adapter: Adapter, why: str) -> list[Answer]:
+        others = self._lanes.close(adapter.id, failed(Aborted(f"the adapter was {why}")))
+        return [*others, Answer(asked, Done())]
+
+    def _go_on(self, tenant: TenantId) -> list[Answer]:
+        """A tenant has room again: its creations go on in their order, as far as there is."""
+        answers: list[Answer] = []
+        full = False
+        for held in self._creations.waiting(tenant):
+            request = held.asker.body
+            assert isinstance(request, CreateAdapter)
+            try:
+                full = bool(self._shortage(tenant, request)) or full
+                if full:
+                    continue
+                outcome: Message = self._created(tenant, request)
+            except LoractlError as error:  # such as a name that one before it took
+                outcome = failed(error)
+            self._creations.remove(held)
+            answers.append(Answer(held.asker, outcome))
+        return answers
+
+    def _shortage(self, tenant: TenantId, request: CreateAdapter) -> str:
+        """Raises LoractlError: it cannot be created whatever the tenant deletes."""
+        state_bytes = self._adapters.check(tenant, request.name, request.lora)
+        mine = self._adapters.of(tenant, None)
+        has = Belongings(len(mine), sum(self._adapters.state_bytes(each.lora) for each in mine))
+        return self._creations.shortage(has, state_bytes)
+
+    def _created(self, tenant: TenantId, request: CreateAdapter) -> AdapterCreated:
+        opened = self._open_lane(self._adapters.create(tenant, request.name, request.lora))
+        return AdapterCreated(details=opened.details, lane=opened.lane)
+
+    # --- the rest ------------------------------------------------------------------------------
+
+    def _told(self, tenant: TenantId, request: _Question) -> Message:
         match request:
-            case CreateAdapter(name=name, lora=lora):
-                opened = self._open_lane(self._adapters.create(tenant, name, lora))
-                return AdapterCreated(details=opened.details, lane=opened.lane)
             case OpenLane(adapter=wanted):
                 adapter = self._adapters.owned(tenant, wanted)
                 self._adapters.take_up(adapter)
@@ -91,8 +157,8 @@ class Desk:
                 self._adapters.delete_checkpoint(self._adapters.owned(tenant, wanted), name)
                 return Done()
             case ListAdapters(name=wanted_name):
-                found = self._adapters.of(tenant, wanted_name)
-                return AdapterList(adapters=tuple(self._adapters.details(each) for each in found))
+                found = tuple(map(self._described, self._adapters.of(tenant, wanted_name)))
+                return AdapterList(adapters=found, usage=self._accounts.of_tenant(tenant))
             case DescribeModel():
                 return ModelDescribed(model=self._model)
             case Echo(payload=payload):
@@ -103,7 +169,14 @@ class Desk:
     def _open_lane(self, adapter: Adapter) -> LaneOpened:
         lane = new_lane_id()
         self._lanes.open(adapter.id, lane)
-        return LaneOpened(lane=lane, details=self._adapters.details(adapter))
+        return LaneOpened(lane=lane, details=self._described(adapter))
 
-    def _closed(self, adapter: Adapter, why: str) -> Outcome:
-        return Outcome(Done(), self._lanes.close(adapter.id, failed(Aborted(why))))
+    def _described(self, adapter: Adapter) -> AdapterDetails:
+        queued = self._lanes.queued(adapter.id)
+        return replace(
+            self._adapters.details(adapter),
+            phase="running" if queued else "registered",
+            queued=queued,
+            waits_for=self._waits_for(adapter.id) if queued else "",
+            usage=self._accounts.of(adapter.id),
+        )

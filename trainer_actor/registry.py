@@ -49,7 +49,11 @@ class Registry:
     def __init__(self, layout: StateLayout, base: str, records: Iterable[AdapterRecord] = ()) -> None:
         self._layout = layout
         self._base = base
-        self._records = {record.adapter: record for record in records}
+        self._records: dict[AdapterId, AdapterRecord] = {}
+        # Per tenant, by name: thousands of adapters are looked up one by one.
+        self._named: dict[TenantId, dict[str, AdapterId]] = {}
+        for record in records:
+            self._keep(record)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -64,7 +68,7 @@ class Registry:
             AdapterExists, InvalidName
         """
         checked_name(name, what="an adapter")
-        if self._named(tenant, name):
+        if name in self._named.get(tenant, ()):
             raise AdapterExists(f"you have an adapter named {name!r} already; choose another name")
         return AdapterRecord(
             adapter=new_adapter_id(),
@@ -93,11 +97,12 @@ class Registry:
         Raises:
             AdapterNotFound: a name was given, and the tenant has no such adapter.
         """
+        mine = self._named.get(tenant, {})
         if name is None:
-            mine = [record for record in self._records.values() if record.tenant == tenant]
-            return sorted(mine, key=lambda record: record.created_unix_s)
-        if record := self._named(tenant, name):
-            return [record]
+            records = (self._records[adapter] for adapter in mine.values())
+            return sorted(records, key=lambda record: record.created_unix_s)
+        if name in mine:
+            return [self._records[mine[name]]]
         raise AdapterNotFound(f"you have no adapter named {name!r}; `loractl adapters list` shows yours")
 
     def begin_version(self, adapter: AdapterId) -> int:
@@ -110,7 +115,7 @@ class Registry:
         """From the moment that adapter.json is gone the adapter is, checkpoints and all."""
         with storage_errors("delete the adapter"):
             (self._layout.adapter(adapter) / _FILE).unlink()
-        del self._records[adapter]
+        self._drop(self._records.pop(adapter))
         try:
             remove_directory(self._layout.adapter(adapter))
         except OSError as error:
@@ -120,11 +125,17 @@ class Registry:
     def _store(self, record: AdapterRecord) -> None:
         with storage_errors(f"write adapter {record.name!r} to disk"):
             write_file(self._layout.adapter(record.adapter) / _FILE, msgspec.json.encode(record))
-        self._records[record.adapter] = record
+        self._keep(record)
 
-    def _named(self, tenant: TenantId, name: str) -> AdapterRecord | None:
-        same = (r for r in self._records.values() if (r.tenant, r.name) == (tenant, name))
-        return next(same, None)
+    def _keep(self, record: AdapterRecord) -> None:
+        self._records[record.adapter] = record
+        self._named.setdefault(record.tenant, {})[record.name] = record.adapter
+
+    def _drop(self, record: AdapterRecord) -> None:
+        named = self._named[record.tenant]
+        del named[record.name]
+        if not named:
+            del self._named[record.tenant]
 
 
 def open_registry(layout: StateLayout, base: str) -> Registry:
