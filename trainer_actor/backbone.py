@@ -6,7 +6,7 @@ layer's product is not computed here: `output` does that in chunks.
 Legend: T = packed positions, H = hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -18,26 +18,39 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..bus.errors import StartFailed
 from .attention import PackedAttention, rotation
 from .hf_config import BaseModel
 from .hf_weights import load_weights
-from .lora import LoraColumnParallelLinear, LoraPass, LoraRowParallelLinear
+from .lora import LoraColumnParallelLinear, LoraRowParallelLinear
+from .lora_pass import LoraPass
 from .packing import Packing
 from .pass_frame import PassFrame
-from .row_layout import RowLayout, Site
+from .row_layout import Linear
 
 
 class Backbone:
     """Call `hidden`, and the backward of what it returned, within `running`."""
 
-    def __init__(self, base: BaseModel, layout: RowLayout, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        linears: Sequence[Linear],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        recompute: bool = False,
+    ) -> None:
+        """linears: all that adapters may train. recompute: see `_RecomputedLayer`."""
         self._frame = PassFrame()
         self._dtype = dtype
         self._inverse_frequencies = base.inverse_frequencies.to(device)
-        self._model = _gpt_model(base, self._frame, dtype, device)
+        spec = _layer_spec(base, self._frame, recompute=recompute)
+        self._model = _gpt_model(base, spec, dtype, device)
         for layer in self._model.decoder.layers:
             # Stock RMSNorms know no dtype of their own.
             layer.to(dtype=dtype, device=device)
@@ -45,7 +58,7 @@ class Backbone:
         load_weights(self._model, base)
         self._model.requires_grad_(False)
         refuse_trainable(self._model)
-        self._attach(layout)
+        self._attach(linears)
         self.parameters = sum(each.numel() for each in self._model.parameters())
 
     @property
@@ -67,24 +80,43 @@ class Backbone:
         hidden_T1H: Tensor = self._model.decoder(hidden_states=embedded_T1H, attention_mask=None)
         return hidden_T1H.squeeze(1)
 
-    def _attach(self, layout: RowLayout) -> None:
-        for site in layout.sites:
-            linear = self._linear_at(site)
-            if linear is not None:
-                linear.attach(self._frame, site)
+    def _attach(self, linears: Sequence[Linear]) -> None:
+        for linear in linears:
+            module = self._module_of(linear)
+            if module is not None:
+                module.attach(self._frame, linear)
 
-    def _linear_at(self, site: Site) -> LoraColumnParallelLinear | LoraRowParallelLinear | None:
-        if site.kind == "unembed":
+    def _module_of(self, linear: Linear) -> LoraColumnParallelLinear | LoraRowParallelLinear | None:
+        if linear.kind == "unembed":
             return None  # `output` adds the adapters there
-        layer = self._model.decoder.layers[site.layer]
-        linears = {
+        layer = self._model.decoder.layers[linear.layer]
+        modules = {
             "qkv": layer.self_attention.linear_qkv,
             "proj": layer.self_attention.linear_proj,
             "fc1": layer.mlp.linear_fc1,
             "fc2": layer.mlp.linear_fc2,
         }
-        linear: LoraColumnParallelLinear | LoraRowParallelLinear = linears[site.kind]
-        return linear
+        module: LoraColumnParallelLinear | LoraRowParallelLinear = modules[linear.kind]
+        return module
+
+
+class _RecomputedLayer(TransformerLayer):  # type: ignore[misc]  # megatron-core has no types
+    """Keeps only its input and computes all else again on the way back (gradient checkpointing).
+
+    megatron-core's own recomputation needs CUDA. Nothing is drawn at random here, so there is no random
+    state to restore. The pass's adapters and packing are still there then: a `PassFrame` lasts until
+    the end of backward. Gradients are gathered by backward alone, so twice forward adds nothing twice.
+    """
+
+    def forward(self, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
+        result: tuple[Tensor, Tensor | None]
+        if torch.is_grad_enabled():
+            result = checkpoint(
+                super().forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+            )
+        else:
+            result = super().forward(*args, **kwargs)
+        return result
 
 
 def refuse_trainable(model: torch.nn.Module) -> None:
@@ -98,11 +130,11 @@ def refuse_trainable(model: torch.nn.Module) -> None:
         raise StartFailed(f"parameters of the base model would be trained: {', '.join(trainable[:5])}")
 
 
-def _gpt_model(base: BaseModel, frame: PassFrame, dtype: torch.dtype, device: torch.device) -> GPTModel:
+def _gpt_model(base: BaseModel, spec: ModuleSpec, dtype: torch.dtype, device: torch.device) -> GPTModel:
     _initialize_parallel_state()
     return GPTModel(
         _transformer_config(base, dtype, device),
-        _layer_spec(base, frame),
+        spec,
         vocab_size=base.shape.vocab,
         max_sequence_length=base.max_positions,
         share_embeddings_and_output_weights=base.tied,
@@ -150,8 +182,10 @@ def _transformer_config(base: BaseModel, dtype: torch.dtype, device: torch.devic
     )
 
 
-def _layer_spec(base: BaseModel, frame: PassFrame) -> ModuleSpec:
+def _layer_spec(base: BaseModel, frame: PassFrame, *, recompute: bool) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(qk_layernorm=base.family.qk_norm, normalization="RMSNorm")
+    if recompute:
+        spec.module = _RecomputedLayer
     attention = spec.submodules.self_attention.submodules
     attention.linear_qkv = LoraColumnParallelLinear
     attention.linear_proj = LoraRowParallelLinear

@@ -1,42 +1,37 @@
-"""The slot bank: every adapter's whole training state, one row of each piece per slot.
+"""The bank: every resident adapter's whole training state, one row each, exactly as large as the adapter.
 
-Pieces, all [slots, N]: weights (the model's type; what a pass multiplies with), gradients, main
-weights, exp_avg and exp_avg_sq (float32). In float32 the weights are their own main weights, one
-tensor: a copy would cost 4 bytes an element and could only ever differ by mistake. In bfloat16 the
-weights are always the main weights rounded, so they never travel: host states leave them out.
+Pieces, all [N] over the adapter's own layout: weights (the model's type; what a pass multiplies with),
+main weights, gradients, exp_avg and exp_avg_sq (float32). In float32 the weights are their own main
+weights, one tensor: a copy would cost 4 bytes an element and could only ever differ by mistake. In
+bfloat16 the weights are always the main weights rounded, so they never travel: host states leave
+them out. Gradients and moments take memory from their first use on; absent, they are all zero.
 
-Beside the rows, a record per slot: LoraSpec (with the seed), step, positions since the last step,
-whether there are gradients. No random state: nothing is drawn after an adapter's birth (dropout is
-0). Padding is zero in every piece and stays so: its gradients are zero, and AdamW turns a zero
-with zero gradient and zero moments into zero.
+Beside the pieces: LoraSpec (with the seed), step, and positions since the last step. No random state:
+nothing is drawn after an adapter's birth (dropout is 0). Padding is zero in every piece and stays so: its
+gradients are zero, and AdamW turns a zero with zero gradient and zero moments into zero.
 
 Who lies where is not decided here.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..bus.messages import LoraSpec
-from .row_layout import RowLayout
-from .row_views import RowsViews
+from .row_layout import RowLayout, RowLayouts
+from .row_memory import RowMemory
+from .row_views import RowViews
 
-
-@dataclass(slots=True, kw_only=True)
-class SlotRecord:
-    """tokens: positions that went into the gradients."""
-
-    lora: LoraSpec
-    step: int = 0
-    tokens: int = 0
-    has_gradient: bool = False
+Piece = Literal["main", "gradients", "exp_avg", "exp_avg_sq"]
+MOMENTS: tuple[Piece, ...] = ("exp_avg", "exp_avg_sq")
+PIECES: tuple[Piece, ...] = ("main", "gradients", *MOMENTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HostState:
-    """An adapter's whole state in host memory: the active parts of its row, end to end, float32.
+    """An adapter's whole state in host memory: pieces [N] as in its row, float32, padding included.
 
     gradients None: there are none. Moments None: no step was taken yet, they are zero.
     """
@@ -62,136 +57,168 @@ class HostState:
         return sum(piece.nbytes for piece in pieces if piece is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class ActiveRange:
-    """One contiguous active part of a slot's row, as views of every piece."""
+class Row:
+    """One adapter's state on the device.
 
-    weights: Tensor
-    gradients: Tensor
-    main: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    step: optimizer steps taken. tokens: positions that went into the gradients. changed: pieces that
+    differ from the copy in host memory, if one was kept; whoever copies empties it. A piece that is
+    absent here is zero, whatever such a copy holds.
+    """
+
+    def __init__(self, lora: LoraSpec, layout: RowLayout, dtype: torch.dtype, memory: RowMemory) -> None:
+        self.lora = lora
+        self.layout = layout
+        self.step = 0
+        self.tokens = 0
+        self.changed: set[Piece] = set()
+        self._memory = memory
+        self._held: dict[Piece, RowViews] = {}
+        self.views = memory.take(layout, dtype)
+        if dtype is torch.float32:
+            self._held["main"] = self.views
+        else:
+            try:
+                self.hold("main")
+            except BaseException:
+                self.give_back()
+                raise
+
+    @property
+    def weights(self) -> Tensor:
+        return self.views.row_N
+
+    @property
+    def main(self) -> Tensor:
+        return self._held["main"].row_N
+
+    @property
+    def gradients(self) -> Tensor | None:
+        return self.piece("gradients")
+
+    @property
+    def exp_avg(self) -> Tensor | None:
+        return self.piece("exp_avg")
+
+    @property
+    def exp_avg_sq(self) -> Tensor | None:
+        return self.piece("exp_avg_sq")
+
+    def piece(self, piece: Piece) -> Tensor | None:
+        held = self._held.get(piece)
+        return None if held is None else held.row_N
+
+    def hold(self, piece: Piece) -> Tensor:
+        """The piece's memory; if it had none, some that the caller must fill.
+
+        Raises torch.OutOfMemoryError: the row is as it was.
+        """
+        if piece not in self._held:
+            self._held[piece] = self._memory.take(self.layout, torch.float32)
+        return self._held[piece].row_N
+
+    def drop(self, piece: Piece) -> None:
+        """From here on the piece is zero."""
+        assert piece != "main"
+        if (views := self._held.pop(piece, None)) is not None:
+            self._memory.give(views)
+        self.changed.discard(piece)
+
+    def round_weights(self) -> None:
+        """After a change of the main weights."""
+        if self.main is not self.weights:
+            self.weights.copy_(self.main)
+
+    def join(self, gradients: RowViews, tokens: int) -> None:
+        """Add gradients [N], finished and finite, whose memory is the row's from here on."""
+        present = self.gradients
+        if present is None:
+            self._held["gradients"] = gradients
+        else:
+            present.add_(gradients.row_N)
+            self._memory.give(gradients)
+        self.tokens += tokens
+        self.changed.add("gradients")
+
+    def give_back(self) -> None:
+        """Nobody uses the row from here on."""
+        held = {id(views): views for views in (self.views, *self._held.values())}
+        for views in held.values():
+            self._memory.give(views)
+        self._held.clear()
 
 
 class Bank:
-    def __init__(self, layout: RowLayout, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        def rows(kind: torch.dtype) -> Tensor:
-            # Not zeroed: on a CPU, memory that no adapter has touched is not even taken.
-            return torch.empty(slots, layout.size, dtype=kind, device=device)
+    """The rows, by slot: a number with a row or nothing."""
 
-        self.layout = layout
-        self.slots = slots
-        self.weights = rows(dtype)
-        self.gradients = rows(torch.float32)
-        self.main = self.weights if dtype is torch.float32 else rows(torch.float32)
-        self.views = RowsViews(self.weights, layout)
-        self.exp_avg = rows(torch.float32)
-        self.exp_avg_sq = rows(torch.float32)
-        self._records: list[SlotRecord | None] = [None] * slots
-        self._touched = [True] * slots  # whether gradients and moments may be anything but zero
+    def __init__(self, layouts: RowLayouts, slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.layouts = layouts
+        self.dtype = dtype
+        self.memory = RowMemory(device)
+        self._rows: list[Row | None] = [None] * slots
 
-    def record(self, slot: int) -> SlotRecord:
-        record = self._records[slot]
-        assert record is not None, f"slot {slot} is free"
-        return record
+    def row(self, slot: int) -> Row:
+        row = self._rows[slot]
+        assert row is not None, f"slot {slot} is free"
+        return row
 
-    def active(self, slot: int) -> list[ActiveRange]:
-        """The parts of the slot's row that its adapter trains: one or two."""
-        return [
-            ActiveRange(
-                self.weights[slot, start:stop],
-                self.gradients[slot, start:stop],
-                self.main[slot, start:stop],
-                self.exp_avg[slot, start:stop],
-                self.exp_avg_sq[slot, start:stop],
-            )
-            for start, stop in self.layout.ranges(self.record(slot).lora)
-        ]
+    def new_row(self, lora: LoraSpec) -> Row:
+        """A row in no slot. Its weights are the caller's to fill. Raises torch.OutOfMemoryError."""
+        return Row(lora, self.layouts.of(lora), self.dtype, self.memory)
 
-    def write_fresh(self, slot: int, lora: LoraSpec, main: Tensor) -> None:
-        """Begin an adapter from its main weights [active_size], with no gradients and no moments."""
-        self.copy_in(
-            slot,
-            HostState(lora=lora, step=0, tokens=0, main=main, gradients=None, exp_avg=None, exp_avg_sq=None),
-        )
+    def open(self, slot: int, lora: LoraSpec) -> Row:
+        """A row for a free slot. Its weights are the caller's to fill. Raises torch.OutOfMemoryError."""
+        assert self._rows[slot] is None, f"slot {slot} is in use"
+        row = self._rows[slot] = self.new_row(lora)
+        return row
+
+    def close(self, slot: int) -> None:
+        """Free the slot; closing a free one is fine."""
+        row, self._rows[slot] = self._rows[slot], None
+        if row is not None:
+            row.give_back()
 
     def copy_out(self, slot: int) -> HostState:
         """A copy of the slot's state in host memory, pinned on CUDA. The slot keeps its own."""
-        record = self.record(slot)
-        state = HostState(
-            lora=record.lora,
-            step=record.step,
-            tokens=record.tokens,
-            main=self._to_host(self.main, slot, record.lora),
-            gradients=self._to_host(self.gradients, slot, record.lora) if record.has_gradient else None,
-            exp_avg=self._to_host(self.exp_avg, slot, record.lora) if record.step else None,
-            exp_avg_sq=self._to_host(self.exp_avg_sq, slot, record.lora) if record.step else None,
-        )
+        row = self.row(slot)
+        pieces = {piece: _to_host(row.piece(piece)) for piece in PIECES}
+        assert pieces["main"] is not None
         self._finish_copies()
-        return state
+        return HostState(
+            lora=row.lora,
+            step=row.step,
+            tokens=row.tokens,
+            main=pieces["main"],
+            gradients=pieces["gradients"],
+            exp_avg=pieces["exp_avg"],
+            exp_avg_sq=pieces["exp_avg_sq"],
+        )
 
-    def copy_in(self, slot: int, state: HostState) -> None:
+    def copy_in(self, slot: int, state: HostState) -> Row:
         """Make the slot hold this state and nothing of what lay there before."""
-        assert state.main.numel() == self.layout.active_size(state.lora)
-        self._wipe(slot)
-        self._touched[slot] = True
-        # Sections that this adapter does not train count as zero in a pass that others train.
-        self.weights[slot].zero_()
-        self._from_host(state.main, self.main, slot, state.lora)
-        if self.main is not self.weights:
-            for start, stop in self.layout.ranges(state.lora):
-                self.weights[slot, start:stop].copy_(self.main[slot, start:stop])
-        for piece, rows in (
-            (state.gradients, self.gradients),
-            (state.exp_avg, self.exp_avg),
-            (state.exp_avg_sq, self.exp_avg_sq),
-        ):
-            if piece is not None:
-                self._from_host(piece, rows, slot, state.lora)
+        assert state.main.numel() == self.layouts.of(state.lora).size
+        self.close(slot)
+        row = self.open(slot, state.lora)
+        try:
+            for piece in PIECES:
+                source: Tensor | None = getattr(state, piece)
+                if source is not None:
+                    row.hold(piece).copy_(source, non_blocking=True)
+        except BaseException:
+            self.close(slot)
+            raise
+        row.round_weights()
+        row.step, row.tokens = state.step, state.tokens
         self._finish_copies()
-        self._records[slot] = SlotRecord(
-            lora=state.lora,
-            step=state.step,
-            tokens=state.tokens,
-            has_gradient=state.gradients is not None,
-        )
-
-    def clear(self, slot: int) -> None:
-        """Free the slot. Its weights become NaN, so that whoever used them would notice at once."""
-        if self._records[slot] is not None:
-            self._wipe(slot)
-            self.weights[slot].fill_(torch.nan)
-
-    def _wipe(self, slot: int) -> None:
-        """Forget who lay there and zero everything but the weights."""
-        self._records[slot] = None
-        if not self._touched[slot]:
-            return
-        for rows in (self.gradients, self.exp_avg, self.exp_avg_sq):
-            rows[slot].zero_()
-        if self.main is not self.weights:
-            self.main[slot].zero_()
-        self._touched[slot] = False
-
-    def _to_host(self, rows: Tensor, slot: int, lora: LoraSpec) -> Tensor:
-        host = torch.empty(self.layout.active_size(lora), dtype=rows.dtype, pin_memory=rows.is_cuda)
-        for part, row_part in self._parts(host, rows, slot, lora):
-            part.copy_(row_part, non_blocking=True)
-        return host
-
-    def _from_host(self, host: Tensor, rows: Tensor, slot: int, lora: LoraSpec) -> None:
-        for part, row_part in self._parts(host, rows, slot, lora):
-            row_part.copy_(part, non_blocking=True)
-
-    def _parts(
-        self, host: Tensor, rows: Tensor, slot: int, lora: LoraSpec
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        ranges = self.layout.ranges(lora)
-        parts = torch.split(host, [stop - start for start, stop in ranges])
-        for part, (start, stop) in zip(parts, ranges, strict=True):
-            yield part, rows[slot, start:stop]
+        return row
 
     def _finish_copies(self) -> None:
         # Copies to and from pinned memory run behind the host: nobody may read or reuse it before they end.
-        if self.weights.is_cuda:
+        if self.memory.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
+
+
+def _to_host(piece_N: Tensor | None) -> Tensor | None:
+    if piece_N is None:
+        return None
+    host_N = torch.empty(piece_N.numel(), dtype=piece_N.dtype, pin_memory=piece_N.is_cuda)
+    return host_N.copy_(piece_N, non_blocking=True)

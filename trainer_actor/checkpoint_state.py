@@ -1,7 +1,7 @@
 """A training state as checkpoint tensors and metadata, and back. Writes no files.
 
 Tensors are `<piece>/<PEFT name>` for the pieces main, gradients, exp_avg and exp_avg_sq, float32 and
-without padding, so a checkpoint fits whatever rank the bank is built for. Metadata says what the
+without padding. Metadata says what the
 numbers belong to; all of it must fit before a tensor is used.
 """
 
@@ -25,8 +25,8 @@ def state_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = {
         f"{piece}/{name}": tensor
-        for piece, active_N in _pieces(state).items()
-        for name, tensor in to_named(layout, state.lora, active_N).items()
+        for piece, piece_N in _pieces(state).items()
+        for name, tensor in to_named(layout, state.lora.rank, piece_N).items()
     }
     metadata = {
         **_belongs_to(layout, state.lora, base_model),
@@ -64,7 +64,7 @@ def read_state(
             )
         by_piece[piece][name] = tensor
     read = {
-        piece: from_named(layout, lora, named, what=f"the checkpoint's {piece}")
+        piece: from_named(layout, lora.rank, named, what=f"the checkpoint's {piece}")
         for piece, named in by_piece.items()
     }
     state = HostState(

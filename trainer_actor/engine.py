@@ -5,7 +5,6 @@ left to the trainer's loop. Every call is all or nothing: what it raises, or ans
 leaves the slots as they were.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,39 +15,44 @@ import torch
 from torch import Tensor
 
 from ..bus.config import Config
-from ..bus.errors import InvalidConfig, InvalidData, NotFinite, StartFailed
+from ..bus.errors import InvalidConfig, InvalidData, LoractlError, StartFailed
 from ..bus.messages import Floats, Ints, LoraSpec, ModelDetails
 from . import checks
 from .backbone import Backbone
-from .bank import Bank, HostState
+from .bank import Bank, HostState, Row
 from .checkpoint_state import read_state, state_tensors
 from .hf_config import BaseModel, read_base_model
-from .loss_metrics import loss_metrics
 from .loss_settings import checked_settings
-from .model_pass import Rows, RowsResult, rows_of, run_rows, split_rows
+from .model_pass import run_members
 from .optimizer import adam_step
-from .output import output_head
+from .output import OutputHead
+from .part_run import PartRun
 from .passes import AdamParams, PartOutcome, PartResult, PassPart, StepOutcome
 from .peft_files import read_peft, write_peft
-from .row_layout import padded_rank, row_layout
-from .row_views import RowsViews
+from .row_floor import floor_of
+from .row_layout import RowLayouts
 from .seeds import fresh_weights
 
-# A pass of a few hundred positions fills a core; activations of more only take memory.
-_CPU_PASS_TOKENS = 1024
+# A pass of a few hundred positions fills a core; activations of more only take memory, and a pass of a
+# larger model over more would have others wait for seconds.
+_SMALL_MODEL_PARAMETERS = 50_000_000
+_CPU_PASS_TOKENS, _CPU_PASS_TOKENS_OF_LARGER = 1024, 256
 _CUDA_PASS_TOKENS = 16384
 
 
 class TrainEngine:
-    """details: the base model as clients see it. slots: how many adapters fit on the device."""
+    """details: the base model as clients see it. slots: how many adapters may lie on the device.
+
+    pass_tokens: positions that run through the model at one time; a longer datum runs alone.
+    """
 
     @classmethod
     def build(cls, config: Config) -> Self:
-        """Load the base model and make room for the slots.
+        """Load the base model.
 
         Raises:
             InvalidConfig: no such model, one that this trainer does not compute, or no such device.
-            StartFailed: model and slots do not fit on the device.
+            StartFailed: the model does not fit on the device.
         """
         device = _device(config.model.device)
         dtype = _dtype(config.model.dtype, device)
@@ -58,23 +62,22 @@ class TrainEngine:
         try:
             return cls(config, base, dtype, device)
         except torch.OutOfMemoryError as error:
-            row_bytes = row_layout(base.shape, config.trainer.max_rank).device_row_bytes(dtype.itemsize)
-            raise StartFailed(
-                f"{base.path} and {config.trainer.slots} slots of {row_bytes} bytes do not fit on the device; "
-                "lower trainer.slots or trainer.max_rank"
-            ) from error
+            raise StartFailed(f"{base.path} does not fit on the device") from error
 
     def __init__(self, config: Config, base: BaseModel, dtype: torch.dtype, device: torch.device) -> None:
+        settings = config.trainer
         self._device = device
-        self._layout = row_layout(base.shape, config.trainer.max_rank)
-        self._max_rank = config.trainer.max_rank
-        self._backbone = Backbone(base, self._layout, dtype, device)
-        self._bank = Bank(self._layout, config.trainer.slots, dtype, device)
-        self._head = output_head(self._backbone.output_weight, self._layout, config.trainer.logits_chunk)
-        default = _CPU_PASS_TOKENS if device.type == "cpu" else _CUDA_PASS_TOKENS
-        self._pass_tokens = config.trainer.pass_tokens or default
-        self._scratch = RowsViews(torch.zeros(0, self._layout.size, device=device), self._layout)
-        self.slots = config.trainer.slots
+        self._layouts = RowLayouts(base.shape)
+        self._max_rank = settings.max_rank
+        linears = self._layouts.linears
+        self._backbone = Backbone(base, linears, dtype, device, recompute=settings.recompute)
+        self._bank = Bank(self._layouts, settings.slots, dtype, device)
+        floor = floor_of(device)
+        unembed = next(linear for linear in linears if linear.kind == "unembed")
+        chunk = max(settings.logits_chunk, floor)
+        self._head = OutputHead(self._backbone.output_weight, unembed, chunk, floor)
+        self.pass_tokens = settings.pass_tokens or _pass_tokens(device, self._backbone.parameters)
+        self.slots = settings.slots
         self.details = ModelDetails(
             name=config.model.name or base.path.name,
             path=str(base.path),
@@ -85,18 +88,17 @@ class TrainEngine:
             dtype=str(dtype).removeprefix("torch."),
         )
 
+    def row_bytes(self, lora: LoraSpec) -> int:
+        """The most that the adapter takes on the device while one forward_backward of it runs."""
+        return self._layouts.of(lora).device_row_bytes(self._bank.dtype.itemsize)
+
     def state_bytes(self, lora: LoraSpec) -> int:
         """The most that the adapter's state takes in host memory (see `row_layout`)."""
-        return self._layout.host_state_bytes(lora)
-
-    @property
-    def slot_bytes(self) -> int:
-        """Device memory of one slot, whatever lies in it."""
-        return self._layout.device_row_bytes(self._bank.weights.element_size())
+        return self._layouts.of(lora).host_state_bytes()
 
     def parameters(self, lora: LoraSpec) -> int:
         """How many numbers the adapter trains."""
-        return self._layout.parameters(lora)
+        return self._layouts.of(lora).parameters(lora.rank)
 
     def check_lora(self, lora: LoraSpec) -> None:
         """Raises InvalidRequest."""
@@ -107,102 +109,104 @@ class TrainEngine:
         checks.check_part(part, vocab=self.details.vocab_size, max_sequence=self.details.max_sequence_tokens)
         checked_settings(part.loss, part.loss_config)
 
+    def row(self, slot: int) -> Row:
+        """The row of the adapter in this slot, for whoever moves states."""
+        return self._bank.row(slot)
+
+    def open(self, slot: int, lora: LoraSpec) -> Row:
+        """A row in a free slot. Its main weights are the caller's to fill, and to round (`Row`).
+
+        Raises torch.OutOfMemoryError.
+        """
+        return self._bank.open(slot, lora)
+
     def fresh(self, slot: int, lora: LoraSpec) -> None:
         """Begin an adapter in the slot: A from its seed, B zero, so it is the base model."""
-        self._bank.write_fresh(slot, lora, fresh_weights(self._layout, lora))
+        main_N = fresh_weights(self._layouts.of(lora), lora)
+        state = HostState(
+            lora=lora, step=0, tokens=0, main=main_N, gradients=None, exp_avg=None, exp_avg_sq=None
+        )
+        self._bank.copy_in(slot, state).changed.add("main")
 
     # --- passes ----------------------------------------------------------------------------------
 
-    def forward_backward(self, parts: Sequence[PassPart]) -> list[PartOutcome]:
-        """Run checked parts of different slots, several in one pass where they fit; answers in order.
+    def begin(self, part: PassPart) -> PartRun:
+        """Take up a checked part. Until its outcome, nothing of its slot changes, and nothing else may
+        change its weights; the slot keeps its adapter."""
+        row = self._bank.row(part.slot)
+        assert row.lora == part.lora
+        return PartRun(part, row, self._bank.memory, self.pass_tokens)
 
-        A part alone gets the same bits whatever other slots hold. Fused parts share the base model's
-        products, whose last bits may depend on their size.
+    def run(self, runs: Sequence[PartRun]) -> None:
+        """One pass over the base model: the next piece of each. Several may be of one slot.
+
+        In float32 on a CPU each gets the same bits as alone; elsewhere, shared products differ in
+        their last bits. Gradients join an adapter's in the order in which its runs end: for the same
+        bits, a run of a slot begins only when those begun before it end in this pass at the latest.
+        Where memory runs out, they run one by one, from their first pieces: `left` may grow.
         """
-        assert len({part.slot for part in parts}) == len(parts), "one part per slot"
-        assert all(self._bank.record(part.slot).lora == part.lora for part in parts)
-        total = sum(len(part.tokens) for part in parts)
-        if len(parts) > 1 and total > self._pass_tokens:
-            return [outcome for part in parts for outcome in self.forward_backward([part])]
+        assert all(run.left for run in runs), "each has a piece left"
+        self._attempt([run for run in runs if not run.alone])
+        for run in runs:
+            if run.alone and run.left:
+                self._attempt([run])
+
+    def abandon(self, run: PartRun) -> None:
+        """Give up a run that has no outcome: its slot is as it was before."""
+        run.abandon()
+
+    def forward_backward(self, parts: Sequence[PassPart]) -> list[PartOutcome]:
+        """Run checked parts to their ends, several in a pass where they fit; answers in order."""
+        runs = [self.begin(part) for part in parts]
+        while waiting := [run for run in runs if run.outcome is None]:
+            self.run(_fitting(waiting, self.pass_tokens))
+        outcomes = [run.outcome for run in runs]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _attempt(self, runs: Sequence[PartRun]) -> None:
+        if not runs:
+            return
         try:
-            return self._run(parts)
-        except torch.OutOfMemoryError:
-            pass  # what the pass held is free only once the exception is gone
-        torch.cuda.empty_cache()
-        if len(parts) > 1:
-            return [outcome for part in parts for outcome in self.forward_backward([part])]
-        return [
+            self._pass(runs)
+            return
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+        # What the pass held is free only once the exception is gone.
+        self._bank.memory.release()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(runs) > 1:
+            for run in runs:
+                run.restart()
+            return
+        tokens = max(runs[0].pieces)
+        runs[0].fail(
             InvalidData(
-                f"{total} positions do not fit on the device; send fewer, or lower trainer.pass_tokens"
+                f"{tokens} positions do not fit on the device; send fewer, or lower trainer.pass_tokens"
             )
-        ]
-
-    def _run(self, parts: Sequence[PassPart]) -> list[PartOutcome]:
-        order = sorted(range(len(parts)), key=lambda index: parts[index].slot)
-        scratch = self._cleared_scratch([parts[index] for index in order])
-        rows = [
-            rows_of(parts[index], self._device, scratch.at(row, padded_rank(parts[index].lora.rank)))
-            for row, index in enumerate(order)
-        ]
-        outcomes: dict[int, PartOutcome] = {}
-        for row, (index, results) in enumerate(zip(order, self._pieces(rows), strict=True)):
-            outcomes[index] = self._outcome(rows[row], results, scratch.rows[row])
-        return [outcomes[index] for index in range(len(parts))]
-
-    def _pieces(self, rows: Sequence[Rows]) -> list[list[RowsResult]]:
-        """Several parts run as one pass; one part as many as its size asks for."""
-        if len(rows) > 1:
-            return [[result] for result in run_rows(self._backbone, self._bank, self._head, rows)]
-        results = []
-        for piece in split_rows(rows[0], self._pass_tokens):
-            results += run_rows(self._backbone, self._bank, self._head, [piece])
-            if not results[-1].finite:
-                break
-        return [results]
-
-    def _outcome(self, rows: Rows, results: list[RowsResult], gradients: Tensor) -> PartOutcome:
-        """Let a part's gradients join its slot's, all or none of them."""
-        part = rows.part
-        if not all(result.finite for result in results):
-            return NotFinite("the loss is NaN or infinite; the adapter is as it was before")
-        if part.backward and not self._finite(gradients, part):
-            return NotFinite("a gradient is NaN or infinite; the adapter is as it was before")
-        logprobs_T = torch.cat([result.logprobs_T for result in results])
-        terms_T = torch.cat([result.terms_T for result in results])
-        metrics = loss_metrics(part.loss, logprobs_T, terms_T, rows.inputs, rows.settings)
-        if not all(math.isfinite(value) for value in metrics.values()):
-            return NotFinite("the summed loss is NaN or infinite; the adapter is as it was before")
-        if part.backward:
-            self._join(gradients, part)
-        return PartResult(
-            logprobs=logprobs_T.cpu().numpy(), loss_terms=terms_T.cpu().numpy(), metrics=metrics
         )
 
-    def _finite(self, gradients: Tensor, part: PassPart) -> bool:
-        # A sum is NaN or infinite if any of its terms is, and reads everything once.
-        ranges = self._layout.ranges(part.lora)
-        return all(bool(torch.isfinite(gradients[start:stop].sum())) for start, stop in ranges)
+    def _pass(self, runs: Sequence[PartRun]) -> None:
+        ordered = sorted(runs, key=_layout_number)
+        results = run_members(self._backbone, self._head, [run.member() for run in ordered])
+        by_run = dict(zip(map(id, ordered), results, strict=True))
+        for run in runs:
+            run.ran(by_run[id(run)])
 
-    def _join(self, gradients: Tensor, part: PassPart) -> None:
-        for start, stop in self._layout.ranges(part.lora):
-            self._bank.gradients[part.slot, start:stop].add_(gradients[start:stop])
-        record = self._bank.record(part.slot)
-        record.has_gradient = True
-        record.tokens += len(part.tokens)
-
-    def _cleared_scratch(self, parts: Sequence[PassPart]) -> RowsViews:
-        """A row of zeros per part, where the part will write."""
-        if len(self._scratch.rows) < len(parts):
-            rows = torch.zeros(len(parts), self._layout.size, device=self._device)
-            self._scratch = RowsViews(rows, self._layout)
-        for row, part in enumerate(parts):
-            for start, stop in self._layout.ranges(part.lora) if part.backward else ():
-                self._scratch.rows[row, start:stop].zero_()
-        return self._scratch
+    def optim_steps(self, steps: Sequence[tuple[int, AdamParams]]) -> list[StepOutcome | LoractlError]:
+        """One step of each of several slots; what fails is answered with its error and changed nothing."""
+        outcomes: list[StepOutcome | LoractlError] = []
+        for slot, params in steps:
+            try:
+                outcomes.append(self.optim_step(slot, params))
+            except LoractlError as error:
+                outcomes.append(error)
+        return outcomes
 
     def optim_step(self, slot: int, params: AdamParams) -> StepOutcome:
         """Raises InvalidRequest, NotFinite: nothing changed."""
-        return adam_step(self._bank, slot, params)
+        return adam_step(self._bank.row(slot), params)
 
     def score(self, slot: int, tokens: Sequence[int] | Ints) -> Floats:
         """log p(t_i | t_<i) for i >= 1, one fewer than the tokens.
@@ -220,7 +224,7 @@ class TrainEngine:
         empty = np.zeros(0, dtype=np.float32)
         part = PassPart(
             slot=slot,
-            lora=self._bank.record(slot).lora,
+            lora=self._bank.row(slot).lora,
             lengths=np.array([count]),
             tokens=ids[:-1],
             targets=ids[1:],
@@ -231,10 +235,10 @@ class TrainEngine:
             loss_config={},
             backward=False,
         )
-        rows = rows_of(part, self._device, None)
-        (result,) = run_rows(self._backbone, self._bank, self._head, [rows])
-        logprobs: Floats = result.logprobs_T.cpu().numpy()
-        return logprobs
+        (outcome,) = self.forward_backward([part])
+        if not isinstance(outcome, PartResult):
+            raise outcome
+        return outcome.logprobs
 
     # --- states ----------------------------------------------------------------------------------
 
@@ -248,28 +252,54 @@ class TrainEngine:
 
     def clear(self, slot: int) -> None:
         """Free a slot; clearing a free one is fine."""
-        self._bank.clear(slot)
+        self._bank.close(slot)
 
     def checkpoint_tensors(self, state: HostState) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Everything of a state as named tensors without padding, and metadata as text."""
-        return state_tensors(self._layout, state, self.details.name)
+        return state_tensors(self._layouts.of(state.lora), state, self.details.name)
 
     def state_from_checkpoint(
         self, tensors: dict[str, Tensor], metadata: dict[str, str], lora: LoraSpec, *, with_optimizer: bool
     ) -> HostState:
         """Raises CheckpointMismatch, with what differs in words."""
-        return read_state(
-            self._layout, tensors, metadata, lora, self.details.name, with_optimizer=with_optimizer
-        )
+        layout = self._layouts.of(lora)
+        return read_state(layout, tensors, metadata, lora, self.details.name, with_optimizer=with_optimizer)
 
     def peft_files(self, slot: int) -> tuple[str, bytes, int]:
         """adapter_config.json, adapter_model.safetensors and the number of adapted modules."""
-        weights_N = torch.cat([part.weights for part in self._bank.active(slot)]).cpu()
-        return write_peft(self._layout, self._bank.record(slot).lora, weights_N, self.details.name)
+        row = self._bank.row(slot)
+        return write_peft(row.layout, row.lora, row.weights.cpu(), self.details.name)
 
     def state_from_peft(self, config_json: str, safetensors: bytes, lora: LoraSpec) -> HostState:
         """Raises CheckpointMismatch, with what differs in words."""
-        return read_peft(self._layout, lora, config_json, safetensors)
+        return read_peft(self._layouts.of(lora), lora, config_json, safetensors)
+
+
+def _fitting(runs: Sequence[PartRun], tokens: int) -> list[PartRun]:
+    """The first, and what follows while its next pieces fit beside it."""
+    chosen: list[PartRun] = []
+    for run in runs:
+        piece = run.pieces[-run.left]
+        if chosen and piece > tokens:
+            break
+        chosen.append(run)
+        tokens -= piece
+    return chosen
+
+
+def _layout_number(run: PartRun) -> int:
+    return run.layout_number
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # torch has a class for the device's memory only; on a CPU the message is all there is.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _pass_tokens(device: torch.device, parameters: int) -> int:
+    if device.type == "cuda":
+        return _CUDA_PASS_TOKENS
+    return _CPU_PASS_TOKENS if parameters < _SMALL_MODEL_PARAMETERS else _CPU_PASS_TOKENS_OF_LARGER
 
 
 def _model_directory(config: Config) -> Path:

@@ -1,11 +1,11 @@
 """One pass over the base model: forward, losses, backward into scratch rows.
 
-Adapters of one pass lie in different slots. What backward adds, it adds to scratch rows, so whoever
-called decides which parts of it join an adapter's gradients. A part whose losses are not finite
-takes no part in the backward.
+Several runs share it, each a piece of some operation, of the same adapter or of different ones. What
+backward computes goes to scratch rows, so whoever called decides what of it joins an adapter's
+gradients. A run whose losses are not finite takes no part in the backward.
 
-Legend: T = positions of the pass, N = elements of a row, B = datums. Targets and what is computed of
-them are [T], or [T, K] where a position has K of them.
+Legend: T = positions of the pass, t = of one run, B = datums. Targets and what is computed of them are
+[t], or [t, K] where a position has K of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,52 +14,59 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..bus.messages import LossName
 from .backbone import Backbone
-from .bank import Bank
-from .lora import GroupedPass, LoraPass, LoraSegment, SegmentedPass
+from .lora_grouped import GroupedPass
+from .lora_pass import LoraPass, LoraSegment, SegmentedPass
 from .loss_settings import checked_settings
 from .losses import WHOLE_SEQUENCE, LossInputs, terms_and_slopes
-from .output import OutputHead, run_head, run_head_twice
+from .output import HeadRun, OutputHead, run_head
 from .packing import pack
 from .passes import PassPart
-from .row_layout import active_sections, padded_rank
-from .row_views import RowViews
+from .row_views import GradientRow, RowViews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Whole datums of one part, as tensors on the device. gradients: views of the part's scratch
-    row, or None to compute no gradients."""
+    """Whole datums of one operation, as tensors on the device."""
 
-    part: PassPart
     lengths: list[int]
-    tokens_T: Tensor
-    targets_T: Tensor
+    tokens_t: Tensor
+    targets_t: Tensor
     inputs: LossInputs
+    loss: LossName
     settings: Mapping[str, float]
-    gradients: RowViews | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """What one run brings into a pass. gradients: None to compute none."""
+
+    rows: Rows
+    scale: float
+    weights: RowViews
+    gradients: GradientRow | None
 
 
 @dataclass(frozen=True, slots=True)
 class RowsResult:
-    """logprobs [T] and terms [T] of one `Rows`; finite False: its gradients were left out."""
+    """logprobs [t] and terms [t] of one `Rows`; finite False: its gradients are not to be used."""
 
-    logprobs_T: Tensor
-    terms_T: Tensor
+    logprobs_t: Tensor
+    terms_t: Tensor
     finite: bool
 
 
-def rows_of(part: PassPart, device: torch.device, gradients: RowViews | None) -> Rows:
-    """All datums of a part; gradients count only if the part wants any."""
+def rows_of(part: PassPart, device: torch.device) -> Rows:
+    """All datums of a part."""
 
     def floats(values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)
 
     return Rows(
-        part=part,
         lengths=part.lengths.tolist(),
-        tokens_T=torch.tensor(part.tokens, device=device),
-        targets_T=torch.tensor(part.targets, device=device),
+        tokens_t=torch.tensor(part.tokens, device=device),
+        targets_t=torch.tensor(part.targets, device=device),
         inputs=LossInputs(
             weights_T=floats(part.weights),
             old_logprobs_T=floats(part.old_logprobs),
@@ -67,13 +74,13 @@ def rows_of(part: PassPart, device: torch.device, gradients: RowViews | None) ->
             ratio_mask_T=floats(part.ratio_mask),
             lengths_B=torch.tensor(part.lengths, device=device),
         ),
+        loss=part.loss,
         settings=checked_settings(part.loss, part.loss_config),
-        gradients=gradients if part.backward else None,
     )
 
 
 def split_rows(rows: Rows, budget: int) -> list[Rows]:
-    """Cut into runs of whole datums of at most `budget` positions; a longer datum is alone."""
+    """Cut into pieces of whole datums of at most `budget` positions; a longer datum is alone."""
     cuts: list[list[int]] = []
     size = budget + 1
     for length in rows.lengths:
@@ -91,75 +98,82 @@ def split_rows(rows: Rows, budget: int) -> list[Rows]:
             replace(
                 rows,
                 lengths=cut,
-                tokens_T=rows.tokens_T[mine],
-                targets_T=rows.targets_T[mine],
+                tokens_t=rows.tokens_t[mine],
+                targets_t=rows.targets_t[mine],
                 inputs=inputs,
             )
         )
     return pieces
 
 
-def run_rows(backbone: Backbone, bank: Bank, head: OutputHead, rows: Sequence[Rows]) -> list[RowsResult]:
-    """Run them as one pass, in the order of their slots. Nothing but their scratch rows changes."""
-    packing = pack([length for each in rows for length in each.lengths], bank.weights.device)
-    lora = lora_pass(bank, rows)
-    wanted = any(each.gradients is not None for each in rows)
+def run_members(backbone: Backbone, head: OutputHead, members: Sequence[Member]) -> list[RowsResult]:
+    """Run them as one pass. Nothing but their gradient rows changes. Those of one layout stand side by side."""
+    lora = _lora_pass(members)
+    lengths = [length for member in members for length in member.rows.lengths]
+    tokens_T = torch.cat([member.rows.tokens_t for member in members])
+    missing = head.floor - len(tokens_T)
+    if missing > 0:
+        # A sequence of fillers (see `row_floor`), of no adapter.
+        lengths.append(missing)
+        tokens_T = torch.cat([tokens_T, tokens_T[-1:].expand(missing)])
+    wanted = any(member.gradients is not None for member in members)
+    packing = pack(lengths, tokens_T.device)
     with backbone.running(packing, lora), torch.set_grad_enabled(wanted):
-        hidden_TH = backbone.hidden(torch.cat([each.tokens_T for each in rows]))
-        dhidden_TH = torch.zeros_like(hidden_TH)
-        results = [
-            _run_head(head, segment, each, hidden_TH.detach(), dhidden_TH)
-            for segment, each in zip(lora.segments, rows, strict=True)
-        ]
+        hidden_PH = backbone.hidden(tokens_T)
+        dhidden_PH = torch.zeros_like(hidden_PH)
+        runs = [_head_run(member, segment) for member, segment in zip(members, lora.segments, strict=True)]
+        run_head(head, runs, hidden_PH.detach(), dhidden_PH)
+        results = _results(runs, dhidden_PH)
         # An adapter on the unembedding alone has its gradients already.
-        if wanted and hidden_TH.requires_grad:
-            hidden_TH.backward(dhidden_TH)  # type: ignore[no-untyped-call]
+        if wanted and hidden_PH.requires_grad:
+            hidden_PH.backward(dhidden_PH)  # type: ignore[no-untyped-call]
+    lora.finish()
     return results
 
 
-def _run_head(
-    head: OutputHead, segment: LoraSegment, rows: Rows, hidden_TH: Tensor, dhidden_TH: Tensor
-) -> RowsResult:
-    mine = slice(segment.start, segment.stop)
-    name, inputs, settings = rows.part.loss, rows.inputs, rows.settings
-    hidden_tH = hidden_TH[mine]
-    gradient_tH = dhidden_TH[mine] if rows.gradients is not None else None
+def _head_run(member: Member, segment: LoraSegment) -> HeadRun:
+    rows = member.rows
+    backward = member.gradients is not None
+    if rows.loss in WHOLE_SEQUENCE:
 
-    def of_rows(chunk: slice, logprobs_C: Tensor) -> tuple[Tensor, Tensor]:
-        return terms_and_slopes(name, logprobs_C, inputs.rows(chunk), settings)
+        def of_all(logprobs_t: Tensor) -> tuple[Tensor, Tensor]:
+            return terms_and_slopes(rows.loss, logprobs_t, rows.inputs, rows.settings)
 
-    def of_all(logprobs_T: Tensor) -> tuple[Tensor, Tensor]:
-        return terms_and_slopes(name, logprobs_T, inputs, settings)
+        return HeadRun(segment=segment, targets_t=rows.targets_t, backward=backward, whole=of_all)
 
-    if name in WHOLE_SEQUENCE:
-        logprobs_T, terms_T = run_head_twice(head, segment, hidden_tH, rows.targets_T, of_all, gradient_tH)
-    else:
-        logprobs_T, terms_T = run_head(head, segment, hidden_tH, rows.targets_T, of_rows, gradient_tH)
-    finite = bool(torch.isfinite(logprobs_T).all() & torch.isfinite(terms_T).all())
-    if not finite:
-        # What is NaN here stays NaN on its own rows; zeros keep the way back short of surprises.
-        dhidden_TH[mine] = 0
-    return RowsResult(logprobs_T, terms_T, finite)
+    def of_rows(chunk: slice, logprobs_c: Tensor) -> tuple[Tensor, Tensor]:
+        return terms_and_slopes(rows.loss, logprobs_c, rows.inputs.rows(chunk), rows.settings)
+
+    return HeadRun(segment=segment, targets_t=rows.targets_t, backward=backward, loss=of_rows)
 
 
-def lora_pass(bank: Bank, rows: Sequence[Rows]) -> LoraPass:
-    """Bind the rows to their slots: plain products for one adapter, grouped ones for several."""
+def _results(runs: Sequence[HeadRun], dhidden_PH: Tensor) -> list[RowsResult]:
+    # One flag per run, all brought to the host together: it waits for the device.
+    flags = torch.stack(
+        [torch.isfinite(run.logprobs_t).all() & torch.isfinite(run.terms_t).all() for run in runs]
+    ).tolist()
+    for run, finite in zip(runs, flags, strict=True):
+        if not finite:
+            # What is NaN here stays NaN on its own rows; zeros keep the way back short of surprises.
+            dhidden_PH[run.segment.rows] = 0
+    return [RowsResult(run.logprobs_t, run.terms_t, finite) for run, finite in zip(runs, flags, strict=True)]
+
+
+def _lora_pass(members: Sequence[Member]) -> LoraPass:
+    """On CUDA several adapters are multiplied at once; on a CPU, and one adapter, plainly."""
     segments, start = [], 0
-    for each in rows:
-        lora = each.part.lora
-        stop = start + len(each.tokens_T)
+    for member in members:
+        stop = start + len(member.rows.tokens_t)
         segments.append(
             LoraSegment(
-                slot=each.part.slot,
                 start=start,
                 stop=stop,
-                scale=lora.alpha / lora.rank,
-                sections=active_sections(lora),
-                weights=bank.views.at(each.part.slot, padded_rank(lora.rank)),
-                gradients=each.gradients,
+                scale=member.scale,
+                weights=member.weights,
+                gradients=member.gradients,
             )
         )
         start = stop
-    if len(segments) == 1:
-        return SegmentedPass(segments)
-    return GroupedPass(bank.weights, bank.layout.rank, segments)
+    if len(segments) > 1 and segments[0].weights.row_N.is_cuda:
+        return GroupedPass(segments)
+    return SegmentedPass(segments)

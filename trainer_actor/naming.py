@@ -3,7 +3,7 @@
 Names are Hugging Face PEFT's, so a file says what it holds. Reading is strict: names, shapes and
 types must be exactly the adapter's, or the error lists what differs.
 
-Legend: N = active elements of a row, r = rank of the adapter, R = of the bank.
+Legend: N = elements of a row, r = rank of the adapter, R = of its row.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..bus.errors import CheckpointMismatch
-from ..bus.messages import LoraSpec
-from .row_layout import Projection, RowLayout
+from .row_layout import RowLayout
 
 _PREFIX = "base_model.model."
 _LISTED = 5
@@ -21,47 +20,39 @@ _LISTED = 5
 _READ = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def named_parts(layout: RowLayout, lora: LoraSpec, active_N: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Each A [r, in] and B [out, r] as a view of a flat state piece."""
-    for projection in layout.projections(lora):
-        offset = _shift(layout, lora, projection)
-        a_size, b_size = projection.inputs * layout.rank, projection.outputs * layout.rank
-        a_start, b_start = projection.a_offset - offset, projection.b_offset - offset
-        a_matrix = active_N[a_start : a_start + a_size].view(layout.rank, projection.inputs)
-        b_matrix = active_N[b_start : b_start + b_size].view(projection.outputs, layout.rank)
-        yield f"{_PREFIX}{projection.name}.lora_A.weight", a_matrix[: lora.rank]
-        yield f"{_PREFIX}{projection.name}.lora_B.weight", b_matrix[:, : lora.rank]
+def named_parts(layout: RowLayout, rank: int, piece_N: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Each A [r, in] and B [out, r] as a view of a state piece, in the order of the row."""
+    for site in layout.sites:
+        a_offset = site.a_offset
+        for projection, b_offset in zip(site.linear.projections, site.b_offsets, strict=True):
+            a_stop = a_offset + projection.inputs * layout.rank
+            b_stop = b_offset + projection.outputs * layout.rank
+            a_RI = piece_N[a_offset:a_stop].view(layout.rank, projection.inputs)
+            b_OR = piece_N[b_offset:b_stop].view(projection.outputs, layout.rank)
+            yield f"{_PREFIX}{projection.name}.lora_A.weight", a_RI[:rank]
+            yield f"{_PREFIX}{projection.name}.lora_B.weight", b_OR[:, :rank]
+            a_offset = a_stop
 
 
-def _shift(layout: RowLayout, lora: LoraSpec, projection: Projection) -> int:
-    """How far a place in the row lies from the same place in the active parts end to end."""
-    before = 0
-    for start, stop in layout.ranges(lora):
-        if start <= projection.a_offset < stop:
-            return start - before
-        before += stop - start
-    raise AssertionError(f"{projection.name} is not active")
-
-
-def to_named(layout: RowLayout, lora: LoraSpec, active_N: Tensor) -> dict[str, Tensor]:
+def to_named(layout: RowLayout, rank: int, piece_N: Tensor) -> dict[str, Tensor]:
     """Contiguous copies by name."""
-    return {name: part.contiguous() for name, part in named_parts(layout, lora, active_N)}
+    return {name: part.contiguous() for name, part in named_parts(layout, rank, piece_N)}
 
 
-def from_named(layout: RowLayout, lora: LoraSpec, tensors: Mapping[str, Tensor], *, what: str) -> Tensor:
-    """A flat float32 state piece [N] with zeros in its padding.
+def from_named(layout: RowLayout, rank: int, tensors: Mapping[str, Tensor], *, what: str) -> Tensor:
+    """A float32 state piece [N] with zeros in its padding.
 
     Raises:
         CheckpointMismatch: other names, shapes or types than the adapter's, or NaN.
     """
-    active_N = torch.zeros(layout.active_size(lora))
-    parts = dict(named_parts(layout, lora, active_N))
+    piece_N = torch.zeros(layout.size)
+    parts = dict(named_parts(layout, rank, piece_N))
     differences = [*_key_differences(parts, tensors), *_tensor_differences(parts, tensors)]
     if differences:
         raise CheckpointMismatch(f"{what} does not fit: {listed(differences)}")
     for name, part in parts.items():
         part.copy_(tensors[name])
-    return active_N
+    return piece_N
 
 
 def listed(differences: list[str]) -> str:

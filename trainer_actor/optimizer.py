@@ -3,8 +3,7 @@
 Semantics of megatron-core's DistributedOptimizer (0.16.1), which a test compares bit for bit:
 float32 gradients and main weights, the global norm as the norm of the parts' norms, the clip
 coefficient max_norm / (norm + 1e-6) applied when below 1 (clip_grads.py), then AdamW with decoupled
-weight decay, then the weights rounded from the main weights. Parts here are the contiguous active
-ranges of a row.
+weight decay, then the weights rounded from the main weights.
 """
 
 import math
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ..bus.errors import InvalidRequest, NotFinite
-from .bank import ActiveRange, Bank
+from .bank import MOMENTS, Row
 from .passes import AdamParams, StepOutcome
 
 _CLIP_EPSILON = 1e-6  # megatron-core, optimizer/clip_grads.py
@@ -22,28 +21,44 @@ _CPU_PIECE = 1 << 18
 _CUDA_PIECE = 1 << 26
 
 
-def adam_step(bank: Bank, slot: int, params: AdamParams) -> StepOutcome:
-    """Apply the slot's gradients and zero them. Without gradients nothing changes.
+def adam_step(row: Row, params: AdamParams) -> StepOutcome:
+    """Apply the row's gradients and drop them. Without gradients nothing changes.
 
     Raises:
         InvalidRequest: a setting out of range.
         NotFinite: the gradients' norm is not finite. Nothing changed; the gradients are still there.
+        torch.OutOfMemoryError: no memory for the moments. Nothing changed.
     """
     _check(params)
-    record = bank.record(slot)
-    if not record.has_gradient:
-        return StepOutcome(applied=False, step=record.step, grad_norm=0.0, tokens=record.tokens)
-    parts = bank.active(slot)
-    norm = gradient_norm([part.gradients for part in parts])
+    gradients = row.gradients
+    if gradients is None:
+        return StepOutcome(applied=False, step=row.step, grad_norm=0.0, tokens=row.tokens)
+    norm = gradient_norm([gradients])
     if not math.isfinite(norm):
         raise NotFinite(
             f"the gradient norm is {norm}: the step was refused, and weights, moments and gradients are as "
             "they were; load a checkpoint to drop these gradients"
         )
-    _update(parts, params, record.step, norm)
-    outcome = StepOutcome(applied=True, step=record.step + 1, grad_norm=norm, tokens=record.tokens)
-    record.step, record.tokens, record.has_gradient = outcome.step, 0, False
+    _hold_moments(row)
+    _update(row, gradients, params, norm)
+    outcome = StepOutcome(applied=True, step=row.step + 1, grad_norm=norm, tokens=row.tokens)
+    row.step, row.tokens = outcome.step, 0
+    row.drop("gradients")
+    row.changed |= {"main", "exp_avg", "exp_avg_sq"}
     return outcome
+
+
+def _hold_moments(row: Row) -> None:
+    """Before the first step they are absent, which is zero. Both are taken before either is filled."""
+    absent = [piece for piece in MOMENTS if row.piece(piece) is None]
+    try:
+        taken = [row.hold(piece) for piece in absent]
+    except BaseException:
+        for piece in absent:
+            row.drop(piece)
+        raise
+    for moment in taken:
+        moment.zero_()
 
 
 def gradient_norm(gradients: list[Tensor]) -> float:
@@ -52,37 +67,32 @@ def gradient_norm(gradients: list[Tensor]) -> float:
     return float((torch.linalg.vector_norm(norms) ** 2).item() ** 0.5)
 
 
-def _update(parts: list[ActiveRange], params: AdamParams, step: int, norm: float) -> None:
+def _update(row: Row, gradients: Tensor, params: AdamParams, norm: float) -> None:
     coefficient = params.grad_clip_norm / (norm + _CLIP_EPSILON) if params.grad_clip_norm else 1.0
     if coefficient < 1.0:
-        for part in parts:
-            part.gradients.mul_(coefficient)
-    for part in parts:
-        _adamw(part, params, step)
-    for part in parts:
-        if part.main.data_ptr() != part.weights.data_ptr():
-            part.weights.copy_(part.main)
-        part.gradients.zero_()
+        gradients.mul_(coefficient)
+    _adamw(row, gradients, params)
+    row.round_weights()
 
 
-def _adamw(part: ActiveRange, params: AdamParams, step: int) -> None:
+def _adamw(row: Row, gradients: Tensor, params: AdamParams) -> None:
     """torch's AdamW loop, the one that megatron-core runs where Transformer Engine is absent.
 
     Its fused form is four times faster and ends in other last bits. Piece by piece, so that its
     temporaries stay small and in the cache; the pieces do not change a bit.
     """
-    size = _CPU_PIECE if part.main.device.type == "cpu" else _CUDA_PIECE
-    pieces = (part.main, part.gradients, part.exp_avg, part.exp_avg_sq)
-    for main, gradients, exp_avg, exp_avg_sq in zip(
-        *(torch.split(each, size) for each in pieces), strict=True
+    size = _CPU_PIECE if row.main.device.type == "cpu" else _CUDA_PIECE
+    moments = (row.hold(piece) for piece in MOMENTS)
+    for main, gradient, exp_avg, exp_avg_sq in zip(
+        *(torch.split(each, size) for each in (row.main, gradients, *moments)), strict=True
     ):
         adamw(
             [main],
-            [gradients],
+            [gradient],
             [exp_avg],
             [exp_avg_sq],
             [],
-            [torch.tensor(float(step))],  # counted up inside
+            [torch.tensor(float(row.step))],  # counted up inside
             foreach=False,
             fused=False,
             amsgrad=False,

@@ -2,157 +2,259 @@
 never exist together.
 
 Losses are sums of parts that depend on one position's log p each. So a chunk's logits are used for
-everything at once, log p, loss and gradient, and none is computed twice; for a loss over whole
-sequences there is `run_head_twice`. Only positions whose log p has a gradient are walked back. A
-chunk never holds positions of two adapters, so the products here have the same shapes, and give the
-same bits, whoever else is in the pass.
+everything at once, log p, loss and gradient, and none is computed twice; a loss over whole sequences
+takes a second walk. Only positions whose log p has a gradient are walked back.
+
+Each run's positions are cut into chunks by themselves, and chunks of several runs are multiplied with the
+frozen weight together while they fit. So losses and adapters on the unembedding see the same shapes,
+and give the same bits, whoever else is in the pass; for the frozen products see `rows_at_least`.
 
 Targets are [t], or [t, K] for several of one position; what is computed per target has their shape.
 
-Legend: t = positions of an adapter, C = of a chunk, D = of those with a derivative, K = targets of a
-position, H = hidden, V = vocabulary, r = rank of an adapter up to the next multiple of 8.
+Legend: P = rows of the pass with fillers, t = of one run, c = of its chunk, C = of chunks together,
+D = of those with a derivative, K = targets of a position, H = hidden, V = vocabulary.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from .lora import LoraSegment, add_product
-from .row_layout import RowLayout, Site
+from .lora_pass import LoraSegment, add_product, put_product
+from .row_floor import rows_at_least
+from .row_layout import Linear
 from .row_views import SiteViews
 
-# Rows of the adapter and their log p -> parts of the loss, and the loss's derivative in each log p.
+# Rows of a run and their log p -> parts of the loss, and the loss's derivative in each log p.
 Loss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
-# The same for all rows of the adapter at once.
+# The same for all rows of a run at once.
 WholeLoss = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
-    """weight [V, H]: frozen. site: where adapters on the unembedding have their A and B."""
+    """weight [V, H]: frozen. linear: that of adapters on the unembedding. floor: see `row_floor`."""
 
     weight_VH: Tensor
-    site: Site
+    linear: Linear
     chunk: int
+    floor: int
 
 
-def output_head(weight_VH: Tensor, layout: RowLayout, chunk: int) -> OutputHead:
-    site = next(site for site in layout.sites if site.kind == "unembed")
-    return OutputHead(weight_VH, site, chunk)
+def _no_loss(_: slice, logprobs_c: Tensor) -> tuple[Tensor, Tensor]:
+    nothing_c = torch.zeros_like(logprobs_c)
+    return nothing_c, nothing_c
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeadRun:
+    """One run's positions, and their loss; or whole: one that needs all of them at once.
+
+    logprobs, terms: filled by `run_head`, float32, in the shape of targets.
+    """
+
+    segment: LoraSegment
+    targets_t: Tensor
+    backward: bool
+    loss: Loss = _no_loss
+    whole: WholeLoss | None = None
+    logprobs_t: Tensor = field(init=False)
+    terms_t: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("logprobs_t", "terms_t"):
+            object.__setattr__(self, name, torch.empty_like(self.targets_t, dtype=torch.float32))
 
 
 @torch.no_grad()
-def run_head(
-    head: OutputHead,
-    segment: LoraSegment,
-    hidden_tH: Tensor,
-    targets_t: Tensor,
-    loss: Loss,
-    dhidden_tH: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """log p and parts of the loss, float32, in the shape of targets, of one adapter's positions.
+def run_head(head: OutputHead, runs: Sequence[HeadRun], hidden_PH: Tensor, dhidden_PH: Tensor) -> None:
+    """log p and parts of the loss of every run.
 
-    dhidden: zeros to be filled with the gradient of hidden, while the adapter's own on the
-    unembedding is added to its scratch row; None for no gradients.
+    dhidden: zeros to be filled with the gradient of hidden, of runs that go back, while their own on
+    the unembedding is gathered in their gradient rows.
     """
-    layer = _Layer(head, segment)
-    logprobs_t = torch.empty(targets_t.shape, dtype=torch.float32, device=hidden_tH.device)
-    terms_t = torch.empty_like(logprobs_t)
-    for start in range(0, len(hidden_tH), head.chunk):
-        rows = slice(start, start + head.chunk)
-        targets_CK = _columns(targets_t[rows])
-        logits_CV = layer.logits(hidden_tH[rows])
-        normalizer_C1 = torch.logsumexp(logits_CV, dim=1, keepdim=True)
-        _columns(logprobs_t[rows]).copy_(logits_CV.gather(1, targets_CK) - normalizer_C1)
-        terms_t[rows], slopes_t = loss(rows, logprobs_t[rows])
-        slopes_CK = _columns(slopes_t)
-        if dhidden_tH is not None and len(kept_D := slopes_CK.any(dim=1).nonzero().squeeze(1)):
-            # Here logits become, in their own memory, the loss's gradient in them:
-            # d log p_t / d logits = onehot(t) - softmax(logits).
-            if len(kept_D) < len(slopes_CK):
-                logits_CV, normalizer_C1, slopes_CK = (
-                    logits_CV[kept_D],
-                    normalizer_C1[kept_D],
-                    slopes_CK[kept_D],
-                )
-            dlogits_DV = logits_CV.sub_(normalizer_C1).exp_().mul_(-slopes_CK.sum(dim=1, keepdim=True))
-            dlogits_DV.scatter_add_(1, targets_CK[kept_D], slopes_CK)
-            dhidden_tH[start + kept_D] = layer.backward(hidden_tH[start + kept_D], dlogits_DV)
-    return logprobs_t, terms_t
+    for chunks in _side_by_side(runs, head.chunk):
+        _Chunks(head, chunks, hidden_PH).run(dhidden_PH)
+    again = []
+    for run in runs:
+        if run.whole is not None:
+            terms_t, slopes_t = run.whole(run.logprobs_t)
+            run.terms_t.copy_(terms_t)
+            if run.backward and len(kept_D := slopes_t.nonzero().squeeze(1)):
+                again.append((run, kept_D, terms_t[kept_D], slopes_t[kept_D]))
+    if again:
+        _walk_back(head, again, hidden_PH, dhidden_PH)
 
 
-def run_head_twice(
+def _walk_back(
     head: OutputHead,
-    segment: LoraSegment,
-    hidden_tH: Tensor,
-    targets_t: Tensor,
-    loss: WholeLoss,
-    dhidden_tH: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """As `run_head`, for a loss whose parts depend on log p of other positions as well.
-
-    The first walk finds log p of all; the second goes back, over positions with a derivative only.
-    """
-    logprobs_t, _ = run_head(head, segment, hidden_tH, targets_t, _no_loss, None)
-    terms_t, slopes_t = loss(logprobs_t)
-    if dhidden_tH is not None and len(kept_D := slopes_t.nonzero().squeeze(1)):
-        terms_D, slopes_D = terms_t[kept_D], slopes_t[kept_D]
-        dhidden_DH = torch.zeros_like(hidden_tH[kept_D])
-        run_head(
-            head,
-            segment,
-            hidden_tH[kept_D],
-            targets_t[kept_D],
-            lambda rows, _: (terms_D[rows], slopes_D[rows]),
-            dhidden_DH,
+    again: list[tuple[HeadRun, Tensor, Tensor, Tensor]],
+    hidden_PH: Tensor,
+    dhidden_PH: Tensor,
+) -> None:
+    """Over positions with a derivative only, which is known by now."""
+    runs, start = [], 0
+    for run, kept_D, terms_D, slopes_D in again:
+        stop = start + len(kept_D)
+        runs.append(
+            replace(
+                run,
+                segment=replace(run.segment, start=start, stop=stop),
+                targets_t=run.targets_t[kept_D],
+                loss=_known(terms_D, slopes_D),
+                whole=None,
+            )
         )
-        dhidden_tH[kept_D] = dhidden_DH
-    return logprobs_t, terms_t
+        start = stop
+    rows_D = torch.cat([run.segment.start + kept_D for run, kept_D, _, _ in again])
+    hidden_DH = rows_at_least(head.floor, hidden_PH[rows_D])
+    dhidden_DH = torch.zeros_like(hidden_DH)
+    run_head(head, runs, hidden_DH, dhidden_DH)
+    dhidden_PH[rows_D] = dhidden_DH[: len(rows_D)]
 
 
-def _no_loss(_: slice, logprobs_C: Tensor) -> tuple[Tensor, Tensor]:
-    nothing_C = torch.zeros_like(logprobs_C)
-    return nothing_C, nothing_C
+def _known(terms_D: Tensor, slopes_D: Tensor) -> Loss:
+    return lambda rows, _: (terms_D[rows], slopes_D[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Positions start:stop of a run."""
+
+    run: HeadRun
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.stop)
+
+    @property
+    def first(self) -> int:
+        """Its first row in the pass."""
+        return self.run.segment.start + self.start
+
+    @property
+    def last(self) -> int:
+        return self.run.segment.start + self.stop
+
+    def adapter(self, linear: Linear) -> SiteViews | None:
+        return self.run.segment.weights.at(linear)
+
+
+def _side_by_side(runs: Sequence[HeadRun], size: int) -> Iterator[list[_Chunk]]:
+    """Chunks of at most `size` positions, and neighbours together while they are as few."""
+    together: list[_Chunk] = []
+    for run in runs:
+        for start in range(0, len(run.targets_t), size):
+            chunk = _Chunk(run, start, min(start + size, len(run.targets_t)))
+            if together and chunk.last - together[0].first > size:
+                yield together
+                together = []
+            together.append(chunk)
+    if together:
+        yield together
+
+
+class _Chunks:
+    """Some chunks, which are neighbours in the pass, at the output layer."""
+
+    def __init__(self, head: OutputHead, chunks: list[_Chunk], hidden_PH: Tensor) -> None:
+        self._head = head
+        self._chunks = chunks
+        self._first = chunks[0].first
+        self._hidden_PH = hidden_PH
+
+    def run(self, dhidden_PH: Tensor) -> None:
+        logits_CV = self._logits()
+        normalizer_C1 = torch.logsumexp(logits_CV, dim=1, keepdim=True)
+        slopes: list[Tensor] = []
+        for chunk in self._chunks:
+            run, mine = chunk.run, self._within(chunk)
+            logprobs_c = run.logprobs_t[chunk.rows]
+            found_cK = logits_CV[mine].gather(1, _columns(run.targets_t[chunk.rows]))
+            _columns(logprobs_c).copy_(found_cK - normalizer_C1[mine])
+            run.terms_t[chunk.rows], slopes_c = run.loss(chunk.rows, logprobs_c)
+            slopes.append(_columns(slopes_c))
+        kept = [_kept(chunk.run, slopes_cK) for chunk, slopes_cK in zip(self._chunks, slopes, strict=True)]
+        if any(map(len, kept)):
+            self._back(logits_CV, normalizer_C1, slopes, kept, dhidden_PH)
+
+    def _logits(self) -> Tensor:
+        """[C, V] in float32."""
+        last = self._chunks[-1].last
+        # Fewer rows than the floor are multiplied with neighbours, whose products are not looked at.
+        low = max(0, min(self._first, len(self._hidden_PH) - self._head.floor))
+        high = max(last, low + self._head.floor)
+        logits_CV = self._hidden_PH[low:high] @ self._head.weight_VH.t()
+        logits_CV = logits_CV[self._first - low : last - low]
+        for chunk in self._chunks:
+            adapter = chunk.adapter(self._head.linear)
+            if adapter is not None:
+                mid_cR = _mid(self._hidden_PH[chunk.first : chunk.last], adapter, chunk.run.segment.scale)
+                add_product(logits_CV[self._within(chunk)], mid_cR, adapter.b_OR[0].t())
+        return logits_CV.float()
+
+    def _back(
+        self,
+        logits_CV: Tensor,
+        normalizer_C1: Tensor,
+        slopes: list[Tensor],
+        kept: list[Tensor],
+        dhidden_PH: Tensor,
+    ) -> None:
+        rows_D = torch.cat(
+            [chunk.first - self._first + each for chunk, each in zip(self._chunks, kept, strict=True)]
+        )
+        kept_slopes = [slopes_cK[each] for slopes_cK, each in zip(slopes, kept, strict=True)]
+        sums_D1 = torch.cat([slopes_dK.sum(dim=1, keepdim=True) for slopes_dK in kept_slopes])
+        if len(rows_D) < len(logits_CV):
+            logits_CV, normalizer_C1 = logits_CV[rows_D], normalizer_C1[rows_D]
+        # Here logits become, in their own memory, the loss's gradient in them:
+        # d log p_t / d logits = onehot(t) - softmax(logits).
+        dlogits_DV = logits_CV.sub_(normalizer_C1).exp_().mul_(-sums_D1)
+        parts = dlogits_DV.split([len(each) for each in kept])
+        for chunk, each, dlogits_dV, slopes_dK in zip(self._chunks, kept, parts, kept_slopes, strict=True):
+            dlogits_dV.scatter_add_(1, _columns(chunk.run.targets_t[chunk.rows])[each], slopes_dK)
+        dlogits_DV = dlogits_DV.to(dhidden_PH.dtype)
+        dhidden_DH = (rows_at_least(self._head.floor, dlogits_DV) @ self._head.weight_VH)[: len(rows_D)]
+        self._back_adapters(kept, dlogits_DV, dhidden_DH)
+        dhidden_PH[self._first + rows_D] = dhidden_DH
+
+    def _back_adapters(self, kept: list[Tensor], dlogits_DV: Tensor, dhidden_DH: Tensor) -> None:
+        """Gather the gradients of those on the unembedding, and add what they do to that of hidden."""
+        sizes = [len(each) for each in kept]
+        for chunk, each, dlogits_dV, dhidden_dH in zip(
+            self._chunks, kept, dlogits_DV.split(sizes), dhidden_DH.split(sizes), strict=True
+        ):
+            adapter = chunk.adapter(self._head.linear)
+            if adapter is None or not len(each):
+                continue
+            segment = chunk.run.segment
+            assert segment.gradients is not None
+            into, add = segment.gradients.gather(self._head.linear)
+            hidden_dH = self._hidden_PH[chunk.first + each]
+            dmid_dR = (dlogits_dV @ adapter.b_OR[0]).mul_(segment.scale)
+            put_product(into.b_OR[0], dlogits_dV.t(), _mid(hidden_dH, adapter, segment.scale), add=add)
+            put_product(into.a_sI, dmid_dR.t(), hidden_dH, add=add)
+            dhidden_dH.add_(dmid_dR @ adapter.a_sI)
+
+    def _within(self, chunk: _Chunk) -> slice:
+        return slice(chunk.first - self._first, chunk.last - self._first)
+
+
+def _kept(run: HeadRun, slopes_cK: Tensor) -> Tensor:
+    """The positions of a chunk to walk back from."""
+    if not run.backward or run.whole is not None:
+        return torch.empty(0, dtype=torch.int64, device=slopes_cK.device)
+    return slopes_cK.any(dim=1).nonzero().squeeze(1)
+
+
+def _mid(hidden_cH: Tensor, adapter: SiteViews, scale: float) -> Tensor:
+    return (hidden_cH @ adapter.a_sI.t()).mul_(scale)
 
 
 def _columns(values_t: Tensor) -> Tensor:
     """A view [t, K] of what is [t] (K is 1) or [t, K]."""
     return values_t if values_t.ndim == 2 else values_t[:, None]
-
-
-class _Layer:
-    """The output layer as one adapter sees it."""
-
-    def __init__(self, head: OutputHead, segment: LoraSegment) -> None:
-        self._weight_VH = head.weight_VH
-        self._site = head.site
-        self._segment = segment
-        self._adapter = segment.weights.at(head.site) if head.site.section in segment.sections else None
-
-    def logits(self, hidden_CH: Tensor) -> Tensor:
-        """[C, V] in float32."""
-        logits_CV = hidden_CH @ self._weight_VH.t()
-        if self._adapter is not None:
-            add_product(logits_CV, self._mid(hidden_CH, self._adapter), self._adapter.b_Or[0].t())
-        return logits_CV.float()
-
-    def backward(self, hidden_DH: Tensor, dlogits_DV: Tensor) -> Tensor:
-        """Gradient of hidden [D, H]; the adapter's own is added to its scratch row."""
-        dlogits_DV = dlogits_DV.to(hidden_DH.dtype)
-        dhidden_DH = dlogits_DV @ self._weight_VH
-        if self._adapter is not None:
-            dhidden_DH += self._backward_lora(hidden_DH, dlogits_DV, self._adapter)
-        return dhidden_DH
-
-    def _backward_lora(self, hidden_DH: Tensor, dlogits_DV: Tensor, adapter: SiteViews) -> Tensor:
-        assert self._segment.gradients is not None
-        gradients = self._segment.gradients.at(self._site)
-        dmid_Dr = (dlogits_DV @ adapter.b_Or[0]).mul_(self._segment.scale)
-        add_product(gradients.b_Or[0], dlogits_DV.t(), self._mid(hidden_DH, adapter))
-        add_product(gradients.a_krI[0], dmid_Dr.t(), hidden_DH)
-        return dmid_Dr @ adapter.a_krI[0]
-
-    def _mid(self, hidden_DH: Tensor, adapter: SiteViews) -> Tensor:
-        return (hidden_DH @ adapter.a_krI[0].t()).mul_(self._segment.scale)

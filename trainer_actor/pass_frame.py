@@ -11,7 +11,7 @@ from .packing import Packing
 
 if TYPE_CHECKING:
     from .attention import Rotation
-    from .lora import LoraPass
+    from .lora_pass import LoraPass
 
 
 class PassFrame:

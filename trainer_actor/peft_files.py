@@ -42,7 +42,7 @@ def write_peft(
 ) -> tuple[str, bytes, int]:
     """adapter_config.json, adapter_model.safetensors, and the number of adapted modules.
 
-    weights_N: the active parts of the row in the type to write, on the CPU.
+    weights_N: the row in the type to write, on the CPU.
     """
     config = {
         "peft_type": "LORA",
@@ -50,7 +50,7 @@ def write_peft(
         "base_model_name_or_path": base_model,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
-        "target_modules": sorted(target_modules(layout, lora)),
+        "target_modules": sorted(target_modules(layout)),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -60,9 +60,9 @@ def write_peft(
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    modules = sum(1 for _ in layout.projections(lora))
+    modules = sum(1 for _ in layout.projections())
     # The format lets readers know that the tensors are PyTorch's; transformers asks for it.
-    data = save(to_named(layout, lora, weights_N), metadata={"format": "pt"})
+    data = save(to_named(layout, lora.rank, weights_N), metadata={"format": "pt"})
     return json.dumps(config, indent=2, sort_keys=True) + "\n", data, modules
 
 
@@ -81,13 +81,13 @@ def read_peft(layout: RowLayout, lora: LoraSpec, config_json: str, data: bytes) 
     except (SafetensorError, KeyError) as error:
         # A type that torch does not have is a KeyError.
         raise CheckpointMismatch(f"adapter_model.safetensors cannot be read: {error}") from error
-    main = from_named(layout, lora, tensors, what="adapter_model.safetensors")
+    main = from_named(layout, lora.rank, tensors, what="adapter_model.safetensors")
     return HostState(lora=lora, step=0, tokens=0, main=main, gradients=None, exp_avg=None, exp_avg_sq=None)
 
 
-def target_modules(layout: RowLayout, lora: LoraSpec) -> set[str]:
+def target_modules(layout: RowLayout) -> set[str]:
     """The adapted linears by the last part of their names: q_proj, …, lm_head."""
-    return {projection.name.rpartition(".")[2] for projection in layout.projections(lora)}
+    return {projection.name.rpartition(".")[2] for projection in layout.projections()}
 
 
 def _parsed(config_json: str) -> dict[str, object]:
@@ -107,7 +107,7 @@ def _config_differences(layout: RowLayout, lora: LoraSpec, config: Mapping[str, 
         if config.get(key) != value:
             differences.append(f"{key} is {config.get(key)!r} and the adapter's is {value!r}")
     modules = config.get("target_modules")
-    expected = target_modules(layout, lora)
+    expected = target_modules(layout)
     # A pattern instead of a list says nothing exact; the tensors' names decide then.
     if isinstance(modules, list) and {str(each).rpartition(".")[2] for each in modules} != expected:
         differences.append(

@@ -1,18 +1,20 @@
-"""Where each LoRA matrix lies in a bank row, and what a slot costs in bytes. Pure: no torch.
+"""Where each LoRA matrix of an adapter lies in its row, and what a row costs in bytes. Pure: no torch.
 
-A row holds every adapter's matrices at the bank's rank R, section after section:
+A row is exactly as large as its adapter: the matrices of the sections that it trains, at its own
+rank rounded up to a multiple of 8 (R), section after section:
 
     attn:    layer 0 [A_q A_k A_v | B_q B_k B_v | A_o | B_o], layer 1, …
     mlp:     layer 0 [A_gate A_up | B_gate B_up | A_down | B_down], layer 1, …
     unembed: [A | B]
 
-so the adapter's active sections are one or two contiguous ranges, and projections that share an
-input have their A's side by side (one matrix product for all of them). An adapter of rank r uses
-the first r rows of each A [R, in] and the first r columns of each B [out, R]; the rest is padding
-and stays exactly zero. R is a multiple of 8, so each matrix and each row of B begins at a multiple of
-16 bytes in bfloat16, as `grouped_mm` demands on CUDA.
+Projections that share an input have their A's side by side: one matrix product for all of them. An
+adapter of rank r uses the first r rows of each A [R, in] and the first r columns of each B [out, R]; the
+rest is padding and stays exactly zero. So each matrix and each row of B begins at a multiple of 16 bytes
+in bfloat16, as `grouped_mm` demands on CUDA. Nothing else is wasted: 0 at ranks that are multiples of
+8, (R - r) / r at others, whatever ranks and sections the neighbours have (ranks 4, 6, 8, 12, 16, 20, 32
+and 64 side by side: 6% of the bytes).
 
-Legend: N = elements of a row, R = rank of the bank, r = rank of an adapter.
+Legend: N = elements of a row, R = rank of the row, r = rank of its adapter.
 """
 
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ from ..bus.messages import LoraSpec
 
 Section = Literal["attn", "mlp", "unembed"]
 SECTIONS: tuple[Section, ...] = ("attn", "mlp", "unembed")
-SiteKind = Literal["qkv", "proj", "fc1", "fc2", "unembed"]
+LinearKind = Literal["qkv", "proj", "fc1", "fc2", "unembed"]
 
 _RANK_MULTIPLE = 8
 _FP32_BYTES = 4
@@ -44,7 +46,7 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
-    """One linear of the Hugging Face model, named as there, with its A [R, inputs] and B [outputs, R].
+    """One linear of the Hugging Face model, named as there.
 
     Its outputs are part of the fused linear of megatron-core: seen as [T, groups, width / groups],
     they are the columns start:stop of every group.
@@ -53,86 +55,114 @@ class Projection:
     name: str
     inputs: int
     outputs: int
-    a_offset: int
-    b_offset: int
     groups: int
     start: int
     stop: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """A linear of megatron-core. Its projections share one input; their A's lie end to end.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Linear:
+    """A linear of megatron-core, the same for all adapters. Its projections share one input.
 
-    index: its place among the layout's sites.
+    index: its place among all linears of the model, trained or not.
     """
 
     index: int
     section: Section
     layer: int
-    kind: SiteKind
+    kind: LinearKind
     inputs: int
     outputs: int
     projections: tuple[Projection, ...]
 
-    @property
-    def a_offset(self) -> int:
-        return self.projections[0].a_offset
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a linear's matrices lie in a row: the A's of its projections end to end, and each B."""
+
+    linear: Linear
+    a_offset: int
+    b_offsets: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowLayout:
-    """rank: R. size: N. bounds: where each section begins and ends."""
+    """Of all adapters of one geometry. number: in the order they were first needed.
 
+    rank: R. size: N. sites: of the linears that such an adapter trains, as they follow in the row;
+    by_linear: the same by the linear's index, None for others.
+    """
+
+    number: int
     shape: ModelShape
     rank: int
     size: int
     sites: tuple[Site, ...]
-    bounds: dict[Section, tuple[int, int]]
+    by_linear: tuple[Site | None, ...]
 
-    def active_sites(self, lora: LoraSpec) -> Iterator[Site]:
-        wanted = active_sections(lora)
-        return (site for site in self.sites if site.section in wanted)
-
-    def projections(self, lora: LoraSpec) -> Iterator[Projection]:
-        """Those that the adapter trains, in the order of the row."""
-        return (projection for site in self.active_sites(lora) for projection in site.projections)
-
-    def ranges(self, lora: LoraSpec) -> list[tuple[int, int]]:
-        """The active parts of a row as (start, stop), neighbours merged: one or two of them."""
-        merged: list[tuple[int, int]] = []
-        for start, stop in (self.bounds[section] for section in active_sections(lora)):
-            if merged and merged[-1][1] == start:
-                merged[-1] = (merged[-1][0], stop)
-            else:
-                merged.append((start, stop))
-        return merged
-
-    def active_size(self, lora: LoraSpec) -> int:
-        """Elements of the active parts, padding included."""
-        return sum(stop - start for start, stop in self.ranges(lora))
-
-    def parameters(self, lora: LoraSpec) -> int:
-        """How many numbers the adapter really trains, padding left out: sum of r * (in + out)."""
-        return sum(lora.rank * (each.inputs + each.outputs) for each in self.projections(lora))
+    def site(self, linear: Linear) -> Site | None:
+        return self.by_linear[linear.index]
 
     def device_row_bytes(self, weight_bytes: int) -> int:
-        """Bytes of one device slot, whatever lies in it, for weights of `weight_bytes` an element.
+        """The most that such an adapter takes on the device, for weights of so many bytes an element.
 
-        N * (weights + gradients 4 + exp_avg 4 + exp_avg_sq 4 + fp32 main 4), where fp32 weights are
-        their own main weights and those 4 fall away: N * 18 in bfloat16, N * 16 in float32.
+        N * (weights + fp32 main 4 + gradients 4 + exp_avg 4 + exp_avg_sq 4), and 4 of the scratch row
+        in which a forward_backward gathers before it joins the gradients. fp32 weights are their own
+        main weights. So N * 22 in bfloat16, N * 20 in float32. Less is held between passes (4 less),
+        while there is no gradient (4 less) and before the first step (8 less).
         """
         main = 0 if weight_bytes == _FP32_BYTES else _FP32_BYTES
-        return self.size * (weight_bytes + main + 3 * _FP32_BYTES)
+        return self.size * (weight_bytes + main + 4 * _FP32_BYTES)
 
-    def host_state_bytes(self, lora: LoraSpec) -> int:
-        """The most that one adapter's state takes in host memory: active_size * 16.
+    def host_state_bytes(self) -> int:
+        """The most that such an adapter's state takes elsewhere: N * 16.
 
         Main weights, gradients and both moments, 4 bytes each. The weights of the model's own type
         are not kept: they are the main weights rounded. Less is held while there is no gradient
         (4 less) and before the first step (8 less).
         """
-        return self.active_size(lora) * 4 * _FP32_BYTES
+        return self.size * 4 * _FP32_BYTES
+
+    def parameters(self, rank: int) -> int:
+        """How many numbers an adapter really trains, padding left out: sum of r * (in + out)."""
+        return sum(rank * (each.inputs + each.outputs) for each in self.projections())
+
+    def projections(self) -> Iterator[Projection]:
+        """All that are trained, in the order of the row."""
+        return (projection for site in self.sites for projection in site.linear.projections)
+
+
+class RowLayouts:
+    """The layouts of one base model, each made once. linears: all that could have an adapter."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        self.linears = tuple(_linears(shape))
+        self._shape = shape
+        self._made: dict[tuple[int, tuple[Section, ...]], RowLayout] = {}
+
+    def of(self, lora: LoraSpec) -> RowLayout:
+        """The same object for every adapter of the same geometry."""
+        key = (padded_rank(lora.rank), active_sections(lora))
+        if key not in self._made:
+            self._made[key] = self._lay_out(*key)
+        return self._made[key]
+
+    def _lay_out(self, rank: int, sections: tuple[Section, ...]) -> RowLayout:
+        by_linear: list[Site | None] = []
+        offset = 0
+        for linear in self.linears:
+            site = None
+            if linear.section in sections:
+                site, offset = _place(linear, rank, offset)
+            by_linear.append(site)
+        return RowLayout(
+            number=len(self._made),
+            shape=self._shape,
+            rank=rank,
+            size=offset,
+            sites=tuple(site for site in by_linear if site is not None),
+            by_linear=tuple(by_linear),
+        )
 
 
 def active_sections(lora: LoraSpec) -> tuple[Section, ...]:
@@ -140,40 +170,45 @@ def active_sections(lora: LoraSpec) -> tuple[Section, ...]:
     return tuple(section for section in SECTIONS if flags[section])
 
 
-def row_layout(shape: ModelShape, max_rank: int) -> RowLayout:
-    """Lay out a row for adapters of rank 1 to max_rank."""
-    rank = padded_rank(max_rank)
-    sites: list[Site] = []
-    bounds: dict[Section, tuple[int, int]] = {}
-    offset = 0
-    for section in SECTIONS:
-        start = offset
-        for layer in range(shape.layers if section != "unembed" else 1):
-            for plan in _linears(section, layer, shape):
-                site, offset = _place(plan, rank, offset, index=len(sites))
-                sites.append(site)
-        bounds[section] = (start, offset)
-    return RowLayout(shape=shape, rank=rank, size=offset, sites=tuple(sites), bounds=bounds)
-
-
 def padded_rank(rank: int) -> int:
     """Up to the next multiple of 8."""
     return -(-rank // _RANK_MULTIPLE) * _RANK_MULTIPLE
 
 
-@dataclass(frozen=True, slots=True)
-class _Linear:
-    """A site without offsets. outputs: (Hugging Face name, columns per group) in their order."""
-
-    section: Section
-    layer: int
-    kind: SiteKind
-    inputs: int
-    groups: int
-    outputs: tuple[tuple[str, int], ...]
+def _place(linear: Linear, rank: int, offset: int) -> tuple[Site, int]:
+    """Give a linear its offsets from `offset` on; return the site and where the next one begins."""
+    end = offset + len(linear.projections) * rank * linear.inputs
+    b_offsets = []
+    for projection in linear.projections:
+        b_offsets.append(end)
+        end += rank * projection.outputs
+    return Site(linear, offset, tuple(b_offsets)), end
 
 
-def _linears(section: Section, layer: int, shape: ModelShape) -> list[_Linear]:
+def _linears(shape: ModelShape) -> Iterator[Linear]:
+    """In the order of a row."""
+    index = 0
+    for section in SECTIONS:
+        for layer in range(shape.layers if section != "unembed" else 1):
+            for kind, inputs, groups, widths in _of_layer(section, layer, shape):
+                projections = tuple(_projections(inputs, groups, widths))
+                yield Linear(
+                    index=index,
+                    section=section,
+                    layer=layer,
+                    kind=kind,
+                    inputs=inputs,
+                    outputs=sum(each.outputs for each in projections),
+                    projections=projections,
+                )
+                index += 1
+
+
+_Widths = tuple[tuple[str, int], ...]  # Hugging Face name and columns per group of each projection
+
+
+def _of_layer(section: Section, layer: int, shape: ModelShape) -> list[tuple[LinearKind, int, int, _Widths]]:
+    """Kind, inputs, groups and widths of a section's linears."""
     prefix = f"model.layers.{layer}"
     head, per_group = shape.head_dim, shape.heads // shape.kv_heads * shape.head_dim
     if section == "attn":
@@ -184,50 +219,23 @@ def _linears(section: Section, layer: int, shape: ModelShape) -> list[_Linear]:
             (f"{prefix}.self_attn.v_proj", head),
         )
         out = ((f"{prefix}.self_attn.o_proj", shape.hidden),)
-        return [
-            _Linear(section, layer, "qkv", shape.hidden, shape.kv_heads, qkv),
-            _Linear(section, layer, "proj", shape.heads * head, 1, out),
-        ]
+        return [("qkv", shape.hidden, shape.kv_heads, qkv), ("proj", shape.heads * head, 1, out)]
     if section == "mlp":
         gate_up = ((f"{prefix}.mlp.gate_proj", shape.ffn), (f"{prefix}.mlp.up_proj", shape.ffn))
         down = ((f"{prefix}.mlp.down_proj", shape.hidden),)
-        return [
-            _Linear(section, layer, "fc1", shape.hidden, 1, gate_up),
-            _Linear(section, layer, "fc2", shape.ffn, 1, down),
-        ]
-    return [_Linear(section, layer, "unembed", shape.hidden, 1, (("lm_head", shape.vocab),))]
+        return [("fc1", shape.hidden, 1, gate_up), ("fc2", shape.ffn, 1, down)]
+    return [("unembed", shape.hidden, 1, (("lm_head", shape.vocab),))]
 
 
-def _place(linear: _Linear, rank: int, offset: int, *, index: int) -> tuple[Site, int]:
-    """Give a linear its offsets from `offset` on; return the site and where the next one begins."""
-    projections = []
-    a_offset = offset
-    b_offset = offset + len(linear.outputs) * rank * linear.inputs
+def _projections(inputs: int, groups: int, widths: _Widths) -> Iterator[Projection]:
     column = 0
-    for name, width in linear.outputs:
-        outputs = width * linear.groups
-        projections.append(
-            Projection(
-                name=name,
-                inputs=linear.inputs,
-                outputs=outputs,
-                a_offset=a_offset,
-                b_offset=b_offset,
-                groups=linear.groups,
-                start=column,
-                stop=column + width,
-            )
+    for name, width in widths:
+        yield Projection(
+            name=name,
+            inputs=inputs,
+            outputs=width * groups,
+            groups=groups,
+            start=column,
+            stop=column + width,
         )
-        a_offset += rank * linear.inputs
-        b_offset += rank * outputs
         column += width
-    site = Site(
-        index=index,
-        section=linear.section,
-        layer=linear.layer,
-        kind=linear.kind,
-        inputs=linear.inputs,
-        outputs=column * linear.groups,
-        projections=tuple(projections),
-    )
-    return site, b_offset

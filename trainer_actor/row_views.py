@@ -1,66 +1,96 @@
-"""Views of one bank row: the A and B matrices where the layout puts them, cut to an adapter's width.
+"""A row's memory as matrices: the A and B of every linear, where the layout puts them.
 
-The memory of rows never moves, so views are made once and kept: making them anew for every linear
-of every pass would cost more than multiplying small ones.
+Memory of rows is given back and taken again by others of the same layout, and keeps its views: making
+them anew for every linear of every pass would cost more than multiplying small ones.
 
-Legend: N = elements of a row, k = projections of a site, r = width: the rank of an adapter up to the
-next multiple of 8, R = rank of the bank, I/O = inputs/outputs.
+Legend: N = elements of a row, k = projections of a linear, R = rank of the row, I/O = inputs/outputs,
+s = k * R.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .row_layout import Projection, RowLayout, Site
+from .row_layout import Linear, RowLayout, Site
 
 
 @dataclass(frozen=True, slots=True)
 class SiteViews:
-    """a [k, r, I]; b [O, r] of each projection."""
+    """a: the A's of all projections end to end, [k * R, I]; b [O, R] of each."""
 
-    a_krI: Tensor
-    b_Or: tuple[Tensor, ...]
-
-    def stacked_a(self) -> Tensor:
-        """[k * r, I]; a copy where the cut leaves gaps between the A's."""
-        return self.a_krI.reshape(-1, self.a_krI.shape[2])
+    a_sI: Tensor
+    b_OR: tuple[Tensor, ...]
 
 
 class RowViews:
-    """The views of a row [N] at one width."""
+    """The matrices of one row [N], made when they are first asked for."""
 
-    def __init__(self, row_N: Tensor, layout: RowLayout, width: int) -> None:
-        self._row = row_N
-        self._rank = layout.rank
-        self._width = width
-        self._made: list[SiteViews | None] = [None] * len(layout.sites)
+    def __init__(self, row_N: Tensor, layout: RowLayout) -> None:
+        assert row_N.numel() == layout.size
+        self.row_N = row_N
+        self.layout = layout
+        self._made: list[SiteViews | None] = []
 
-    def at(self, site: Site) -> SiteViews:
-        made = self._made[site.index]
-        if made is None:
-            made = SiteViews(self._a(site), tuple(self._b(each) for each in site.projections))
-            self._made[site.index] = made
-        return made
-
-    def _a(self, site: Site) -> Tensor:
-        stop = site.a_offset + len(site.projections) * self._rank * site.inputs
-        return self._row[site.a_offset : stop].view(-1, self._rank, site.inputs)[:, : self._width]
-
-    def _b(self, projection: Projection) -> Tensor:
-        stop = projection.b_offset + projection.outputs * self._rank
-        return self._row[projection.b_offset : stop].view(-1, self._rank)[:, : self._width]
+    def at(self, linear: Linear) -> SiteViews | None:
+        """None: the adapter does not train it."""
+        if not self._made:
+            rank = self.layout.rank
+            self._made = [
+                None if site is None else _site_views(self.row_N, rank, site)
+                for site in self.layout.by_linear
+            ]
+        return self._made[linear.index]
 
 
-class RowsViews:
-    """The views of the rows of one tensor [rows, N], made when they are first asked for."""
+class GradientRow:
+    """Gathers gradients in a row whose memory may hold anything before.
 
-    def __init__(self, rows: Tensor, layout: RowLayout) -> None:
-        self.rows = rows
-        self._layout = layout
-        self._made: dict[tuple[int, int], RowViews] = {}
+    What comes first at a linear replaces what lay there and what comes later is added, so nothing
+    needs zeroing beforehand.
+    """
 
-    def at(self, row: int, width: int) -> RowViews:
-        key = (row, width)
-        if key not in self._made:
-            self._made[key] = RowViews(self.rows[row], self._layout, width)
-        return self._made[key]
+    def __init__(self, views: RowViews) -> None:
+        self.views = views
+        self._written: set[int] = set()
+
+    def gather(self, linear: Linear) -> tuple[SiteViews, bool]:
+        """Where to write a linear's gradients, all of them, and whether to add."""
+        views = self.views.at(linear)
+        assert views is not None, "not trained"
+        add = linear.index in self._written
+        self._written.add(linear.index)
+        return views, add
+
+    def finish(self) -> Tensor:
+        """The gradients [N], with zeros where none came."""
+        sites = self.views.layout.sites
+        if len(self._written) < len(sites):
+            for site in sites:
+                if site.linear.index not in self._written:
+                    views, _ = self.gather(site.linear)
+                    for each in (views.a_sI, *views.b_OR):
+                        each.zero_()
+        return self.views.row_N
+
+    def gather_sites(self, sites: Sequence[Site], gradients_N: Tensor) -> None:
+        """Gather the first sites of another row, one range. They are always gathered together."""
+        end = sites[-1].b_offsets[-1] + sites[-1].linear.projections[-1].outputs * self.views.layout.rank
+        target_n, source_n = self.views.row_N[:end], gradients_N[:end]
+        if sites[0].linear.index in self._written:
+            target_n.add_(source_n)
+        else:
+            target_n.copy_(source_n)
+            self._written.update(site.linear.index for site in sites)
+
+
+def _site_views(row_N: Tensor, rank: int, site: Site) -> SiteViews:
+    linear = site.linear
+    a_stop = site.a_offset + len(linear.projections) * rank * linear.inputs
+    return SiteViews(
+        row_N[site.a_offset : a_stop].view(-1, linear.inputs),
+        tuple(
+            row_N[offset : offset + projection.outputs * rank].view(-1, rank)
+            for offset, projection in zip(site.b_offsets, linear.projections, strict=True)
+        ),
+    )

@@ -1,4 +1,4 @@
-"""A fresh adapter's weights, from its own seed: the same on every slot, device and bank rank."""
+"""A fresh adapter's weights, from its own seed: the same on every slot and device."""
 
 import hashlib
 import math
@@ -12,18 +12,18 @@ from .row_layout import RowLayout
 
 
 def fresh_weights(layout: RowLayout, lora: LoraSpec) -> Tensor:
-    """The active parts of the row [N], float32: B is zero, so the fresh adapter is the base model.
+    """The row [N], float32: B is zero, so the fresh adapter is the base model.
 
     A is drawn as PEFT does (kaiming_uniform_ with a = sqrt 5: uniform within 1 / sqrt(in)), on the
     CPU and in full. Each matrix has a generator of its own, seeded by the adapter's seed and the
     matrix's name, so what else the adapter trains does not change it.
     """
-    active_N = torch.zeros(layout.active_size(lora))
-    for name, part in named_parts(layout, lora, active_N):
+    main_N = torch.zeros(layout.size)
+    for name, part in named_parts(layout, lora.rank, main_N):
         if name.endswith(".lora_A.weight"):
             bound = 1 / math.sqrt(part.shape[1])
             part.copy_(torch.empty(part.shape).uniform_(-bound, bound, generator=_generator(lora.seed, name)))
-    return active_N
+    return main_N
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -12,8 +12,6 @@ from loractl.bus.config import Config, ModelConfig, TrainerConfig
 from loractl.bus.messages import LoraSpec
 from loractl.trainer_actor.engine import TrainEngine
 from loractl.trainer_actor.passes import AdamParams, PartResult, PassPart
-from loractl.trainer_actor.peft_files import target_modules
-from loractl.trainer_actor.row_layout import RowLayout
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     LlamaConfig,
@@ -100,13 +98,18 @@ class Lab:
             engine.clear(slot)
         return engine
 
-    def peft(self, family: str, layout: RowLayout, lora: LoraSpec) -> PeftModel:
+    def peft(self, family: str, lora: LoraSpec) -> PeftModel:
         """The same adapter in Hugging Face PEFT, over a base model of its own."""
         base = type(self.model(family)).from_pretrained(self.directory(family), dtype=torch.float32)
-        config = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules=sorted(target_modules(layout, lora))
-        )
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=sorted(modules_of(lora)))
         return get_peft_model(base, config).eval()
+
+
+def modules_of(lora: LoraSpec) -> set[str]:
+    """The linears that it adapts, as Hugging Face calls them."""
+    attn = {"q_proj", "k_proj", "v_proj", "o_proj"} if lora.train_attn else set()
+    mlp = {"gate_proj", "up_proj", "down_proj"} if lora.train_mlp else set()
+    return attn | mlp | ({"lm_head"} if lora.train_unembed else set())
 
 
 def spec(rank: int = 4, seed: int = 1, **changes: Any) -> LoraSpec:

@@ -17,7 +17,7 @@ def plain_pass(
     lab: Lab, family: str, engine: TrainEngine, part: PassPart, loss: DatumLoss
 ) -> tuple[Tensor, float, dict[str, Tensor]]:
     """log p of the targets, the summed loss, and the gradients of the slot's adapter by our names."""
-    model = lab.peft(family, engine._layout, part.lora)
+    model = lab.peft(family, part.lora)
     adapter = {
         name.replace(".default", ""): each for name, each in model.named_parameters() if "lora_" in name
     }

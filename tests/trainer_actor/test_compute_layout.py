@@ -7,62 +7,79 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loractl.bus.messages import LoraSpec
 from loractl.tests.trainer_actor.compute_lab import spec
 from loractl.trainer_actor.packing import pack, padded_length
-from loractl.trainer_actor.row_layout import ModelShape, row_layout
+from loractl.trainer_actor.row_layout import ModelShape, RowLayouts, active_sections, padded_rank
 
 SHAPE = ModelShape(layers=3, hidden=64, ffn=96, heads=6, kv_heads=2, head_dim=16, vocab=320)
 
 
-@settings(deadline=None)
-@given(st.integers(1, 40))
-def test_matrices_fill_the_row_and_begin_at_16_bytes(max_rank: int) -> None:
-    layout = row_layout(SHAPE, max_rank)
+LORAS = [
+    spec(rank=rank, train_attn=attn, train_mlp=mlp, train_unembed=unembed)
+    for rank in (1, 4, 8, 9, 16, 33)
+    for attn, mlp, unembed in itertools.product([True, False], repeat=3)
+    if attn or mlp or unembed
+]
+
+
+@pytest.mark.parametrize("lora", LORAS, ids=str)
+def test_an_adapters_matrices_fill_its_row_and_begin_at_16_bytes(lora: LoraSpec) -> None:
+    layout = RowLayouts(SHAPE).of(lora)
 
     spans = []
     for site in layout.sites:
-        for projection in site.projections:
-            spans.append((projection.a_offset, layout.rank * projection.inputs))
-            spans.append((projection.b_offset, layout.rank * projection.outputs))
+        a_size = layout.rank * site.linear.inputs * len(site.linear.projections)
+        spans.append((site.a_offset, a_size))
+        for offset, projection in zip(site.b_offsets, site.linear.projections, strict=True):
+            spans.append((offset, layout.rank * projection.outputs))
 
-    assert layout.rank % 8 == 0
-    assert 0 <= layout.rank - max_rank < 8
+    assert 0 <= layout.rank - lora.rank < 8
+    assert {site.linear.section for site in layout.sites} == set(active_sections(lora))
     assert all(offset % 8 == 0 for offset, _ in spans)
-    ends = [0, *(offset + size for offset, size in sorted(spans))]
-    assert [offset for offset, _ in sorted(spans)] == ends[:-1]
-    assert ends[-1] == layout.size
+    assert [offset for offset, _ in spans] == [0, *(offset + size for offset, size in spans)][:-1]
+    assert sum(spans[-1]) == layout.size
+    assert layout.size * lora.rank == layout.parameters(lora.rank) * layout.rank
 
 
-def test_projections_of_a_site_have_their_a_side_by_side_and_share_the_outputs() -> None:
-    for site in row_layout(SHAPE, 8).sites:
-        step = 8 * site.inputs
-        assert [each.a_offset for each in site.projections] == [
-            site.a_offset + index * step for index in range(len(site.projections))
-        ]
-        assert sum(each.outputs for each in site.projections) == site.outputs
+def test_adapters_of_one_geometry_share_their_layout_and_all_share_the_linears() -> None:
+    layouts = RowLayouts(SHAPE)
+    one, same, other = (layouts.of(spec(rank=rank, seed=rank)) for rank in (5, 8, 9))
+
+    assert one is same
+    assert other is not one
+    for linear in layouts.linears:
+        assert sum(each.outputs for each in linear.projections) == linear.outputs
+        for layout in (one, other):
+            site = layout.site(linear)
+            assert site is not None
+            assert site.linear is linear
 
 
-@pytest.mark.parametrize(
-    "flags", [flags for flags in itertools.product([True, False], repeat=3) if any(flags)]
-)
-def test_active_ranges_hold_the_adapters_matrices_and_no_others(flags: tuple[bool, bool, bool]) -> None:
-    lora = spec(rank=5, train_attn=flags[0], train_mlp=flags[1], train_unembed=flags[2])
-    layout = row_layout(SHAPE, 16)
+def test_a_row_costs_20_bytes_an_element_in_float32_and_22_in_bfloat16_and_16_elsewhere() -> None:
+    layout = RowLayouts(SHAPE).of(spec())
 
-    ranges = layout.ranges(lora)
-
-    inside = sum(16 * (each.inputs + each.outputs) for each in layout.projections(lora))
-    assert layout.active_size(lora) == sum(stop - start for start, stop in ranges) == inside
-    assert len(ranges) == (2 if flags == (True, False, True) else 1)
-    assert layout.host_state_bytes(lora) == 16 * inside
-    assert layout.parameters(lora) * 16 == inside * 5
+    assert layout.device_row_bytes(4) == 20 * layout.size
+    assert layout.device_row_bytes(2) == 22 * layout.size
+    assert layout.host_state_bytes() == 16 * layout.size
 
 
-def test_a_device_row_costs_16_bytes_an_element_in_float32_and_18_in_bfloat16() -> None:
-    layout = row_layout(SHAPE, 8)
+def test_mixed_ranks_and_targets_waste_only_what_rounding_up_to_8_takes() -> None:
+    layouts = RowLayouts(SHAPE)
+    ranks = (4, 6, 8, 12, 16, 20, 32, 64)
+    targets = ({"train_mlp": False}, {"train_attn": False}, {}, {"train_unembed": False})
+    loras = [spec(rank=rank, **chosen) for rank in ranks for chosen in targets]
 
-    assert layout.device_row_bytes(4) == 16 * layout.size
-    assert layout.device_row_bytes(2) == 18 * layout.size
+    taken = sum(layouts.of(lora).size for lora in loras)
+    used = sum(layouts.of(lora).parameters(lora.rank) for lora in loras)
+
+    rounded = [padded_rank(rank) for rank in ranks]
+    assert taken / used == pytest.approx(sum(rounded) / sum(ranks))
+    assert 1 - used / taken < 0.1
+    exact = [lora for lora in loras if lora.rank % 8 == 0]
+    assert sum(layouts.of(lora).size for lora in exact) == sum(
+        layouts.of(lora).parameters(lora.rank) for lora in exact
+    )
 
 
 @settings(deadline=None)

@@ -7,10 +7,7 @@ from loractl.bus.errors import NotFinite
 from loractl.bus.messages import LoraSpec
 from loractl.tests.trainer_actor.compute_lab import Lab, batch, begin, gradients, run, spec, weights
 from loractl.trainer_actor.engine import TrainEngine
-from loractl.trainer_actor.lora import GroupedPass, LoraSegment, SegmentedPass
 from loractl.trainer_actor.passes import PartResult, PassPart
-from loractl.trainer_actor.row_layout import active_sections, padded_rank
-from loractl.trainer_actor.row_views import RowViews
 
 MIXED = [
     spec(rank=4, seed=1),
@@ -22,7 +19,7 @@ MIXED = [
 
 def peft_gradients(lab: Lab, family: str, engine: TrainEngine, part: PassPart) -> dict[str, torch.Tensor]:
     """Loss and gradients of the slot's adapter in Hugging Face PEFT, by our names."""
-    model = lab.peft(family, engine._layout, part.lora)
+    model = lab.peft(family, part.lora)
     values = weights(engine, part.slot)
     adapter = {
         name.replace(".default", ""): each for name, each in model.named_parameters() if "lora_" in name
@@ -69,56 +66,6 @@ def test_loss_and_every_gradient_are_pefts(lab: Lab, family: str, lora: LoraSpec
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (found[name] - gradient).abs().max() < 1e-5 * gradient.abs().max(), name
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_grouped_products_are_the_segment_loops_bit_for_bit(lab: Lab, dtype: torch.dtype) -> None:
-    engine = lab.engine()
-    layout = engine._layout
-    draw = torch.Generator().manual_seed(0)
-    bank = torch.full((6, layout.size), torch.nan, dtype=dtype)
-    slots, stops = [0, 2, 3, 5], [16, 23, 32, 64]
-    for slot, lora in zip(slots, MIXED, strict=True):
-        begin(engine, 0, lora)
-        bank[slot] = engine._bank.weights[0]
-    found = {kind: torch.zeros(4, layout.size) for kind in (SegmentedPass, GroupedPass)}
-    segments = {
-        kind: [
-            LoraSegment(
-                slot=slot,
-                start=start,
-                stop=stop,
-                scale=lora.alpha / lora.rank,
-                sections=active_sections(lora),
-                weights=RowViews(bank[slot], layout, padded_rank(lora.rank)),
-                gradients=RowViews(row, layout, padded_rank(lora.rank)),
-            )
-            for slot, start, stop, lora, row in zip(slots, [0, *stops[:-1]], stops, MIXED, rows, strict=True)
-        ]
-        for kind, rows in found.items()
-    }
-    loop = SegmentedPass(segments[SegmentedPass])
-    grouped = GroupedPass(bank, layout.rank, segments[GroupedPass])
-
-    for site in layout.sites[:-1]:
-        x, y, dy = (
-            torch.randn(64, size, generator=draw).to(dtype)
-            for size in (site.inputs, site.outputs, site.outputs)
-        )
-        y_loop, y_grouped = y.clone(), y.clone()
-        saved_loop, saved_grouped = loop.add(site, x, y_loop), grouped.add(site, x, y_grouped)
-        assert torch.equal(y_loop, y_grouped)
-        assert torch.equal(
-            loop.backward(site, x, saved_loop, dy), grouped.backward(site, x, saved_grouped, dy)
-        )
-
-    assert torch.equal(found[SegmentedPass], found[GroupedPass])
-    assert found[SegmentedPass].any(dim=1).tolist() == [
-        True,
-        True,
-        True,
-        False,
-    ]  # the last: unembedding alone
 
 
 def alone(
@@ -176,14 +123,14 @@ def test_nan_of_one_adapter_reaches_no_other(lab: Lab, ruined: int) -> None:
     expected_results, expected = together(engine, parts)
     for part in parts:
         begin(engine, part.slot, part.lora)
-    for active in engine._bank.active(ruined):
-        active.weights.masked_fill_(active.weights != 0, torch.nan)
+    weights_N = engine.row(ruined).weights
+    weights_N.masked_fill_(weights_N != 0, torch.nan)
 
     outcomes = engine.forward_backward(parts)
 
     assert isinstance(outcomes[ruined], NotFinite)
     assert gradients(engine, ruined) == {}
-    assert engine._bank.record(ruined).tokens == 0
+    assert engine.row(ruined).tokens == 0
     for slot in set(range(4)) - {ruined}:
         outcome = outcomes[slot]
         assert isinstance(outcome, PartResult)
@@ -217,7 +164,7 @@ def test_what_other_slots_hold_does_not_change_a_bit(lab: Lab) -> None:
 
     for slot in (0, 1, 3):
         begin(engine, slot, spec(rank=16, seed=slot))
-        engine._bank.weights[slot].fill_(torch.inf)
+        engine.row(slot).weights.fill_(torch.inf)
     begin(engine, 2, part.lora)
     (result,) = run(engine, part)
 
@@ -263,7 +210,7 @@ def test_bfloat16_trains_and_stays_bfloat16(lab: Lab) -> None:
 
     (result,), (expected,) = run(engine, part), run(exact, part)
 
-    assert engine._bank.weights.dtype is torch.bfloat16
+    assert engine.row(0).weights.dtype is torch.bfloat16
     assert engine.details.dtype == "bfloat16"
     np.testing.assert_allclose(result.logprobs, expected.logprobs, atol=0.35)
     for name, gradient in gradients(exact, 0).items():

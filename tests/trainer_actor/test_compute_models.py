@@ -11,13 +11,13 @@ from loractl.tests.trainer_actor.compute_lab import FAMILIES, VOCAB, Lab, batch,
 from loractl.trainer_actor.backbone import Backbone, refuse_trainable
 from loractl.trainer_actor.hf_config import read_base_model
 from loractl.trainer_actor.packing import pack
-from loractl.trainer_actor.row_layout import row_layout
+from loractl.trainer_actor.row_layout import RowLayouts
 from safetensors.torch import load_file, save_file
 
 
 def backbone_of(path: Path) -> Backbone:
     base = read_base_model(path)
-    return Backbone(base, row_layout(base.shape, 8), torch.float32, torch.device("cpu"))
+    return Backbone(base, RowLayouts(base.shape).linears, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture

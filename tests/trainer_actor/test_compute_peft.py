@@ -74,7 +74,7 @@ def test_an_import_is_the_exported_adapter_with_a_cold_optimizer(lab: Lab) -> No
 
     engine.copy_in(2, engine.state_from_peft(config_json, data, lora))
 
-    assert engine._bank.record(2).step == 0
+    assert engine.row(2).step == 0
     assert all(torch.equal(tensor, weights(engine, 0)[name]) for name, tensor in weights(engine, 2).items())
     assert engine.peft_files(2) == (config_json, data, 15)
     run(engine, batch(9, [30], slot=2, weights=np.zeros(30, np.float32)))
@@ -85,7 +85,7 @@ def test_an_import_is_the_exported_adapter_with_a_cold_optimizer(lab: Lab) -> No
 def test_files_that_peft_wrote_are_read(lab: Lab, tmp_path: Path) -> None:
     engine = lab.engine("llama")
     lora = spec(rank=4, alpha=16.0, train_unembed=False)
-    model = lab.peft("llama", engine._layout, lora)
+    model = lab.peft("llama", lora)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:

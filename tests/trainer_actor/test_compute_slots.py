@@ -19,6 +19,7 @@ from loractl.tests.trainer_actor.compute_lab import (
 )
 from loractl.trainer_actor.bank import HostState
 from loractl.trainer_actor.engine import TrainEngine
+from loractl.trainer_actor.naming import named_parts
 
 THREE = [
     spec(rank=4, seed=1),
@@ -121,15 +122,34 @@ def test_a_used_slot_gives_nothing_to_its_next_adapter(lab: Lab) -> None:
 
 def test_a_cleared_slot_holds_nothing_and_says_so(lab: Lab) -> None:
     engine = lab.engine("llama")
+    before = engine._bank.memory.in_use_bytes
     begin(engine, 1, spec())
     run(engine, batch(0, [30], slot=1))
 
     engine.clear(1)
 
-    assert bool(engine._bank.weights[1].isnan().all())
-    assert not engine._bank.gradients[1].any()
+    assert engine._bank.memory.in_use_bytes == before
     with pytest.raises(AssertionError, match="slot 1 is free"):
         engine.copy_out(1)
+
+
+def test_memory_is_taken_again_and_never_more_than_the_most_in_use(lab: Lab) -> None:
+    engine = lab.engine("llama")
+    memory = engine._bank.memory
+    memory.release()
+    begin(engine, 0, spec())
+    begin(engine, 1, spec(rank=16))
+    weights_at = engine.row(0).weights.data_ptr()
+    most = memory.in_use_bytes
+
+    for slot in (0, 1):
+        engine.clear(slot)
+    kept = memory.kept_bytes
+    begin(engine, 2, spec(seed=5))
+
+    assert kept == most
+    assert engine.row(2).weights.data_ptr() == weights_at
+    assert memory.in_use_bytes + memory.kept_bytes <= most
 
 
 def test_gradients_add_up_over_calls(lab: Lab) -> None:
@@ -151,7 +171,7 @@ def test_gradients_add_up_over_calls(lab: Lab) -> None:
     begin(engine, 0, spec())
     run(engine, batch(0, [1], **arrays))
 
-    assert engine._bank.record(0).tokens == 89
+    assert engine.row(0).tokens == 89
     for name, gradient in gradients(engine, 0).items():
         assert (apart[name] - gradient).abs().max() <= 2e-6 * max(1.0, float(gradient.abs().max())), name
 
@@ -204,8 +224,7 @@ def test_a_step_touches_no_bystander(lab: Lab) -> None:
     for slot in range(3):
         begin(engine, slot, THREE[slot])
         run(engine, batch(slot, [30], slot=slot, lora=THREE[slot]))
-    for active in engine._bank.active(2):
-        active.gradients.mul_(1e6)
+    engine.row(2).hold("gradients").mul_(1e6)
     bystanders = [engine.copy_out(0), engine.copy_out(2)]
 
     outcome = engine.optim_step(1, adam(weight_decay=0.5, grad_clip_norm=0.01))
@@ -231,37 +250,21 @@ def test_padding_stays_exactly_zero(lab: Lab) -> None:
         for slot in range(2):
             engine.optim_step(slot, adam(weight_decay=0.1, grad_clip_norm=float(slot)))
 
-    bank = engine._bank
     for slot, lora in enumerate(loras):
         run(engine, batch(0, [20], slot=slot, lora=lora))
-        for rows in (bank.weights, bank.main, bank.gradients, bank.exp_avg, bank.exp_avg_sq):
-            used = torch.zeros(engine._layout.size, dtype=torch.bool)
-            for projection in engine._layout.projections(lora):
-                size = engine._layout.rank
-                a_stop = projection.a_offset + size * projection.inputs
-                b_stop = projection.b_offset + size * projection.outputs
-                used[projection.a_offset : a_stop].view(size, -1)[: lora.rank] = True
-                used[projection.b_offset : b_stop].view(-1, size)[:, : lora.rank] = True
-            assert int(used.sum()) == engine.parameters(lora)
-            assert not rows[slot][~used].any()
-            assert bool(rows[slot][used].any())
-
-
-def test_a_small_rank_in_a_large_bank_trains_as_in_a_small_one(lab: Lab) -> None:
-    states = []
-    for engine in (lab.engine("llama"), lab.engine("llama", max_rank=8)):
-        lora = spec(rank=4)
-        begin(engine, 0, lora)
-        for step in range(5):
-            run(engine, batch(step, [30, 9], lora=lora))
-            engine.optim_step(0, adam(weight_decay=0.1))
-        states.append(weights(engine, 0))
-
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        row = engine.row(slot)
+        used = torch.zeros(row.layout.size, dtype=torch.bool)
+        for _, part in named_parts(row.layout, lora.rank, used):
+            part.fill_(True)
+        assert int(used.sum()) == engine.parameters(lora)
+        for piece in (row.weights, row.main, row.gradients, row.exp_avg, row.exp_avg_sq):
+            assert piece is not None
+            assert not piece[~used].any()
+            assert bool(piece[used].any())
 
 
 def test_a_seed_gives_the_same_weights_everywhere(lab: Lab) -> None:
-    engines = [lab.engine("llama"), lab.engine("llama", max_rank=8), lab.engine("llama", dtype="bfloat16")]
+    engines = [lab.engine("llama"), lab.engine("llama", slots=9), lab.engine("llama", dtype="bfloat16")]
     found = []
     for slot, engine in enumerate(engines):
         engine.fresh(slot, spec(rank=4, seed=5))
@@ -359,12 +362,6 @@ def test_state_bytes_are_exact(lab: Lab) -> None:
         state = trained_alone(engine, who, 4)
         assert state.gradients is not None
         assert state.size_bytes == engine.state_bytes(lora)
-    bank = engine._bank
-    pieces = {
-        piece.data_ptr(): piece.nbytes
-        for piece in (bank.weights, bank.gradients, bank.main, bank.exp_avg, bank.exp_avg_sq)
-    }
-    assert sum(pieces.values()) == engine.slots * engine.slot_bytes
 
 
 def test_scores_are_the_logprobs_of_the_next_tokens(lab: Lab) -> None:
@@ -429,7 +426,7 @@ def test_a_step_that_would_ruin_an_adapter_is_refused(lab: Lab) -> None:
     engine = lab.engine("llama")
     begin(engine, 0, spec())
     run(engine, batch(0, [30]))
-    engine._bank.active(0)[0].gradients[5] = torch.inf
+    engine.row(0).hold("gradients")[5] = torch.inf
     before = engine.copy_out(0)
 
     with pytest.raises(NotFinite):

@@ -1,0 +1,107 @@
+"""One operation's way through its passes: cut into pieces, gathered in a scratch row, settled at the end.
+
+All or nothing: until the last piece has run and everything is finite, the adapter's row is as it was.
+
+Legend: t = positions, N = elements of a row.
+"""
+
+import math
+
+import torch
+
+from ..bus.errors import LoractlError, NotFinite
+from .bank import Row
+from .loss_metrics import loss_metrics
+from .model_pass import Member, RowsResult, rows_of, split_rows
+from .passes import PartOutcome, PartResult, PassPart
+from .row_memory import RowMemory
+from .row_views import GradientRow
+
+
+class PartRun:
+    """pieces: positions of each. outcome: None until all have run, or it failed.
+
+    alone: the device had no room for it beside others, so it has passes of its own.
+    """
+
+    def __init__(self, part: PassPart, row: Row, memory: RowMemory, pass_tokens: int) -> None:
+        self.part = part
+        self.outcome: PartOutcome | None = None
+        self.alone = False
+        self._row = row
+        self._memory = memory
+        self._rows = rows_of(part, memory.device)
+        self._cut = split_rows(self._rows, pass_tokens)
+        self.pieces = tuple(len(piece.tokens_t) for piece in self._cut)
+        self._results: list[RowsResult] = []
+        self._scratch: GradientRow | None = None
+
+    @property
+    def left(self) -> int:
+        """Pieces that have not run yet."""
+        return len(self.pieces) - len(self._results) if self.outcome is None else 0
+
+    @property
+    def layout_number(self) -> int:
+        """Equal for adapters of one geometry."""
+        return self._row.layout.number
+
+    def member(self) -> Member:
+        """The next piece. Raises torch.OutOfMemoryError."""
+        if self.part.backward and self._scratch is None:
+            self._scratch = GradientRow(self._memory.take(self._row.layout, torch.float32))
+        return Member(
+            rows=self._cut[len(self._results)],
+            scale=self._row.lora.alpha / self._row.lora.rank,
+            weights=self._row.views,
+            gradients=self._scratch,
+        )
+
+    def ran(self, result: RowsResult) -> None:
+        self._results.append(result)
+        if not result.finite:
+            self.fail(NotFinite("the loss is NaN or infinite; the adapter is as it was before"))
+        elif not self.left:
+            self._settle()
+
+    def restart(self) -> None:
+        """From the first piece: a pass broke off, and nobody knows how far it wrote."""
+        self._give_scratch_back()
+        self._results.clear()
+        self.alone = True
+
+    def fail(self, error: LoractlError) -> None:
+        self._give_scratch_back()
+        self._results.clear()
+        self.outcome = error
+
+    def abandon(self) -> None:
+        """Nobody asks for the outcome; the adapter is as it was before."""
+        self._give_scratch_back()
+        self._results.clear()
+
+    def _settle(self) -> None:
+        """Let the gradients join the adapter's, all or none of them."""
+        logprobs_t = torch.cat([result.logprobs_t for result in self._results])
+        terms_t = torch.cat([result.terms_t for result in self._results])
+        rows = self._rows
+        metrics = loss_metrics(rows.loss, logprobs_t, terms_t, rows.inputs, rows.settings)
+        if not all(math.isfinite(value) for value in metrics.values()):
+            self.fail(NotFinite("the summed loss is NaN or infinite; the adapter is as it was before"))
+            return
+        if self._scratch is not None:
+            gradients_N = self._scratch.finish()
+            # A sum is NaN or infinite if any of its terms is, and reads everything once.
+            if not bool(torch.isfinite(gradients_N.sum())):
+                self.fail(NotFinite("a gradient is NaN or infinite; the adapter is as it was before"))
+                return
+            self._row.join(self._scratch.views, tokens=len(self.part.tokens))
+            self._scratch = None
+        self.outcome = PartResult(
+            logprobs=logprobs_t.cpu().numpy(), loss_terms=terms_t.cpu().numpy(), metrics=metrics
+        )
+
+    def _give_scratch_back(self) -> None:
+        if self._scratch is not None:
+            self._memory.give(self._scratch.views)
+            self._scratch = None
