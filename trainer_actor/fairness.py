@@ -1,10 +1,12 @@
 """Whose turn it is: deficit round robin over tenants, on measured milliseconds of the trainer.
 
 M. Shreedhar and G. Varghese, Efficient fair queueing using deficit round robin (SIGCOMM 1995), with
-two differences. What a turn costs is known only when it has run, so a tenant may go into debt and
+three differences. What a turn costs is known only when it has run, so a tenant may go into debt and
 then waits until its credit is above zero again. And rounds are counted, not walked: in each round
 every tenant earns quantum * weight, which says at once in which round a debt is paid. A debt outlives
-its tenant's absence, credit does not: it never exceeds what one round earns.
+its tenant's absence, credit does not: it never exceeds what one round earns. And whoever comes with all
+of a round's credit goes before those who took something of theirs, as new flows do in FQ-CoDel (RFC
+8290, section 4.2), so that a light tenant never waits for a whole round of heavy ones.
 
 A higher priority goes before a lower one always. Tenants are named here and nothing else is known of
 them. Pure; a charge and a look at the first k tenants cost O(log n) each.
@@ -56,7 +58,8 @@ class FairTurns:
         """The tenant has work from now on; entering again changes nothing."""
         if tenant not in self._waiting:
             self._waiting.add(tenant)
-            self._to_the_back(tenant)
+            took_nothing = self.credit_ms(tenant) >= self._earned(tenant)
+            self._place(tenant, rounds_early=int(took_nothing))
 
     def first(self, count: int, has_work: Callable[[TenantId], bool]) -> list[TenantId]:
         """Up to `count` tenants that have work, whose turn it is first. Those without leave: their debt
@@ -86,7 +89,7 @@ class FairTurns:
         account.credit_ms = self._credit(tenant, account) - ms
         account.round = self._round
         if tenant in self._waiting:
-            self._to_the_back(tenant)
+            self._place(tenant)
         self._advance()
 
     def credit_ms(self, tenant: TenantId) -> float:
@@ -105,10 +108,11 @@ class FairTurns:
         _, _, place, tenant = entry
         return tenant not in self._waiting or self._accounts[tenant].place != place
 
-    def _to_the_back(self, tenant: TenantId) -> None:
+    def _place(self, tenant: TenantId, *, rounds_early: int = 0) -> None:
+        """Put it behind all who may run in the same round."""
         account = self._account(tenant)
         self._places += 1
-        account.place, account.ready = self._places, self._ready(tenant, account)
+        account.place, account.ready = self._places, self._ready(tenant, account) - rounds_early
         priority = self._priorities.get(tenant, 0.0)
         heapq.heappush(self._queue, (-priority, account.ready, account.place, tenant))
 
