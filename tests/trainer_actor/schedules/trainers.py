@@ -22,10 +22,10 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "shared, fused, few bytes": ("trainer.slots=2", TIGHT),
     "shared, fused, in pieces": ("trainer.slots=3", "trainer.pass_tokens=16", "trainer.sink_after_s=0.002"),
     "shared, fused, recomputed": ("trainer.slots=3", "trainer.recompute=true", TIGHT),
-    "shared, one by one": ("trainer.slots=2", "trainer.fuse=false", TIGHT),
-    "exclusive, fused": ("trainer.slots=3", "trainer.window=exclusive", LEASE),
-    "exclusive, fused, few bytes": ("trainer.slots=2", "trainer.window=exclusive", LEASE, TIGHT),
-    "exclusive, one by one": ("trainer.slots=2", "trainer.window=exclusive", "trainer.fuse=false", LEASE),
+    "shared, unfused": ("trainer.slots=2", "trainer.fuse=false", TIGHT),
+    "exclusive": ("trainer.slots=3", "trainer.window=exclusive", LEASE),
+    "exclusive, few bytes": ("trainer.slots=2", "trainer.window=exclusive", LEASE, TIGHT),
+    "exclusive, unfused": ("trainer.slots=2", "trainer.window=exclusive", "trainer.fuse=false", LEASE),
 }
 # What the numbers of an adapter alone may depend on: its own passes in pieces.
 OWN_DOING = "trainer.pass_tokens"
