@@ -5,7 +5,7 @@ turns out says what became of them with `ran`, `charge` and `gone`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from ..bus.config import Config
@@ -100,18 +100,19 @@ class Schedule:
         if leader is None:
             return None
         if self.lease.exclusive:
-            return plan.turn(leader, [], [])
+            return self._turn_of(leader.adapter, device)
         others = [each for each in lying if each.adapter != leader.adapter]
         eligible = [each for each in candidates if each.adapter != leader.adapter and self._may_take(each)]
         return plan.turn(leader, others, eligible)
 
     def _turn_of(self, adapter: AdapterId, device: Room) -> Turn | None:
-        """A turn of this adapter alone; None if nothing of it is ready."""
+        """A turn of this adapter alone, up to where its window may close; None if nothing is ready."""
         queue = self._queues.of(adapter)
         if not queue:
             return None
         plan = Plan(device, self._costs, self._pass_tokens, fuse=False, begun=frozenset())
-        return plan.turn(candidate(adapter, queue), [], [])
+        alone = candidate(adapter, queue)
+        return plan.turn(replace(alone, heavy=None, pieces=()) if alone.steps else alone, [], [])
 
     def _may_take(self, each: Candidate) -> bool:
         """Whether its tenant is not in debt."""
