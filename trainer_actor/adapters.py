@@ -84,6 +84,10 @@ class Adapters:
     def all(self) -> Iterable[Adapter]:
         return list(self._live.values())
 
+    def find(self, adapter: AdapterId) -> Adapter | None:
+        """None: it was deleted."""
+        return self._live.get(adapter)
+
     def owned(self, tenant: TenantId, adapter: AdapterId) -> Adapter:
         """Raises AdapterNotFound, the same for an adapter of another tenant as for none."""
         return self._live[self._registry.owned(tenant, adapter).adapter]

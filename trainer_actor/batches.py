@@ -13,7 +13,8 @@ from ..bus.failures import failed
 from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.messages import ForwardBackward, Message, OptimStep, PassResult, StepResult
 from .adapters import Adapter, Adapters
-from .engine import PartRun, TrainEngine
+from .engine import TrainEngine
+from .part_run import PartRun
 from .passes import AdamParams, PassPart, StepOutcome
 from .windows import Event
 
@@ -53,6 +54,12 @@ class Batches:
 
     def has_begun(self, operation: ForwardBackward) -> bool:
         return (operation.lane, operation.seq) in self._begun
+
+    def pieces_ran(self, operation: ForwardBackward) -> int:
+        """How many pieces of an operation that has begun have run. Fewer than before, where memory ran out
+        and it begins anew."""
+        run = self._begun[operation.lane, operation.seq].run
+        return len(run.pieces) - len(run.left)
 
     def run_pass(self, operations: Sequence[ForwardBackward]) -> list[Message | None]:
         """Run the next piece of operations that have begun as one pass over the base model.

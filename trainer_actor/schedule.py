@@ -89,7 +89,7 @@ class Schedule:
 
     def _turn(self, device: Room) -> Turn | None:
         lying = self._lying(device)
-        begun = frozenset(each.adapter for each in lying if self._queues.of(each.adapter)[0].ran)
+        begun = device.pinned
         if self.lease.exclusive and begun:
             return self._turn_of(next(iter(begun)), device)
         candidates = self._candidates()

@@ -102,14 +102,18 @@ class Turns:
 
         touched = [operation.adapter for _, operation in members]
         ms, trouble = self._timed(members[0][0], touched, work)
-        shares = [PassShare(op.adapter, queued.tenant, queued.left[0]) for queued, op in members]
+        shares = [
+            PassShare(op.adapter, queued.tenant, queued.left[0], ended=len(queued.left) == 1)
+            for queued, op in members
+        ]
         self._schedule.charge(self._accounts.pass_ran(shares, ms))
-        for (queued, _), outcome in zip(
+        for (queued, operation), outcome in zip(
             members, outcomes if trouble is None else [trouble] * len(members), strict=True
         ):
-            queued.ran += 1
             if outcome is not None:
                 self._finish(queued, outcome)
+            else:
+                queued.ran = self._batches.pieces_ran(operation)
         for share in turn.members:
             self._lanes.queues.rotate(share.adapter)
         self._alive()

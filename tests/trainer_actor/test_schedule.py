@@ -88,6 +88,10 @@ class Floor:
         opens = isinstance(queued.operation, ForwardBackward)
         self.schedule.ran(adapter, open_window=opens, now=self.now)
 
+    def begun(self, adapter: AdapterId) -> bool:
+        queue = self.lanes.queues.of(adapter)
+        return bool(queue) and queue[0].ran > 0
+
     def place(self, adapter: AdapterId) -> None:
         if adapter in self.resident:
             self.resident.remove(adapter)
@@ -100,7 +104,7 @@ class Floor:
             free_slots=0,
             free_bytes=0,
             on_device=frozenset(self.resident),
-            pinned=frozenset(),
+            pinned=frozenset(name for name in self.resident if self.begun(name)),
             row_bytes_of={AdapterId(name): 1000 for name in self.seqs},
         )
 
