@@ -59,7 +59,7 @@ class Batches:
         """How many pieces of an operation that has begun have run. Fewer than before, where memory ran out
         and it begins anew."""
         run = self._begun[operation.lane, operation.seq].run
-        return len(run.pieces) - len(run.left)
+        return len(run.pieces) - run.left
 
     def run_pass(self, operations: Sequence[ForwardBackward]) -> list[Message | None]:
         """Run the next piece of operations that have begun as one pass over the base model.

@@ -10,6 +10,7 @@ from loractl.bus.messages import Done, Envelope, Failed, ForwardBackward, OptimS
 from loractl.trainer_actor.fingerprint import fingerprint
 from loractl.trainer_actor.lanes import Answer, Lanes
 from loractl.trainer_actor.outcomes import Outcomes
+from loractl.trainer_actor.queues import Queued
 
 A, B = AdapterId("ad-a"), AdapterId("ad-b")
 LANE, OTHER = LaneId("ln-1"), LaneId("ln-2")
@@ -30,12 +31,18 @@ def send(to: Lanes, operation: OptimStep, *, request: str = "r", now: float = 0.
     return to.admit(envelope, operation, fingerprint(operation), now)
 
 
+def first(of: Lanes, adapter: AdapterId) -> Queued:
+    return of.queues.of(adapter)[0]
+
+
 def run_all(of: Lanes) -> list[tuple[AdapterId, int]]:
+    """One operation an adapter, in turns."""
     ran = []
-    while of.runnable():
-        adapter = next(iter(of.runnable()))
-        [queued] = of.take(adapter, 1)
+    while adapters := of.queues.of_tenant(LOCAL_TENANT):
+        adapter = next(iter(adapters))
+        queued = first(of, adapter)
         of.finish(queued, Done())
+        of.queues.rotate(adapter)
         ran.append((adapter, queued.operation.seq))
     return ran
 
@@ -87,9 +94,8 @@ def test_every_request_gets_exactly_one_answer(data: st.DataObject) -> None:
                     except SequenceConflict:
                         sent -= 1
             case "run":
-                for adapter in list(ours.runnable())[:1]:
-                    for queued in ours.take(adapter, 1):
-                        answers += ours.finish(queued, Done())
+                for adapter in list(ours.queues.of_tenant(LOCAL_TENANT))[:1]:
+                    answers += ours.finish(first(ours, adapter), Done())
             case "wait":
                 now += data.draw(st.sampled_from([1.0, 11.0]))
                 answers += ours.expire(now)
@@ -100,26 +106,26 @@ def test_every_request_gets_exactly_one_answer(data: st.DataObject) -> None:
 
     requests = [answer.to.request for answer in answers]
     assert len(requests) == len(set(requests)) == sent
-    assert not ours.runnable()
+    assert not ours.queues.tenants()
 
 
 def test_a_resend_reads_the_first_outcome_and_does_not_run() -> None:
     ours = lanes()
     send(ours, step(1))
-    [queued] = ours.take(A, 1)
+    queued = first(ours, A)
     ours.finish(queued, Done())
 
     [answer] = send(ours, step(1), request="again")
 
     assert (answer.to.request, answer.body) == ("again", Done())
-    assert not ours.runnable()
+    assert not ours.queues.tenants()
 
 
 def test_a_resend_of_a_waiting_operation_is_answered_with_it() -> None:
     ours = lanes()
     send(ours, step(1), request="first")
     send(ours, step(1), request="second")
-    [queued] = ours.take(A, 1)
+    queued = first(ours, A)
 
     answers = ours.finish(queued, Done())
 
@@ -141,7 +147,7 @@ def test_a_number_used_twice_with_other_content_is_refused(state: str) -> None:
 def test_a_failed_operation_has_used_up_its_number() -> None:
     ours = lanes()
     send(ours, step(1))
-    [queued] = ours.take(A, 1)
+    queued = first(ours, A)
     failed = Failed(code="not_finite", message="", retryable=False, fault="user")
     ours.finish(queued, failed)
 
@@ -180,7 +186,7 @@ def test_an_operation_that_arrives_after_its_gap_was_given_up_does_not_run() -> 
 
     assert isinstance(answer.body, Failed)
     assert answer.body.code == "sequence_gap"
-    assert not ours.runnable()
+    assert not ours.queues.tenants()
 
 
 def test_a_new_gap_further_on_gets_the_whole_time() -> None:
@@ -252,7 +258,7 @@ def test_two_lanes_of_an_adapter_share_its_queue_in_order_of_arrival() -> None:
     send(ours, step(1, lane=OTHER))
     send(ours, step(2))
 
-    order = [(q.operation.lane, q.operation.seq) for q in ours.take(A, 3)]
+    order = [(q.operation.lane, q.operation.seq) for q in ours.queues.of(A)]
     assert order == [(LANE, 1), (OTHER, 1), (LANE, 2)]
 
 
@@ -283,7 +289,7 @@ def test_outcomes_are_kept_within_their_bytes_and_what_is_forgotten_is_never_run
     big = PassResult(logprobs=np.zeros(250, np.float32), loss_terms=np.zeros(0, np.float32), metrics={})
     for seq in (1, 2, 3):
         send(ours, step(seq))
-        [queued] = ours.take(A, 1)
+        queued = first(ours, A)
         ours.finish(queued, big)
 
     with pytest.raises(SequenceConflict, match="no longer kept"):

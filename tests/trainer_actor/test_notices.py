@@ -1,13 +1,12 @@
 """Why an operation waits: told once, in words that are true."""
 
-from hypothesis import given
-from hypothesis import strategies as st
 from loractl.bus.ids import LOCAL_TENANT, AdapterId, LaneId, RequestId
-from loractl.bus.messages import Done, Envelope, OptimStep, SaveCheckpoint, Waiting
+from loractl.bus.messages import Envelope, OptimStep, SaveCheckpoint, Waiting
 from loractl.trainer_actor.fingerprint import fingerprint
-from loractl.trainer_actor.lanes import Lanes, Operation
-from loractl.trainer_actor.notices import Ahead, Notices, Outlook
-from loractl.trainer_actor.plan import next_turn
+from loractl.trainer_actor.lanes import Lanes
+from loractl.trainer_actor.leases import Lease
+from loractl.trainer_actor.notices import Notices
+from loractl.trainer_actor.queues import Operation
 
 NAMES = ("a", "b", "c")
 
@@ -15,9 +14,10 @@ NAMES = ("a", "b", "c")
 class Hall:
     """Lanes of three adapters, and the notices about what comes in."""
 
-    def __init__(self) -> None:
-        self.lanes = Lanes(gap_timeout_s=10.0, kept_bytes=1 << 20)
-        self.notices = Notices()
+    def __init__(self, *, fuse: bool = False, exclusive: bool = False) -> None:
+        self.lanes = Lanes(gap_timeout_s=10.0, kept_bytes=1 << 20, pass_tokens=100)
+        self.lease = Lease(exclusive, lease_s=30.0)
+        self.notices = Notices(self.lanes, self.lease, fuse=fuse)
         for name in NAMES:
             self.lanes.open(AdapterId(name), LaneId(name))
 
@@ -31,20 +31,11 @@ class Hall:
             self.notices.arrived(envelope, operation)
         return operation
 
-    def told(self) -> dict[str, str]:
-        answers = self.notices.due(self.lanes)
-        assert all(isinstance(answer.body, Waiting) for answer in answers)
+    def told(self, now: float = 0.0) -> dict[str, str]:
+        answers = self.notices.due(now)
+        assert all(isinstance(answer.body, Waiting) and not answer.last for answer in answers)
         assert len({answer.to.request for answer in answers}) == len(answers)
         return {answer.to.request: answer.body.reason for answer in answers}  # type: ignore[union-attr]
-
-    def turn(self) -> list[str]:
-        turn = next_turn(self.lanes.runnable())
-        ran = []
-        for share in turn.shares if turn else ():
-            for queued in self.lanes.take(share.adapter, share.count):
-                self.lanes.finish(queued, Done())
-                ran.append(f"{share.adapter}{queued.operation.seq}")
-        return ran
 
 
 def test_what_runs_in_the_next_turn_is_not_spoken_of() -> None:
@@ -82,29 +73,54 @@ def test_when_the_number_has_come_what_else_runs_before_it_is_said_once() -> Non
     assert hall.told() == {}
 
 
-def test_operations_of_others_that_run_before_it_are_counted() -> None:
+def test_that_others_take_turns_with_it_is_said() -> None:
     hall = Hall()
     for name in ("a", "b"):
-        for seq in (1, 2, 3):
-            hall.send(name, seq)
+        hall.send(name, 1)
     hall.told()
 
     hall.send("c", 1)
     hall.send("c", 2)
 
     assert hall.told() == {
-        "c1": "2 operations of 2 other adapters run before it",
-        "c2": "4 operations of 2 other adapters run before it",
+        "c1": "takes turns with 2 other adapters",
+        "c2": "takes turns with 2 other adapters; 1 operation of this adapter runs before it",
     }
 
 
-def test_one_operation_of_one_other_adapter_is_spoken_of_in_the_singular() -> None:
-    hall = Hall()
-    hall.send("a", 1)
+def test_others_that_share_its_pass_are_no_news() -> None:
+    hall = Hall(fuse=True)
 
+    for name in NAMES:
+        hall.send(name, 1)
+
+    assert hall.told() == {}
+
+
+def test_whoever_waits_for_an_exclusive_window_reads_how_long_at_most() -> None:
+    hall = Hall(fuse=True, exclusive=True)
+    hall.lease.ran(AdapterId("a"), open_window=True, now=0.0)
+
+    hall.send("a", 1)
     hall.send("b", 1)
 
-    assert hall.told() == {"b1": "1 operation of another adapter runs before it"}
+    reason = (
+        "another adapter has the trainer for itself until its optim_step (trainer.window is exclusive), "
+        "or for 20 s if its client says nothing more"
+    )
+    assert hall.told(now=10.0) == {"b1": reason}
+    assert hall.notices.of(AdapterId("b"), 10.0) == reason
+
+
+def test_what_an_adapters_next_operation_waits_for_can_be_asked() -> None:
+    hall = Hall()
+    hall.send("a", 2)
+    hall.send("b", 1)
+    hall.send("b", 2)
+
+    assert hall.notices.of(AdapterId("a"), 0.0) == _missing(1)
+    assert hall.notices.of(AdapterId("b"), 0.0) == ""
+    assert hall.notices.of(AdapterId("c"), 0.0) == ""
 
 
 def test_own_operations_that_run_before_it_are_no_news() -> None:
@@ -126,25 +142,5 @@ def test_an_operation_that_ended_behind_its_gap_is_not_spoken_of_again() -> None
     assert hall.told() == {}
 
 
-@given(st.lists(st.tuples(st.sampled_from(NAMES), st.booleans()), max_size=25))
-def test_what_is_said_to_run_before_an_operation_is_what_then_runs_before_it(
-    sent: list[tuple[str, bool]],
-) -> None:
-    hall = Hall()
-    seqs = dict.fromkeys(NAMES, 0)
-    operations: dict[str, Operation] = {}
-    for name, light in sent:
-        seqs[name] += 1
-        operations[f"{name}{seqs[name]}"] = hall.send(name, seqs[name], light=light)
-    outlook = Outlook(hall.lanes.runnable())
-    said = {label: outlook.ahead_of(operation) for label, operation in operations.items()}
-
-    ran: list[str] = []
-    while turn := hall.turn():
-        for label in turn:
-            others = [each for each in ran if each[0] != label[0]]
-            own = len(ran) - len(others)
-            assert said[label] == Ahead(len(others), len({each[0] for each in others}), own)
-        ran += turn
-
-    assert set(ran) == set(operations)
+def _missing(number: int) -> str:
+    return f"waits for operation {number} of this adapter, which has not arrived yet"

@@ -5,6 +5,8 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loractl.bus.errors import WindowOpen
+from loractl.bus.ids import LaneId
 from loractl.trainer_actor.windows import TRANSITIONS, Event, Phase, Window
 
 
@@ -57,6 +59,21 @@ def test_without_its_newest_checkpoint_an_adapter_is_unsaved_again() -> None:
 
     assert window.after(Event.CHECKPOINT_DELETED) == Window(Phase.OPEN, step=0, unsaved=True)
     assert not window.after(Event.CHECKPOINT_DELETED).after(Event.SAVED).unsaved
+
+
+def test_only_the_lane_that_opened_a_window_may_replace_the_weights_beneath_it() -> None:
+    mine, other = LaneId("ln-1"), LaneId("ln-2")
+    window = Window(step=3).after(Event.GATHERED, lane=mine).after(Event.GATHERED, lane=other)
+
+    window.check_replaceable(mine)
+    with pytest.raises(WindowOpen, match=r"since step 3.*optim_step"):
+        window.check_replaceable(other)
+    window.after(Event.COMMITTED, step=4).check_replaceable(other)
+
+
+def test_what_fails_or_only_looks_opens_no_window() -> None:
+    for event in (Event.FAILED, Event.SCORED, Event.SAVED, Event.PUBLISHED):
+        assert Window().after(event, lane=LaneId("ln-1")) == Window()
 
 
 def test_nothing_follows_deletion() -> None:
