@@ -19,7 +19,7 @@ from .ids import LOCAL_TENANT, RequestId, TenantId, new_request_id
 from .layout import StateLayout
 from .loop_socket import LoopSocket
 from .mail import BadMail, read_mail
-from .messages import Abort, Envelope, Message, Ping, Sample
+from .messages import Abort, Envelope, Message, Ping, Sample, WaitCause
 from .sockets import Frames, close, connect_dealer, new_context
 
 
@@ -39,6 +39,11 @@ class AsyncPending:
     def waits_for(self) -> str:
         """Why the request is not being served yet, in words; empty when nothing was said."""
         return self._asked.waits_for
+
+    @property
+    def cause(self) -> WaitCause:
+        """What kind of reason that is."""
+        return self._asked.cause
 
     async def result(self, timeout_s: float | None = None) -> Message:
         """Wait for the answer; parts of a streamed one are left out.

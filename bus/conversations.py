@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from .errors import Aborted, DaemonGone, LoractlError
 from .failures import error_of
 from .ids import LOCAL_TENANT, RequestId, TenantId, new_request_id
-from .messages import Envelope, Failed, Message, Pong, Waiting
+from .messages import Envelope, Failed, Message, Pong, WaitCause, Waiting
 
 PING_EVERY_S = 0.5
 GONE_AFTER_S = 20.0
@@ -24,15 +24,27 @@ OnWaiting = Callable[[str], None]
 class Asked:
     """One request that is under way: the parts of its answer that have come, then its end.
 
-    waits_for: why it is not being served yet, in words; empty when nothing was said.
+    waits_for: why it is not being served yet, in words; empty when nothing was said. cause: the same for
+    programs.
     """
 
-    __slots__ = ("__weakref__", "final", "parts", "request", "sent_at", "tenant", "waits_for", "wakers")
+    __slots__ = (
+        "__weakref__",
+        "cause",
+        "final",
+        "parts",
+        "request",
+        "sent_at",
+        "tenant",
+        "waits_for",
+        "wakers",
+    )
 
     def __init__(self, request: RequestId, tenant: TenantId, sent_at: float) -> None:
         self.request = request
         self.tenant = tenant
         self.waits_for = ""
+        self.cause: WaitCause = "others"
         self.sent_at = sent_at
         self.parts: deque[Message] = deque()
         self.final: Message | LoractlError | None = None
@@ -84,8 +96,8 @@ class Conversations:
         match envelope.body:
             case Failed() as failure:
                 asked.finish(error_of(failure))
-            case Waiting(reason=reason, routine=routine):
-                asked.waits_for = reason
+            case Waiting(reason=reason, routine=routine, cause=cause):
+                asked.waits_for, asked.cause = reason, cause
                 if self._on_waiting is not None and not routine:
                     self._on_waiting(reason)
             case body if envelope.last:

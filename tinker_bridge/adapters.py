@@ -15,20 +15,27 @@ from ..bus.messages import (
     LoraSpec,
 )
 from .base import Bus
+from .futures import Progress
 from .records import CheckpointRecord
 
 # Tinker's LoraConfig has no alpha: 32 is the service's convention, whatever the rank.
 ALPHA = 32.0
 
 
-async def create_adapter(bus: Bus, tenant: TenantId, name: str, lora: LoraSpec) -> AdapterCreated:
+async def create_adapter(
+    bus: Bus, tenant: TenantId, name: str, lora: LoraSpec, progress: Progress | None = None
+) -> AdapterCreated:
     """Make an adapter. One of this name is a leftover: of a bridge that died before it wrote it down.
+
+    progress: learns what it waits for, such as room in the tenant's quota.
 
     Raises:
         LoractlError
     """
+    progress = progress or Progress()
     try:
-        created = await bus.request(CreateAdapter(name=name, lora=lora), tenant=tenant)
+        progress.waiting = pending = bus.submit(CreateAdapter(name=name, lora=lora), tenant=tenant)
+        created = await pending.result()
     except AdapterExists:
         found = await bus.request(ListAdapters(name=name), tenant=tenant)
         assert isinstance(found, AdapterList)

@@ -39,6 +39,9 @@ _STATUS: Mapping[type[LoractlError], int] = {
     ActorUnavailable: 503,
 }
 
+# When to send again what was refused with 429 (RFC 9110, 10.2.3): what is under way has got on by then.
+RETRY_AFTER_S = 2
+
 
 def status_of(error: LoractlError) -> int:
     """400 for the caller's other mistakes, 503 for what may pass, 500 for our bugs."""

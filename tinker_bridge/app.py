@@ -10,7 +10,7 @@ from pydantic_core import PydanticSerializationError
 
 from .. import __version__
 from ..bus.errors import InvalidRequest, LoractlError
-from .answers import error_body, status_of
+from .answers import RETRY_AFTER_S, error_body, status_of
 from .body_limit import BodyLimit
 from .bridge import Bridge
 from .routes import ROUTERS
@@ -37,7 +37,9 @@ def create_app(bridge: Bridge) -> FastAPI:
 
 async def _refuse(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, LoractlError)
-    return JSONResponse(error_body(error), status_code=status_of(error))
+    status = status_of(error)
+    later = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else None
+    return JSONResponse(error_body(error), status_code=status, headers=later)
 
 
 async def _refuse_fields(request: Request, error: Exception) -> JSONResponse:

@@ -6,7 +6,7 @@ from typing import Protocol
 from ..bus.config import ModelConfig
 from ..bus.errors import InvalidRequest
 from ..bus.ids import RequestId, TenantId
-from ..bus.messages import DescribeModel, Message, ModelDescribed, ModelDetails
+from ..bus.messages import DescribeModel, Message, ModelDescribed, ModelDetails, WaitCause
 
 
 class Pending(Protocol):
@@ -17,6 +17,9 @@ class Pending(Protocol):
 
     @property
     def waits_for(self) -> str: ...
+
+    @property
+    def cause(self) -> WaitCause: ...
 
     async def result(self, timeout_s: float | None = None) -> Message: ...
 

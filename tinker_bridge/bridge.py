@@ -72,7 +72,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         store, bus, base, checkpoints, kept_snapshots=settings.ephemeral_samplers, clock=time.time
     )
     sessions = Sessions(store, expiry_s=settings.session_expiry_s, clock=time.time)
-    training = Training(bus, sessions, runs, futures)
+    training = Training(bus, sessions, runs, futures, held_bytes=config.quotas.held_bytes)
     return Bridge(
         config=config,
         layout=layout,

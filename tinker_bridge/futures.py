@@ -26,6 +26,7 @@ from ..bus.errors import (
     ResultNotFound,
 )
 from ..bus.ids import TenantId
+from ..bus.messages import WaitCause
 from .completions import Completion, Completions
 
 log = structlog.get_logger()
@@ -59,12 +60,20 @@ class Waited(Protocol):
     @property
     def waits_for(self) -> str: ...
 
+    @property
+    def cause(self) -> WaitCause: ...
+
 
 @dataclass(slots=True)
 class Progress:
     """What a future's work says about itself while it runs. waiting: a bus request it waits on."""
 
     waiting: Waited | None = None
+
+    @property
+    def cause(self) -> WaitCause:
+        """What kind of reason it has to wait."""
+        return self.waiting.cause if self.waiting is not None else "others"
 
     @property
     def reason(self) -> str:
@@ -147,8 +156,8 @@ class Futures:
         future.task.add_done_callback(lambda task: self._end(future, task))
         return future
 
-    async def wait(self, tenant: TenantId, future_id: str, timeout_s: float) -> Result | str:
-        """The result; or, when there is none yet after timeout_s, what it waits for (may be empty).
+    async def wait(self, tenant: TenantId, future_id: str, timeout_s: float) -> Result | Progress:
+        """The result; or, when there is none yet after timeout_s, what it waits for.
 
         Raises:
             ResultNotFound: this tenant never got such an id.
@@ -161,7 +170,7 @@ class Futures:
                 async with asyncio.timeout(timeout_s):
                     await future.done.wait()
             except TimeoutError:
-                return future.progress.reason
+                return future.progress
         if future.result is None:
             raise ActorStopping("the server is stopping: ask again when it runs")
         return future.result

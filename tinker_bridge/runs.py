@@ -26,6 +26,7 @@ from ..bus.messages import (
 from .adapters import create_adapter, load_operation
 from .base import BaseModel, Bus
 from .checkpoints import Checkpoints
+from .futures import Progress
 from .records import CheckpointRecord, Json, RunRecord
 from .store import Store
 
@@ -95,8 +96,9 @@ class Runs:
         base_model: str,
         lora: LoraSpec,
         user_metadata: Mapping[str, Json],
+        progress: Progress | None = None,
     ) -> RunRecord:
-        """Make a fresh run. Making it again returns the first.
+        """Make a fresh run. Making it again returns the first. progress: as `create_adapter` has it.
 
         Raises:
             LoractlError: it does not exist then.
@@ -104,7 +106,7 @@ class Runs:
         if (known := self.find(tenant, run)) is not None:
             return known
         self._base.check(base_model)
-        created = await create_adapter(self._bus, tenant, run, lora)
+        created = await create_adapter(self._bus, tenant, run, lora, progress)
         return self._add(tenant, session, run, created, user_metadata)
 
     async def create_from(
@@ -114,6 +116,7 @@ class Runs:
         run: str,
         source: CheckpointRecord,
         user_metadata: Mapping[str, Json],
+        progress: Progress | None = None,
         *,
         optimizer: bool,
     ) -> RunRecord:
@@ -125,7 +128,7 @@ class Runs:
         if (known := self.find(tenant, run)) is not None:
             return known
         self._base.check(source.base_model)
-        created = await create_adapter(self._bus, tenant, run, source.lora)
+        created = await create_adapter(self._bus, tenant, run, source.lora, progress)
         try:
             operation = load_operation(
                 source, tenant, created.details.adapter, created.lane, 1, optimizer=optimizer

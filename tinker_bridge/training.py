@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..bus.errors import ActorRestarting, InvalidRequest, LaneLost, LoractlError
+from ..bus.errors import ActorRestarting, InvalidRequest, LaneLost, LoractlError, QuotaExceeded
 from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.messages import (
     ExportWeights,
@@ -26,6 +26,7 @@ from ..bus.messages import (
     SaveCheckpoint,
     StateLoaded,
     StepResult,
+    WaitCause,
 )
 from .base import Bus
 from .futures import Future, Futures, Progress, Result, Work
@@ -68,7 +69,19 @@ class Call(Protocol):
 
 
 class Training:
-    def __init__(self, bus: Bus, sessions: Sessions, runs: Runs, futures: Futures) -> None:
+    """held_bytes: of one tenant's operations under way, as their clients sent them; 0 is no bound.
+    again_s: how long to wait before the daemon is asked again to take what it had no room for."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        sessions: Sessions,
+        runs: Runs,
+        futures: Futures,
+        *,
+        held_bytes: int = 0,
+        again_s: float = 1.0,
+    ) -> None:
         self._bus = bus
         self._sessions = sessions
         self._runs = runs
@@ -76,6 +89,9 @@ class Training:
         self._unnumbered: dict[str, _Unnumbered] = {}
         self._lanes = 0  # opened so far, which tells their operations apart
         self._changes: Counter[str] = Counter()
+        self._again_s = again_s
+        self._held_bytes = held_bytes
+        self._held: Counter[TenantId] = Counter()  # bytes of their operations under way
 
     def submit(self, tenant: TenantId, run: str, seq: int | None, content: bytes, call: Call) -> Future:
         """Start an operation, or join the one that came under its number before.
@@ -87,6 +103,7 @@ class Training:
         error that is worth another try would be tried again for minutes.
 
         Raises:
+            QuotaExceeded: too much of the tenant's is under way; the number is not used up.
             LoractlError: there is no such run, it takes no operations, or the number was used for
                 something else.
         """
@@ -107,7 +124,10 @@ class Training:
             return self._futures.start(tenant, _key(run, seq), digest, _failing(error))
         if record.parent:
             self._sessions.active(tenant, record.parent)
+        self._check_room(tenant, len(content))
         lane, number, key = self._placed(record, seq)
+        self._held[tenant] += len(content)
+        size_bytes = len(content)
 
         async def work(progress: Progress) -> Result:
             try:
@@ -116,6 +136,7 @@ class Training:
                 return await call.finish(answer)
             finally:
                 call.close()
+                self._let_go(tenant, size_bytes)
 
         return self._futures.start(tenant, key, digest, work)
 
@@ -155,15 +176,38 @@ class Training:
         lane = asyncio.shield(unnumbered.lane)
         return lane, unnumbered.last, ("unnumbered", record.id, str(unnumbered.opened), str(unnumbered.last))
 
+    def _check_room(self, tenant: TenantId, size_bytes: int) -> None:
+        """One that is larger than the bound is taken when it is the only one."""
+        held = self._held[tenant]
+        if self._held_bytes and held and held + size_bytes > self._held_bytes:
+            raise QuotaExceeded(
+                f"{held:,} bytes of operations are under way for you, and this one has {size_bytes:,}: "
+                f"{self._held_bytes:,} may be (quotas.held_bytes); send it again in a moment"
+            )
+
+    def _let_go(self, tenant: TenantId, size_bytes: int) -> None:
+        self._held[tenant] -= size_bytes
+        if not self._held[tenant]:
+            del self._held[tenant]
+
     async def _answer(self, record: RunRecord, operation: Operation, progress: Progress) -> Message:
-        progress.waiting = pending = self._bus.submit(operation, tenant=record.tenant)
         try:
-            answer = await pending.result()
+            answer = await self._asked(record.tenant, operation, progress)
         except (LaneLost, ActorRestarting) as error:
             raise self._lost(record, operation.lane) from error
         if isinstance(answer, StateLoaded) or (isinstance(answer, StepResult) and answer.applied):
             self._changes[record.id] += 1
         return answer
+
+    async def _asked(self, tenant: TenantId, operation: Operation, progress: Progress) -> Message:
+        """Its number is taken, so what the daemon has no room for is sent until it has."""
+        while True:
+            progress.waiting = pending = self._bus.submit(operation, tenant=tenant)
+            try:
+                return await pending.result()
+            except QuotaExceeded as error:
+                progress.waiting = _NoRoom(error.message)
+                await asyncio.sleep(self._again_s)
 
     def _lost(self, record: RunRecord, lane: LaneId) -> LaneLost:
         """The trainer restarted. A run of no session goes on from its last save, on another lane."""
@@ -178,6 +222,14 @@ class Training:
             f"the trainer restarted, and what model {record.id} had not saved is gone: it goes on from "
             "where it was saved last, or from its beginning"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _NoRoom:
+    """An operation that waits here, for the daemon has as much of its tenant's as it takes."""
+
+    waits_for: str
+    cause: WaitCause = "quota"
 
 
 @dataclass(slots=True)

@@ -45,6 +45,7 @@ from loractl.bus.messages import (
     UnloadAdapter,
     VersionRecord,
     VersionTable,
+    WaitCause,
     WeightsExported,
 )
 
@@ -201,6 +202,7 @@ class Answered:
     """A request under way that is answered as soon as somebody waits for it."""
 
     waits_for = ""
+    cause: WaitCause = "others"
 
     def __init__(self, bus: InMemoryBus, body: Message, tenant: TenantId | None) -> None:
         self._bus = bus

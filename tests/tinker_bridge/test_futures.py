@@ -14,6 +14,7 @@ from loractl.bus.errors import (
     ResultNotFound,
 )
 from loractl.bus.ids import TenantId
+from loractl.bus.messages import WaitCause
 from loractl.tinker_bridge.futures import Futures, Progress, Result, json_result
 
 ANN, BEN = TenantId("ann"), TenantId("ben")
@@ -132,6 +133,7 @@ def test_a_bug_is_told_without_its_insides() -> None:
 def test_a_poll_that_comes_too_early_says_what_is_waited_for() -> None:
     class Asked:
         waits_for = "the trainer is restarting"
+        cause: WaitCause = "others"
 
     async def test() -> None:
         async def work(progress: Progress) -> Result:
@@ -142,7 +144,8 @@ def test_a_poll_that_comes_too_early_says_what_is_waited_for() -> None:
         table = futures()
         future = table.start(ANN, KEY, b"d", work, scope="s")
 
-        assert await table.wait(ANN, future.id, 0.01) == "the trainer is restarting"
+        assert await table.wait(ANN, future.id, 0.01) == future.progress
+        assert future.progress.reason == "the trainer is restarting"
         assert len(table) == 1
         table.close()
 

@@ -18,7 +18,7 @@ from ..founding.bodies import AddLoraBody, ModelIdBody, ResultBody, RowsBody, Sa
 from ..founding.datums import prompt_tokens
 from ..founding.facts import adapters_facts, losses_facts, run_facts
 from ..founding.samples import prompts_of, result_of, sample_of
-from ..futures import JSON, Result
+from ..futures import JSON, Progress, Result
 from ..operations import Step
 from ..records import Json
 from .reading import KEYED, BridgeIn, TenantIn, checked, described, json_object
@@ -104,8 +104,8 @@ async def retrieve_future(body: ResultBody, bridge: BridgeIn, tenant: TenantIn) 
     patience_s = min(body.timeout, bridge.config.bridge.long_poll_s)
     found = await bridge.futures.wait(tenant, body.request_id, patience_s)
     answer: Facts = {"request_id": body.request_id}
-    if isinstance(found, str):
-        reason = {"reason": found} if found else {}
+    if isinstance(found, Progress):
+        reason = {"reason": found.reason} if found.reason else {}
         return JSONResponse({**answer, "status": "pending", **reason}, status_code=202)
     result = _fields_of(found)
     if found.failed:

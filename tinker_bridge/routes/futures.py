@@ -1,14 +1,16 @@
 """Results: polled one by one, as completions of a sampling session, or given up."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from ...bus.messages import WaitCause
 from ..bodies import CancelBody, RetrieveBody, RetrieveManyBody
 from ..bridge import Bridge
 from ..completions import Completion
-from ..futures import JSON, PROTOBUF, Result
+from ..futures import JSON, PROTOBUF, Progress, Result
 from ..sampling import group_of
 from .reading import BridgeIn, TenantIn, checked, described, json_object
 
@@ -36,10 +38,18 @@ def _response(result: Result, accept: str) -> Response:
     return Response(result.body, media_type=result.media_type)
 
 
-def try_again(request_id: str, reason: str) -> dict[str, Any]:
+# As the SDK tells its user: nothing is amiss, the service is busy, or the user has too much under way.
+_QUEUE_STATES: Mapping[WaitCause, str] = {
+    "own": "active",
+    "others": "paused_capacity",
+    "quota": "paused_rate_limit",
+}
+
+
+def try_again(request_id: str, progress: Progress) -> dict[str, Any]:
     state = {"type": "try_again", "request_id": request_id, "queue_state": "active"}
-    if reason:
-        state |= {"queue_state": "paused_capacity", "queue_state_reason": reason}
+    if progress.reason:
+        state |= {"queue_state": _QUEUE_STATES[progress.cause], "queue_state_reason": progress.reason}
     return state
 
 

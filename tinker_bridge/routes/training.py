@@ -45,13 +45,13 @@ async def create_model(body: CreateModelBody, bridge: BridgeIn, tenant: TenantIn
     session = bridge.sessions.active(tenant, body.session_id)
     run = run_id(session.id, body.model_seq_id)
 
-    async def work(_progress: Progress) -> Result:
+    async def work(progress: Progress) -> Result:
         _check_optimizer(body.optimizer_config)
         if body.lora_config is None:
             raise NotSupported("full fine-tuning is not supported by this server: give a lora_config")
         lora = lora_spec(**body.lora_config.model_dump())
         record = await bridge.runs.create(
-            tenant, session.id, run, body.base_model, lora, body.user_metadata or {}
+            tenant, session.id, run, body.base_model, lora, body.user_metadata or {}, progress
         )
         return json_result({"type": "create_model", "model_id": record.id})
 
@@ -73,12 +73,12 @@ async def load_weights(request: Request, bridge: BridgeIn, tenant: TenantIn) -> 
     session = bridge.sessions.active(tenant, body.session_id)
     run = run_id(session.id, body.model_seq_id)
 
-    async def work(_progress: Progress) -> Result:
+    async def work(progress: Progress) -> Result:
         _check_optimizer(body.optimizer_config)
         source = bridge.checkpoints.find(tenant, body.path)
         bridge.base.check(body.base_model)
         record = await bridge.runs.create_from(
-            tenant, session.id, run, source, body.user_metadata or {}, optimizer=body.optimizer
+            tenant, session.id, run, source, body.user_metadata or {}, progress, optimizer=body.optimizer
         )
         return loaded_result(record, body.path)
 
