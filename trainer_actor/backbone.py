@@ -111,9 +111,8 @@ class _RecomputedLayer(TransformerLayer):  # type: ignore[misc]  # megatron-core
     def forward(self, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         result: tuple[Tensor, Tensor | None]
         if torch.is_grad_enabled():
-            result = checkpoint(
-                super().forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-            )
+            work = partial(super().forward, *args, **kwargs)
+            result = checkpoint(work, use_reentrant=False, preserve_rng_state=False)
         else:
             result = super().forward(*args, **kwargs)
         return result

@@ -7,7 +7,6 @@ leaves the slots as they were.
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -15,29 +14,26 @@ import torch
 from torch import Tensor
 
 from ..bus.config import Config
-from ..bus.errors import InvalidConfig, InvalidData, LoractlError, StartFailed
+from ..bus.errors import InvalidData, LoractlError, OutOfSlots, StartFailed
 from ..bus.messages import Floats, Ints, LoraSpec, ModelDetails
 from . import checks
 from .backbone import Backbone
 from .bank import Bank, HostState, Row
 from .checkpoint_state import read_state, state_tensors
+from .costs import Costs
+from .device_choice import device_of, dtype_of, model_directory, pass_tokens_of
 from .hf_config import BaseModel, read_base_model
 from .loss_settings import checked_settings
-from .model_pass import run_members
+from .measuring import measure
 from .optimizer import adam_step
 from .output import OutputHead
 from .part_run import PartRun
+from .pass_runner import PassRunner, fits, fitting
 from .passes import AdamParams, PartOutcome, PartResult, PassPart, StepOutcome
 from .peft_files import read_peft, write_peft
 from .row_floor import floor_of
 from .row_layout import RowLayouts
 from .seeds import fresh_weights
-
-# A pass of a few hundred positions fills a core; activations of more only take memory, and a pass of a
-# larger model over more would have others wait for seconds.
-_SMALL_MODEL_PARAMETERS = 50_000_000
-_CPU_PASS_TOKENS, _CPU_PASS_TOKENS_OF_LARGER = 1024, 256
-_CUDA_PASS_TOKENS = 16384
 
 
 class TrainEngine:
@@ -54,11 +50,11 @@ class TrainEngine:
             InvalidConfig: no such model, one that this trainer does not compute, or no such device.
             StartFailed: the model does not fit on the device.
         """
-        device = _device(config.model.device)
-        dtype = _dtype(config.model.dtype, device)
+        device = device_of(config)
+        dtype = dtype_of(config, device)
         if device.type == "cpu":
             torch.set_num_threads(config.trainer.threads or max(1, (os.cpu_count() or 2) - 1))
-        base = read_base_model(_model_directory(config))
+        base = read_base_model(model_directory(config))
         try:
             return cls(config, base, dtype, device)
         except torch.OutOfMemoryError as error:
@@ -66,7 +62,6 @@ class TrainEngine:
 
     def __init__(self, config: Config, base: BaseModel, dtype: torch.dtype, device: torch.device) -> None:
         settings = config.trainer
-        self._device = device
         self._layouts = RowLayouts(base.shape)
         self._max_rank = settings.max_rank
         linears = self._layouts.linears
@@ -75,8 +70,9 @@ class TrainEngine:
         floor = floor_of(device)
         unembed = next(linear for linear in linears if linear.kind == "unembed")
         chunk = max(settings.logits_chunk, floor)
-        self._head = OutputHead(self._backbone.output_weight, unembed, chunk, floor)
-        self.pass_tokens = settings.pass_tokens or _pass_tokens(device, self._backbone.parameters)
+        head = OutputHead(self._backbone.output_weight, unembed, chunk, floor)
+        self._passes = PassRunner(self._backbone, head, self._bank.memory)
+        self.pass_tokens = pass_tokens_of(config, device, self._backbone.parameters)
         self.slots = settings.slots
         self.details = ModelDetails(
             name=config.model.name or base.path.name,
@@ -109,16 +105,13 @@ class TrainEngine:
         checks.check_part(part, vocab=self.details.vocab_size, max_sequence=self.details.max_sequence_tokens)
         checked_settings(part.loss, part.loss_config)
 
+    @property
+    def bank(self) -> Bank:
+        """The rows, for whoever moves states."""
+        return self._bank
+
     def row(self, slot: int) -> Row:
-        """The row of the adapter in this slot, for whoever moves states."""
         return self._bank.row(slot)
-
-    def open(self, slot: int, lora: LoraSpec) -> Row:
-        """A row in a free slot. Its main weights are the caller's to fill, and to round (`Row`).
-
-        Raises torch.OutOfMemoryError.
-        """
-        return self._bank.open(slot, lora)
 
     def fresh(self, slot: int, lora: LoraSpec) -> None:
         """Begin an adapter in the slot: A from its seed, B zero, so it is the base model."""
@@ -145,11 +138,7 @@ class TrainEngine:
         bits, a run of a slot begins only when those begun before it end in this pass at the latest.
         Where memory runs out, they run one by one, from their first pieces: `left` may grow.
         """
-        assert all(run.left for run in runs), "each has a piece left"
-        self._attempt([run for run in runs if not run.alone])
-        for run in runs:
-            if run.alone and run.left:
-                self._attempt([run])
+        self._passes.run(runs)
 
     def abandon(self, run: PartRun) -> None:
         """Give up a run that has no outcome: its slot is as it was before."""
@@ -159,54 +148,33 @@ class TrainEngine:
         """Run checked parts to their ends, several in a pass where they fit; answers in order."""
         runs = [self.begin(part) for part in parts]
         while waiting := [run for run in runs if run.outcome is None]:
-            self.run(_fitting(waiting, self.pass_tokens))
+            self.run(fitting(waiting, self.pass_tokens))
         outcomes = [run.outcome for run in runs]
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _attempt(self, runs: Sequence[PartRun]) -> None:
-        if not runs:
-            return
-        try:
-            self._pass(runs)
-            return
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-        # What the pass held is free only once the exception is gone.
-        self._bank.memory.release()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        if len(runs) > 1:
-            for run in runs:
-                run.restart()
-            return
-        tokens = max(runs[0].pieces)
-        runs[0].fail(
-            InvalidData(
-                f"{tokens} positions do not fit on the device; send fewer, or lower trainer.pass_tokens"
-            )
-        )
-
-    def _pass(self, runs: Sequence[PartRun]) -> None:
-        ordered = sorted(runs, key=_layout_number)
-        results = run_members(self._backbone, self._head, [run.member() for run in ordered])
-        by_run = dict(zip(map(id, ordered), results, strict=True))
-        for run in runs:
-            run.ran(by_run[id(run)])
-
     def optim_steps(self, steps: Sequence[tuple[int, AdamParams]]) -> list[StepOutcome | LoractlError]:
         """One step of each of several slots; what fails is answered with its error and changed nothing."""
-        outcomes: list[StepOutcome | LoractlError] = []
-        for slot, params in steps:
-            try:
-                outcomes.append(self.optim_step(slot, params))
-            except LoractlError as error:
-                outcomes.append(error)
-        return outcomes
+        return [self._step(slot, params) for slot, params in steps]
 
     def optim_step(self, slot: int, params: AdamParams) -> StepOutcome:
-        """Raises InvalidRequest, NotFinite: nothing changed."""
-        return adam_step(self._bank.row(slot), params)
+        """Raises InvalidRequest, NotFinite, OutOfSlots: nothing changed."""
+        outcome = self._step(slot, params)
+        if isinstance(outcome, LoractlError):
+            raise outcome
+        return outcome
+
+    def _step(self, slot: int, params: AdamParams) -> StepOutcome | LoractlError:
+        outcomes: list[StepOutcome] = []
+        try:
+            if fits(self._bank.memory, lambda: outcomes.append(adam_step(self._bank.row(slot), params))):
+                return outcomes[0]
+        except LoractlError as error:
+            return error
+        return OutOfSlots("the device has no room for the optimizer's moments; lower trainer.slots")
+
+    def measure(self) -> Costs:
+        """What passes and copies cost here, measured now (see `measuring`). Changes nothing."""
+        return measure(self._passes, self._bank, max_sequence_tokens=self.details.max_sequence_tokens)
 
     def score(self, slot: int, tokens: Sequence[int] | Ints) -> Floats:
         """log p(t_i | t_<i) for i >= 1, one fewer than the tokens.
@@ -273,51 +241,3 @@ class TrainEngine:
     def state_from_peft(self, config_json: str, safetensors: bytes, lora: LoraSpec) -> HostState:
         """Raises CheckpointMismatch, with what differs in words."""
         return read_peft(self._layouts.of(lora), lora, config_json, safetensors)
-
-
-def _fitting(runs: Sequence[PartRun], tokens: int) -> list[PartRun]:
-    """The first, and what follows while its next pieces fit beside it."""
-    chosen: list[PartRun] = []
-    for run in runs:
-        piece = run.pieces[-run.left]
-        if chosen and piece > tokens:
-            break
-        chosen.append(run)
-        tokens -= piece
-    return chosen
-
-
-def _layout_number(run: PartRun) -> int:
-    return run.layout_number
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    # torch has a class for the device's memory only; on a CPU the message is all there is.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _pass_tokens(device: torch.device, parameters: int) -> int:
-    if device.type == "cuda":
-        return _CUDA_PASS_TOKENS
-    return _CPU_PASS_TOKENS if parameters < _SMALL_MODEL_PARAMETERS else _CPU_PASS_TOKENS_OF_LARGER
-
-
-def _model_directory(config: Config) -> Path:
-    given = config.model.path or config.model.name
-    if not given or not Path(given).is_dir():
-        raise InvalidConfig(f"{given!r} is no directory: set model.path to a Hugging Face model directory")
-    return Path(given).absolute()
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InvalidConfig("model.device is cuda, but torch finds no CUDA device here")
-    return torch.device(wanted)
-
-
-def _dtype(wanted: str, device: torch.device) -> torch.dtype:
-    if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cuda" else "float32"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]

@@ -117,12 +117,14 @@ class _Block:
     def _a(self, rows_GN: Tensor, site: Site) -> Tensor:
         """[G, s, I], strided over the rows."""
         size = len(site.linear.projections) * self.layout.rank * site.linear.inputs
-        return rows_GN[:, site.a_offset : site.a_offset + size].unflatten(1, (-1, site.linear.inputs))
+        part = rows_GN[:, site.a_offset : site.a_offset + size]
+        return part.view(len(part), -1, site.linear.inputs)
 
     def _b(self, rows_GN: Tensor, site: Site, index: int) -> Tensor:
         """[G, O, R], strided over the rows."""
         offset, size = site.b_offsets[index], site.linear.projections[index].outputs * self.layout.rank
-        return rows_GN[:, offset : offset + size].unflatten(1, (-1, self.layout.rank))
+        part = rows_GN[:, offset : offset + size]
+        return part.view(len(part), -1, self.layout.rank)
 
 
 def _layout_of(segment: LoraSegment) -> RowLayout:

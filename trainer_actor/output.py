@@ -214,7 +214,7 @@ class _Chunks:
         # Here logits become, in their own memory, the loss's gradient in them:
         # d log p_t / d logits = onehot(t) - softmax(logits).
         dlogits_DV = logits_CV.sub_(normalizer_C1).exp_().mul_(-sums_D1)
-        parts = dlogits_DV.split([len(each) for each in kept])
+        parts = torch.split(dlogits_DV, [len(each) for each in kept])
         for chunk, each, dlogits_dV, slopes_dK in zip(self._chunks, kept, parts, kept_slopes, strict=True):
             dlogits_dV.scatter_add_(1, _columns(chunk.run.targets_t[chunk.rows])[each], slopes_dK)
         dlogits_DV = dlogits_DV.to(dhidden_PH.dtype)
@@ -226,7 +226,7 @@ class _Chunks:
         """Gather the gradients of those on the unembedding, and add what they do to that of hidden."""
         sizes = [len(each) for each in kept]
         for chunk, each, dlogits_dV, dhidden_dH in zip(
-            self._chunks, kept, dlogits_DV.split(sizes), dhidden_DH.split(sizes), strict=True
+            self._chunks, kept, torch.split(dlogits_DV, sizes), torch.split(dhidden_DH, sizes), strict=True
         ):
             adapter = chunk.adapter(self._head.linear)
             if adapter is None or not len(each):
