@@ -133,7 +133,8 @@ class Registry:
 
     def _drop(self, record: AdapterRecord) -> None:
         named = self._named[record.tenant]
-        del named[record.name]
+        if named.get(record.name) == record.adapter:
+            del named[record.name]
         if not named:
             del self._named[record.tenant]
 
