@@ -43,6 +43,7 @@ from .adapters import Adapter, Adapters
 from .batches import Batches
 from .boundary import Boundary
 from .desk import Desk
+from .disk_jobs import LOOK_S, DiskJobs
 from .engine import TrainEngine
 from .fingerprint import fingerprint
 from .lanes import Answer, Lanes
@@ -85,6 +86,7 @@ class TrainerActor:
             accounts=accounts,
             waits_for=self._waits_for,
         )
+        self._jobs = DiskJobs()
         self._turns = Turns(
             lanes=self._lanes,
             schedule=self._schedule,
@@ -92,6 +94,7 @@ class TrainerActor:
             batches=self._batches,
             operations=Operations(config, engine, adapters),
             accounts=accounts,
+            jobs=self._jobs,
             boundary=self._boundary,
             answer=self._send,
             alive=link.turn,
@@ -127,13 +130,16 @@ class TrainerActor:
 
     def _run_next(self, now: float) -> float:
         """Run the next turn, if there is one. Returns for how many seconds there is nothing to do then."""
-        decision = self._schedule.next_turn(self._adapters.residents.room(), now)
+        self._turns.settle()
+        room, disk_is_free = self._adapters.residents.room(), self._jobs.under_way is None
+        decision = self._schedule.next_turn(room, now, disk_is_free=disk_is_free)
         if isinstance(decision, Turn):
             self._turns.run(decision)
             return 0.0
         self._adapters.sink_idle(now)
         dues = (self._lanes.next_expiry(), self._desk.next_due(), decision.until if decision else None)
-        return min(_IDLE_S, *(max(due - now, 0.0) for due in dues if due is not None), _IDLE_S)
+        idle_s = _IDLE_S if disk_is_free else LOOK_S
+        return min(idle_s, *(max(due - now, 0.0) for due in dues if due is not None), idle_s)
 
     def _waits_for(self, adapter: AdapterId) -> str:
         return self._notices.of(adapter, time.monotonic())
@@ -149,7 +155,10 @@ class TrainerActor:
                     self._reply(envelope, self._parting())
                 case CreateAdapter() | ListAdapters() | DescribeModel() | Echo():
                     self._handle(envelope, (), partial(self._control, envelope))
-                case OpenLane() | DeleteCheckpoint() as request:
+                case OpenLane() as request:
+                    self._handle(envelope, [request.adapter], partial(self._control, envelope))
+                case DeleteCheckpoint() as request:
+                    self._turns.settle_of(request.adapter)
                     self._handle(envelope, [request.adapter], partial(self._control, envelope))
                 case DeleteAdapter() | UnloadAdapter() as request:
                     self._handle(envelope, [request.adapter], partial(self._let_go, envelope, request))
@@ -172,6 +181,7 @@ class TrainerActor:
 
     def _let_go(self, envelope: Envelope, request: DeleteAdapter | UnloadAdapter) -> None:
         adapter = self._adapters.owned(envelope.tenant, request.adapter).id
+        self._turns.settle_of(adapter)
         self._batches.abandon(adapter)
         for queued in self._lanes.queues.of(adapter):
             queued.ran = 0  # should the adapter stay after all, it begins anew
@@ -206,6 +216,8 @@ class TrainerActor:
 
     def _leave(self) -> None:
         """Answer all that waits, then save. Whoever sends on is answered until the link closes."""
+        self._turns.settle(wait=True)
+        self._jobs.close()
         self._send([*self._lanes.close_all(self._parting()), *self._desk.close(self._parting())])
         self._take_in(self._link.receive(0.0))
         for adapter in self._adapters.all():

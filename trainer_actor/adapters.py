@@ -164,8 +164,14 @@ class Adapters:
 
     def save(self, adapter: Adapter, name: str, state: HostState) -> CheckpointRecord:
         """Write a state of the adapter as a checkpoint. Raises StorageFailed."""
+        record = self.write_checkpoint(adapter, name, state)
+        adapter.checkpoint_step = record.step
+        return record
+
+    def write_checkpoint(self, adapter: Adapter, name: str, state: HostState) -> CheckpointRecord:
+        """The same, but nobody is told: it touches files only, so any thread may do it."""
         tensors, metadata = self._engine.checkpoint_tensors(state)
-        record = self.checkpoints.save(
+        return self.checkpoints.save(
             adapter.id,
             name,
             tensors,
@@ -174,8 +180,6 @@ class Adapters:
             lora=adapter.lora,
             base=adapter.record.base,
         )
-        adapter.checkpoint_step = record.step
-        return record
 
     def save_unsaved(self, adapter: Adapter) -> None:
         """Keep what a restart would lose, under a name that no client can use. Raises StorageFailed."""

@@ -4,9 +4,13 @@ Every operation is all or nothing: what it raises leaves the adapter as it was. 
 others', forward_backward and optim_step, is `batches`; who may run when is left to `lanes` and `schedule`.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import assert_never
 
 import numpy as np
+from torch import Tensor
 
 from ..bus.config import Config
 from ..bus.errors import InvalidRequest
@@ -31,7 +35,8 @@ from ..bus.messages import (
 )
 from .adapters import Adapter, Adapters
 from .bank import HostState
-from .checkpoints import AUTOMATIC, check_fits
+from .checkpoints import AUTOMATIC, CheckpointRecord, check_fits
+from .disk_jobs import Later
 from .engine import TrainEngine
 from .publishing import probe_sequence
 from .queues import Operation
@@ -48,8 +53,8 @@ class Operations:
         self._adapters = adapters
         self._residents = adapters.residents
 
-    def run(self, tenant: TenantId, operation: Operation) -> Message:
-        """Carry out one operation and return its reply.
+    def run(self, tenant: TenantId, operation: Operation) -> Message | Later:
+        """Carry out one operation and return its reply; or what is left of it to the disk.
 
         Raises:
             LoractlError: the operation changed nothing.
@@ -64,8 +69,7 @@ class Operations:
             case LoadVersion():
                 return self._load_version(adapter, operation)
             case ImportWeights():
-                data = operation.safetensors.tobytes()
-                return self._import(adapter, operation.config_json, data, operation.lane)
+                return self._import(adapter, operation)
             case ExportWeights():
                 return self._export(adapter)
             case PublishAdapter():
@@ -78,10 +82,19 @@ class Operations:
             case _:
                 assert_never(operation)
 
-    def _save(self, adapter: Adapter, operation: SaveCheckpoint) -> CheckpointSaved:
+    def _save(self, adapter: Adapter, operation: SaveCheckpoint) -> Later:
         self._adapters.checkpoints.check_new(adapter.id, operation.name, overwrite=operation.overwrite)
-        state = self._residents.state(adapter.id)
-        record = self._adapters.save(adapter, operation.name, state)
+        # A copy of its own: what holds the state now may move while the disk is written.
+        state = _copy(self._residents.state(adapter.id))
+
+        def write() -> Callable[[], Message]:
+            record = self._adapters.write_checkpoint(adapter, operation.name, state)
+            return partial(self._saved, adapter, record)
+
+        return Later(write)
+
+    def _saved(self, adapter: Adapter, record: CheckpointRecord) -> CheckpointSaved:
+        adapter.checkpoint_step = record.step
         adapter.happened(Event.SAVED)
         return CheckpointSaved(
             adapter=adapter.id,
@@ -91,35 +104,59 @@ class Operations:
             size_bytes=record.size_bytes,
         )
 
-    def _load(self, adapter: Adapter, operation: LoadCheckpoint) -> StateLoaded:
+    def _load(self, adapter: Adapter, operation: LoadCheckpoint) -> Later:
         adapter.window.check_replaceable(operation.lane)
         source = self._source(adapter, operation)
         record = self._adapters.checkpoints.find(source.id, operation.name)
         check_fits(record, adapter.lora, adapter.record.base)
-        tensors, metadata = self._adapters.checkpoints.load(record)
-        state = self._engine.state_from_checkpoint(
-            tensors, metadata, adapter.lora, with_optimizer=operation.with_optimizer
-        )
-        return self._replace(adapter, state, operation.lane)
 
-    def _load_version(self, adapter: Adapter, operation: LoadVersion) -> StateLoaded:
+        def read() -> HostState:
+            tensors, metadata = self._adapters.checkpoints.load(record)
+            return self._engine.state_from_checkpoint(
+                tensors, metadata, adapter.lora, with_optimizer=operation.with_optimizer
+            )
+
+        return self._replace(adapter, read, operation.lane)
+
+    def _load_version(self, adapter: Adapter, operation: LoadVersion) -> Later:
+        adapter.window.check_replaceable(operation.lane)
         source = self._source(adapter, operation)
-        files = self._adapters.versions.files(source.id, operation.version)
-        return self._import(adapter, *files, operation.lane)
+        record = self._adapters.versions.find(source.id, operation.version)
+
+        def read() -> HostState:
+            config_json, safetensors = self._adapters.versions.files(record)
+            return self._engine.state_from_peft(config_json, safetensors, adapter.lora)
+
+        return self._replace(adapter, read, operation.lane)
 
     def _source(self, adapter: Adapter, operation: LoadCheckpoint | LoadVersion) -> Adapter:
         """Raises AdapterNotFound: it is not there, or not of whom the operation says."""
         return self._adapters.owned(operation.source_owner or adapter.record.tenant, operation.source)
 
-    def _import(self, adapter: Adapter, config_json: str, safetensors: bytes, lane: LaneId) -> StateLoaded:
-        adapter.window.check_replaceable(lane)
-        state = self._engine.state_from_peft(config_json, safetensors, adapter.lora)
-        return self._replace(adapter, state, lane)
+    def _import(self, adapter: Adapter, operation: ImportWeights) -> Later:
+        adapter.window.check_replaceable(operation.lane)
+        data = operation.safetensors.tobytes()
 
-    def _replace(self, adapter: Adapter, state: HostState, lane: LaneId) -> StateLoaded:
+        def read() -> HostState:
+            return self._engine.state_from_peft(operation.config_json, data, adapter.lora)
+
+        return self._replace(adapter, read, operation.lane)
+
+    def _replace(self, adapter: Adapter, read: Callable[[], HostState], lane: LaneId) -> Later:
         """Give the adapter another state, on disk first: a restart would else lose where it began."""
-        self._adapters.save(adapter, AUTOMATIC, state)
+
+        def write() -> Callable[[], Message]:
+            state = read()
+            record = self._adapters.write_checkpoint(adapter, AUTOMATIC, state)
+            return partial(self._replaced, adapter, state, record, lane)
+
+        return Later(write)
+
+    def _replaced(
+        self, adapter: Adapter, state: HostState, record: CheckpointRecord, lane: LaneId
+    ) -> StateLoaded:
         self._residents.replace(adapter.id, state)
+        adapter.checkpoint_step = record.step
         event = Event.REPLACED_MIDWAY if state.gradients is not None else Event.REPLACED
         adapter.happened(event, step=state.step, lane=lane)
         adapter.happened(Event.SAVED)
@@ -139,7 +176,7 @@ class Operations:
             step=adapter.window.step,
         )
 
-    def _publish(self, adapter: Adapter, *, held: bool) -> VersionWritten:
+    def _publish(self, adapter: Adapter, *, held: bool) -> Later:
         """Everything that can fail comes before the number, except the disk: numbers may be skipped."""
         slot = self._residents.place(adapter.id)
         config_json, safetensors, modules = self._engine.peft_files(slot)
@@ -158,6 +195,27 @@ class Operations:
             probe_logprobs=tuple(float(value) for value in logprobs),
             held=held,
         )
-        whole = self._adapters.versions.write(record, config_json, safetensors)
+
+        def write() -> Callable[[], Message]:
+            whole = self._adapters.versions.write(record, config_json, safetensors)
+            return partial(self._published, adapter, whole)
+
+        return Later(write)
+
+    def _published(self, adapter: Adapter, whole: VersionRecord) -> VersionWritten:
+        self._adapters.versions.add(whole)
         adapter.happened(Event.PUBLISHED)
         return VersionWritten(record=whole)
+
+
+def _copy(state: HostState) -> HostState:
+    def copied(piece_N: Tensor | None) -> Tensor | None:
+        return None if piece_N is None else piece_N.clone()
+
+    return replace(
+        state,
+        main=state.main.clone(),
+        gradients=copied(state.gradients),
+        exp_avg=copied(state.exp_avg),
+        exp_avg_sq=copied(state.exp_avg_sq),
+    )

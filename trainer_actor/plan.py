@@ -81,13 +81,15 @@ def is_light(operation: Operation) -> bool:
 
 @dataclass(slots=True)
 class Plan:
-    """Builds one turn. begun: adapters with an operation some of whose pieces have run; they are pinned."""
+    """Builds one turn. begun: adapters with an operation some of whose pieces have run; they are pinned.
+    disk_is_free: an operation that is neither light nor a pass may run."""
 
     device: Room
     costs: Costs
     pass_tokens: int
     fuse: bool
     begun: frozenset[AdapterId]
+    disk_is_free: bool = True
     _members: dict[AdapterId, int] = field(default_factory=dict)
     _late: list[Share] = field(default_factory=list)
     _long: set[AdapterId] = field(default_factory=set)
@@ -104,7 +106,8 @@ class Plan:
             return Turn(steps)
         if not leader.pieces:
             self._brought(leader)
-            return Turn(steps, tuple(self._late), (), leader.adapter if leader.heavy else None)
+            single = leader.adapter if leader.heavy is not None and self.disk_is_free else None
+            return Turn(steps, tuple(self._late), (), single)
         self._join(leader)
         if self.fuse:
             self._fill(lying, eligible)
@@ -113,6 +116,8 @@ class Plan:
 
     def placeable(self, each: Candidate) -> bool:
         """Whether it can run now: pinned adapters stay, and not all slots may be theirs."""
+        if not (each.steps or each.pieces or self.disk_is_free):
+            return False
         if each.adapter in self.begun:
             return True
         pinned = [other for other in self.begun if other not in self._members]

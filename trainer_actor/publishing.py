@@ -46,7 +46,8 @@ class Versions:
         return max(self._records.get(adapter, ()), default=0)
 
     def write(self, record: VersionRecord, config_json: str, safetensors: bytes) -> VersionRecord:
-        """Write a version; the record returned has its directory and digest filled in.
+        """Write a version; the record returned has its directory and digest filled in. It is known once
+        it is added. Touches nothing but files.
 
         Raises:
             StorageFailed: no space, or the disk refused. Nothing is there then.
@@ -63,20 +64,27 @@ class Versions:
             (aside / PEFT_CONFIG).write_text(config_json, encoding="utf-8")
             (aside / PEFT_WEIGHTS).write_bytes(safetensors)
             (aside / _DESCRIPTION).write_bytes(msgspec.json.encode(whole))
-        self._records.setdefault(record.adapter, {})[record.number] = whole
         return whole
 
-    def files(self, adapter: AdapterId, number: int) -> tuple[str, bytes]:
-        """What `write` was given: adapter_config.json and adapter_model.safetensors.
+    def add(self, record: VersionRecord) -> None:
+        """What `write` wrote is a version from now on."""
+        self._records.setdefault(record.adapter, {})[record.number] = record
 
-        Raises:
-            VersionNotFound
-            CheckpointMismatch: the files are not those that were written.
-        """
+    def find(self, adapter: AdapterId, number: int) -> VersionRecord:
+        """Raises VersionNotFound."""
         record = self._records.get(adapter, {}).get(number)
         if record is None:
             raise VersionNotFound(f"version {number} of this adapter does not exist or was retired")
-        directory = self._layout.version(adapter, number)
+        return record
+
+    def files(self, record: VersionRecord) -> tuple[str, bytes]:
+        """What `write` was given: adapter_config.json and adapter_model.safetensors.
+
+        Raises:
+            CheckpointMismatch: the files are not those that were written.
+        """
+        number = record.number
+        directory = self._layout.version(record.adapter, number)
         try:
             config_json = (directory / PEFT_CONFIG).read_text(encoding="utf-8")
             safetensors = (directory / PEFT_WEIGHTS).read_bytes()

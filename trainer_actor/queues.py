@@ -68,6 +68,7 @@ class Queues:
         self._ready: dict[TenantId, dict[AdapterId, deque[Queued]]] = {}
         self._tenants: dict[AdapterId, TenantId] = {}
         self._woken: list[TenantId] = []
+        self._aside: dict[AdapterId, deque[Queued]] = {}
 
     def __contains__(self, adapter: AdapterId) -> bool:
         return adapter in self._tenants
@@ -100,11 +101,28 @@ class Queues:
         if isinstance(operation, ForwardBackward):
             queued.pieces = pieces(operation.lengths, self.pass_tokens)
             self.tokens += sum(queued.pieces)
-        tenant = self._tenants.setdefault(operation.adapter, queued.tenant)
+        if (aside := self._aside.get(operation.adapter)) is not None:
+            aside.append(queued)
+        else:
+            self._queue(operation.adapter, queued.tenant).append(queued)
+
+    def set_aside(self, adapter: AdapterId) -> None:
+        """Its first operation runs elsewhere: until `restore`, nothing of the adapter may run."""
+        tenant = self._tenants.pop(adapter)
+        self._aside[adapter] = self._ready[tenant].pop(adapter)
+        self._tidy(tenant)
+
+    def restore(self, adapter: AdapterId) -> None:
+        """Unless it was closed in between."""
+        if (aside := self._aside.pop(adapter, None)) is not None:
+            self._queue(adapter, aside[0].tenant).extend(aside)
+
+    def _queue(self, adapter: AdapterId, tenant: TenantId) -> deque[Queued]:
+        self._tenants.setdefault(adapter, tenant)
         if tenant not in self._ready:
             self._ready[tenant] = {}
             self._woken.append(tenant)
-        self._ready[tenant].setdefault(operation.adapter, deque()).append(queued)
+        return self._ready[tenant].setdefault(adapter, deque())
 
     def remove(self, queued: Queued) -> None:
         """The first operation of an adapter has ended."""
@@ -124,11 +142,15 @@ class Queues:
 
     def close(self, adapter: AdapterId) -> None:
         """Forget what waits of an adapter."""
+        queue = self._aside.pop(adapter, None)
         if (tenant := self._tenants.pop(adapter, None)) is not None:
             queue = self._ready[tenant].pop(adapter)
-            self.tokens -= sum(sum(queued.pieces) for queued in queue)
-            if not self._ready[tenant]:
-                del self._ready[tenant]
+            self._tidy(tenant)
+        self.tokens -= sum(sum(queued.pieces) for queued in queue or ())
+
+    def _tidy(self, tenant: TenantId) -> None:
+        if not self._ready[tenant]:
+            del self._ready[tenant]
 
 
 def pieces(lengths: Ints, budget: int) -> tuple[int, ...]:

@@ -50,13 +50,13 @@ class Schedule:
         self._answered: dict[AdapterId, float] = {}
         self._held_since: float | None = None
 
-    def next_turn(self, device: Room, now: float) -> Turn | Wait | None:
-        """What to do now; None: there is nothing to do."""
+    def next_turn(self, device: Room, now: float, *, disk_is_free: bool = True) -> Turn | Wait | None:
+        """What to do now; None: there is nothing to do. disk_is_free: no disk job is under way."""
         for tenant in self._queues.woken():
             self._fair.enter(tenant)
         if (holder := self.lease.held(now)) is not None:
-            return self._turn_of(holder, device) or Wait(self.lease.until)
-        turn = self._turn(device)
+            return self._turn_of(holder, device, disk_is_free) or Wait(self.lease.until)
+        turn = self._turn(device, disk_is_free)
         if turn is None or not turn.members or turn.tokens >= self._pass_tokens:
             return turn
         until = self._better_at(now)
@@ -87,31 +87,33 @@ class Schedule:
         self.lease.gone(adapter)
         self._answered.pop(adapter, None)
 
-    def _turn(self, device: Room) -> Turn | None:
+    def _turn(self, device: Room, disk_is_free: bool) -> Turn | None:
         lying = self._lying(device)
         begun = device.pinned
         if self.lease.exclusive and begun:
-            return self._turn_of(next(iter(begun)), device)
+            return self._turn_of(next(iter(begun)), device, disk_is_free)
         candidates = self._candidates()
-        plan = Plan(device, self._costs, self._pass_tokens, self._fuse, begun)
+        plan = Plan(device, self._costs, self._pass_tokens, self._fuse, begun, disk_is_free)
         leader = next(filter(plan.placeable, candidates), None)
         if leader is None:  # what has begun can always go on
             leader = next((each for each in lying if each.adapter in begun), None)
         if leader is None:
             return None
         if self.lease.exclusive:
-            return self._turn_of(leader.adapter, device)
+            return self._turn_of(leader.adapter, device, disk_is_free)
         others = [each for each in lying if each.adapter != leader.adapter]
         eligible = [each for each in candidates if each.adapter != leader.adapter and self._may_take(each)]
         return plan.turn(leader, others, eligible)
 
-    def _turn_of(self, adapter: AdapterId, device: Room) -> Turn | None:
+    def _turn_of(self, adapter: AdapterId, device: Room, disk_is_free: bool) -> Turn | None:
         """A turn of this adapter alone, up to where its window may close; None if nothing is ready."""
         queue = self._queues.of(adapter)
         if not queue:
             return None
-        plan = Plan(device, self._costs, self._pass_tokens, fuse=False, begun=frozenset())
+        plan = Plan(device, self._costs, self._pass_tokens, False, frozenset(), disk_is_free)
         alone = candidate(adapter, queue)
+        if not plan.placeable(alone):
+            return None
         return plan.turn(replace(alone, heavy=None, pieces=()) if alone.steps else alone, [], [])
 
     def _may_take(self, each: Candidate) -> bool:

@@ -17,6 +17,7 @@ from .accounts import Accounts, PassShare
 from .adapters import Adapters
 from .batches import Batches
 from .boundary import Boundary
+from .disk_jobs import DiskJobs, Later
 from .lanes import Answer, Lanes
 from .operations import Operations
 from .plan import Share, Turn
@@ -36,6 +37,7 @@ class Turns:
         batches: Batches,
         operations: Operations,
         accounts: Accounts,
+        jobs: DiskJobs,
         boundary: Boundary,
         answer: Callable[[Sequence[Answer]], None],
         alive: Callable[[], None],
@@ -47,6 +49,7 @@ class Turns:
         self._batches = batches
         self._operations = operations
         self._accounts = accounts
+        self._jobs = jobs
         self._boundary = boundary
         self._answer = answer
         self._alive = alive
@@ -62,6 +65,21 @@ class Turns:
         elif turn.single is not None:
             self._run_single(turn.single)
         self._charge_moves()
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Answer the operation whose disk job has ended; with `wait` the one under way, when it ends."""
+        job = self._jobs.take_done(wait=wait)
+        if job is None:
+            return
+        settled = self._boundary.outcome(job.queued.askers[0], [job.adapter], job.outcome)
+        assert settled is not None
+        self._lanes.queues.restore(job.adapter)
+        self._finish(job.queued, settled)
+
+    def settle_of(self, adapter: AdapterId) -> None:
+        """Wait until no disk job of the adapter is under way."""
+        if self._jobs.under_way is not None and self._jobs.under_way.adapter == adapter:
+            self.settle(wait=True)
 
     def _run_steps(self, shares: Sequence[Share]) -> None:
         """Light operations, the first of each adapter as one batch, then the second of each, and so on."""
@@ -145,11 +163,22 @@ class Turns:
         if self._boundary.broken:
             return  # what is left is answered with everything else that waits
         operation = queued.operation
-        work = partial(self._operations.run, queued.tenant, operation)
+        laters: list[Later] = []
+
+        def work() -> Message | None:
+            outcome = self._operations.run(queued.tenant, operation)
+            if isinstance(outcome, Later):
+                laters.append(outcome)
+                return None
+            return outcome
+
         ms, outcome = self._timed(queued, [operation.adapter], work)
-        assert outcome is not None
         self._schedule.charge(self._accounts.did(operation.adapter, queued.tenant, ms))
-        self._finish(queued, outcome)
+        if outcome is not None:
+            self._finish(queued, outcome)
+        for later in laters:
+            self._lanes.queues.set_aside(operation.adapter)
+            self._jobs.submit(queued, later)
         self._alive()
 
     def _timed(

@@ -36,6 +36,12 @@ def record(number: int, adapter: AdapterId = A) -> VersionRecord:
     )
 
 
+def publish(versions: Versions, version: VersionRecord, config_json: str, weights: bytes) -> VersionRecord:
+    whole = versions.write(version, config_json, weights)
+    versions.add(whole)
+    return whole
+
+
 def test_a_version_lies_whole_in_its_directory(layout: StateLayout) -> None:
     written = Versions(layout).write(record(1), "{}", b"weights")
 
@@ -51,7 +57,7 @@ def test_a_version_lies_whole_in_its_directory(layout: StateLayout) -> None:
 
 def test_a_restart_finds_what_was_published(layout: StateLayout) -> None:
     versions = Versions(layout)
-    written = [versions.write(record(number), "{}", b"w%d" % number) for number in (1, 2)]
+    written = [publish(versions, record(number), "{}", b"w%d" % number) for number in (1, 2)]
 
     again = Versions(layout)
     again.scan([A], [A])
@@ -63,8 +69,8 @@ def test_a_restart_finds_what_was_published(layout: StateLayout) -> None:
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors", "version.json"])
 def test_a_version_that_is_not_whole_is_ignored(layout: StateLayout, file: str) -> None:
     versions = Versions(layout)
-    kept = versions.write(record(1), "{}", b"one")
-    broken = versions.write(record(2), "{}", b"two")
+    kept = publish(versions, record(1), "{}", b"one")
+    broken = publish(versions, record(2), "{}", b"two")
     (Path(broken.directory) / file).unlink()
 
     versions.scan([A], [A])
@@ -74,7 +80,7 @@ def test_a_version_that_is_not_whole_is_ignored(layout: StateLayout, file: str) 
 
 def test_changed_weights_are_ignored(layout: StateLayout) -> None:
     versions = Versions(layout)
-    written = versions.write(record(1), "{}", b"one")
+    written = publish(versions, record(1), "{}", b"one")
     (Path(written.directory) / "adapter_model.safetensors").write_bytes(b"two")
 
     versions.scan([A], [A])
@@ -84,7 +90,7 @@ def test_changed_weights_are_ignored(layout: StateLayout) -> None:
 
 def test_foreign_and_half_written_directories_are_ignored(layout: StateLayout) -> None:
     versions = Versions(layout)
-    kept = versions.write(record(1), "{}", b"one")
+    kept = publish(versions, record(1), "{}", b"one")
     home = layout.versions / A
     (home / "step_latest").mkdir()
     (home / ".aside-0011").mkdir()
@@ -102,8 +108,8 @@ def test_versions_that_a_deletion_left_are_removed_and_those_of_another_base_sta
     layout: StateLayout,
 ) -> None:
     versions = Versions(layout)
-    versions.write(record(1), "{}", b"one")
-    versions.write(record(1, B), "{}", b"one")
+    publish(versions, record(1), "{}", b"one")
+    publish(versions, record(1, B), "{}", b"one")
 
     versions.scan([], [B])
 
@@ -114,8 +120,8 @@ def test_versions_that_a_deletion_left_are_removed_and_those_of_another_base_sta
 
 def test_dropping_deletes_one_version_and_dropping_again_is_fine(layout: StateLayout) -> None:
     versions = Versions(layout)
-    versions.write(record(1), "{}", b"one")
-    kept = versions.write(record(2), "{}", b"two")
+    publish(versions, record(1), "{}", b"one")
+    kept = publish(versions, record(2), "{}", b"two")
 
     versions.drop(A, 1)
     versions.drop(A, 1)
@@ -128,22 +134,22 @@ def test_dropping_deletes_one_version_and_dropping_again_is_fine(layout: StateLa
 
 def test_files_are_read_as_they_were_written(layout: StateLayout) -> None:
     versions = Versions(layout)
-    versions.write(record(1), '{"r": 4}', b"weights")
+    publish(versions, record(1), '{"r": 4}', b"weights")
 
-    assert versions.files(A, 1) == ('{"r": 4}', b"weights")
+    assert versions.files(versions.find(A, 1)) == ('{"r": 4}', b"weights")
     for adapter, number in ((A, 2), (B, 1)):
         with pytest.raises(VersionNotFound):
-            versions.files(adapter, number)
+            versions.find(adapter, number)
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
 def test_files_that_were_damaged_since_are_not_read(layout: StateLayout, file: str) -> None:
     versions = Versions(layout)
-    directory = Path(versions.write(record(1), "{}", b"weights").directory)
+    directory = Path(publish(versions, record(1), "{}", b"weights").directory)
     (directory / file).write_bytes(b"\xff")
 
     with pytest.raises(CheckpointMismatch, match="version 1"):
-        versions.files(A, 1)
+        versions.files(versions.find(A, 1))
 
 
 @pytest.mark.parametrize("held", [True, False])
