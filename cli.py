@@ -185,7 +185,7 @@ def adapters() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @placed
 def list_(place: Place, as_json: bool) -> int:
-    """List all adapters."""
+    """List all adapters, and what they took of the trainer together."""
     return commands.list_adapters(place.config(), as_json=as_json)
 
 
@@ -194,7 +194,7 @@ def list_(place: Place, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @placed
 def show(place: Place, name: str, as_json: bool) -> int:
-    """Show an adapter and its versions."""
+    """Show an adapter: its versions, what it waits for, where it lies, what it took of the trainer."""
     return commands.show_adapter(place.config(), name, as_json=as_json)
 
 

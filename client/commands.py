@@ -99,11 +99,12 @@ def _standard_input() -> str:
 
 def list_adapters(config: Config, *, as_json: bool) -> int:
     with _service(config) as service:
-        found = service.adapters()
+        listed = service.listed()
     if as_json:
-        show_json(data_console(), screens.plain_data(found))
-    elif found:
-        screens.show_adapters(data_console(), found)
+        show_json(data_console(), screens.plain_data(listed.adapters))
+    elif listed.adapters:
+        screens.show_adapters(data_console(), listed.adapters)
+        talk_console().print(screens.usage_line(listed.usage))
     else:
         talk_console().print(screens.NO_ADAPTERS)
     return 0

@@ -7,10 +7,11 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from ..bus.messages import ActorStatus, AdapterDetails, DaemonStatus, Receipt, VersionRecord
-from .terminal import count_text, duration_text, show_facts, show_table, size_text
+from ..bus.messages import ActorStatus, AdapterDetails, DaemonStatus, Receipt, Usage, VersionRecord
+from .terminal import count_text, counted, duration_text, show_facts, show_table, size_text
 
 NO_ADAPTERS = "no adapters yet: make one with `loractl train DATA.jsonl --adapter NAME`"
+_PLACES = {"device": "on the device", "host": "in host memory", "disk": "on disk"}
 _PHASE_STYLES = {"ready": "green", "failed": "bold red"}
 
 
@@ -54,7 +55,7 @@ def _actor_row(actor: ActorStatus) -> tuple[str | Text, ...]:
 
 
 def show_adapters(console: Console, adapters: Sequence[AdapterDetails]) -> None:
-    columns = ("ADAPTER", "RANK", "ALPHA", "STEP", "SAVED", "VERSION", "PARAMETERS", "SERVED BY")
+    columns = ("ADAPTER", "RANK", "STEP", "SAVED", "VERSION", "PHASE", "PLACE", "PARAMS", "SERVED BY")
     show_table(console, columns, [_adapter_row(a) for a in adapters])
 
 
@@ -62,10 +63,11 @@ def _adapter_row(a: AdapterDetails) -> tuple[str, ...]:
     return (
         a.name,
         str(a.lora.rank),
-        f"{a.lora.alpha:g}",
         str(a.step),
         _saved(a),
         str(a.version) if a.version else "-",
+        a.phase,
+        a.place,
         count_text(a.parameters),
         a.served_by.partition(":")[0] or "-",  # why that engine, `adapters show` says
     )
@@ -82,8 +84,14 @@ def show_adapter(console: Console, a: AdapterDetails, versions: Sequence[Version
             "rank, alpha": f"{a.lora.rank}, {a.lora.alpha:g}",
             "trains": ", ".join(trained),
             "seed": str(a.lora.seed),
-            "step": f"{a.step}, saved at {_saved(a)}",
-            "parameters": f"{count_text(a.parameters)} ({size_text(a.state_bytes)} with optimizer)",
+            "step": f"{a.step}, saved at {_saved(a)}"
+            + ("; gradients wait for the next one" if a.open_window else ""),
+            "phase": a.phase + (f", {counted(a.queued, 'operation')} under way" if a.queued else ""),
+            **({"waits for": a.waits_for} if a.waits_for else {}),
+            "parameters": count_text(a.parameters),
+            "state": f"{_PLACES[a.place]}; takes {size_text(a.row_bytes)} on the device, at most "
+            f"{size_text(a.state_bytes)} elsewhere",
+            **usage_facts(a.usage),
             "created": f"{created:%Y-%m-%d %H:%M:%S}",
             "served by": a.served_by or "nobody: it was not published yet",
         },
@@ -92,6 +100,27 @@ def show_adapter(console: Console, a: AdapterDetails, versions: Sequence[Version
         console.print()
         rows = [(str(v.number), str(v.step), str(v.modules), v.digest[:12], v.directory) for v in versions]
         show_table(console, ("VERSION", "STEP", "MODULES", "SHA-256", "FILES"), rows)
+
+
+def usage_facts(usage: Usage) -> dict[str, str]:
+    """What was taken of the trainer since it started."""
+    seconds = usage.trainer_ms / 1000
+    speed = (
+        f", {count_text(round(usage.tokens / seconds))} a second of it" if seconds and usage.tokens else ""
+    )
+    return {
+        "trainer time": f"{seconds:.1f} s" if seconds < 60 else duration_text(seconds),
+        "tokens": f"{usage.tokens:,}{speed}",
+        "operations": f"{usage.operations:,}, of them {counted(usage.steps, 'optimizer step')}",
+        "passes": f"{usage.passes:,}, {usage.shared_passes:,} of them shared with other adapters",
+        "swaps": f"{usage.swaps:,} to the device, {size_text(usage.swapped_bytes)} moved both ways",
+    }
+
+
+def usage_line(usage: Usage) -> str:
+    """All of a tenant's adapters in one line, deleted ones too."""
+    facts = usage_facts(usage)
+    return "in all: " + "; ".join(f"{name} {text}" for name, text in facts.items())
 
 
 def _saved(a: AdapterDetails) -> str:

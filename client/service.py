@@ -105,7 +105,11 @@ class Service:
         """Raises:
         TimeoutError: the trainer, whose they are, did not answer in time.
         """
-        return Future(self._client.submit(ListAdapters()), AdapterList).result(timeout_s).adapters
+        return self.listed(timeout_s).adapters
+
+    def listed(self, timeout_s: float | None = None) -> AdapterList:
+        """All adapters, and what all of them together took of the trainer; raises as `adapters`."""
+        return Future(self._client.submit(ListAdapters()), AdapterList).result(timeout_s)
 
     def find(self, name: str) -> AdapterDetails | None:
         """The adapter of that name, if there is one."""

@@ -83,6 +83,11 @@ def count_text(count: int) -> str:
     return f"{count / 1e9:.1f}B"
 
 
+def counted(count: int, what: str) -> str:
+    """1 thing, 2 things."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def duration_text(seconds: float) -> str:
     whole = int(seconds)
     if whole < 60:

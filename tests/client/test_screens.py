@@ -1,10 +1,11 @@
 """Tables for eyes: adapters fit a line each, and the details of one say the rest."""
 
 import io
+from dataclasses import replace
 
 from loractl.bus.ids import AdapterId, TenantId
-from loractl.bus.messages import AdapterDetails, LoraSpec
-from loractl.client.screens import show_adapter, show_adapters
+from loractl.bus.messages import AdapterDetails, LoraSpec, Usage
+from loractl.client.screens import show_adapter, show_adapters, usage_line
 from rich.console import Console
 
 WHY = "torch: the adapter trains the unembedding, which vllm cannot serve exactly"
@@ -41,3 +42,50 @@ def test_a_list_of_adapters_has_one_line_for_each():
 
 def test_the_details_of_an_adapter_say_why_its_engine_serves_it():
     assert WHY in shown(lambda console: show_adapter(console, details(), []))
+
+
+BUSY = replace(
+    details(),
+    phase="running",
+    queued=3,
+    waits_for="takes turns with 2 other adapters",
+    place="device",
+    open_window=True,
+    row_bytes=2**20,
+    usage=Usage(
+        trainer_ms=2500.0,
+        tokens=5000,
+        operations=12,
+        passes=9,
+        shared_passes=7,
+        steps=3,
+        swaps=2,
+        swapped_bytes=3 * 2**20,
+    ),
+)
+
+
+def test_a_busy_adapter_says_what_it_waits_for_where_it_lies_and_what_it_took():
+    lines = shown(lambda console: show_adapter(console, BUSY, [])).splitlines()
+
+    facts = {line[:14].strip(): line[14:] for line in lines}
+    assert facts["step"] == "1200, saved at 1200; gradients wait for the next one"
+    assert facts["phase"] == "running, 3 operations under way"
+    assert facts["waits for"] == "takes turns with 2 other adapters"
+    assert facts["state"] == "on the device; takes 1.0 MiB on the device, at most 128.0 MiB elsewhere"
+    assert facts["trainer time"] == "2.5 s"
+    assert facts["tokens"] == "5,000, 2.0k a second of it"
+    assert facts["operations"] == "12, of them 3 optimizer steps"
+    assert facts["passes"] == "9, 7 of them shared with other adapters"
+    assert facts["swaps"] == "2 to the device, 3.0 MiB moved both ways"
+
+
+def test_an_idle_adapter_waits_for_nothing():
+    text = shown(lambda console: show_adapter(console, details(), []))
+
+    assert "waits for" not in text
+    assert "phase         registered" in text
+
+
+def test_a_tenants_total_is_one_line():
+    assert usage_line(BUSY.usage).startswith("in all: trainer time 2.5 s; tokens 5,000")
