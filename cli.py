@@ -242,7 +242,7 @@ def create(place: Place, name: str) -> int:
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @placed
 def list_keys(place: Place, as_json: bool) -> int:
-    """List whose keys there are, without the keys themselves."""
+    """List whose keys there are: each name is a tenant. Nobody can read the keys themselves again."""
     return access.list_keys(place.config(), as_json=as_json)
 
 

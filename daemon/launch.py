@@ -8,20 +8,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import structlog
+
 from .. import __version__
 from ..bus.client import Client
 from ..bus.config import Config, subprocess_environment
 from ..bus.errors import DaemonGone, DaemonNotRunning, StartFailed
-from ..bus.keys import ensure_local_key
+from ..bus.keys import Keys, ensure_local_key
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from ..bus.messages import ActorStatus, DaemonStatus, GetStatus, Shutdown
 from .broker import Broker
 from .instance import actors_file, already_running, hold_state_directory, is_held, read_pid, unusable
+from .known_tenants import unknown_tenants
 from .loop import Loop, Progress
 from .processes import end_orphans, last_words, note_processes
 from .status import Identity
 from .supervisor import ActorCommand, Supervisor, actor_commands
+
+log = structlog.get_logger()
 
 _LOOK_AGAIN_S = 0.05
 # A daemon that is stopping has actors to end; this much longer than it allows them, and it hangs.
@@ -47,6 +52,7 @@ def run_foreground(
         end_orphans(actors_file(layout))
         if config.daemon.serves_http:
             ensure_local_key(layout)
+        _warn_of_unknown_tenants(config, layout)
         identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic())
         broker = Broker(config, {each.actor: each.role for each in commands}, identity)
         supervisor = Supervisor(config, commands)
@@ -126,6 +132,12 @@ class _Start:
             self.failure = _failure(self._layout, status.actors)
             self._over = self.failure is not None or _all_ready(status)
         return self.failure is not None
+
+
+def _warn_of_unknown_tenants(config: Config, layout: StateLayout) -> None:
+    tenants = [record.tenant for record in Keys(layout).listed()]
+    for setting, unknown in unknown_tenants(config.fairness, tenants).items():
+        log.warning("settings.unknown_tenants", setting=setting, tenants=unknown, see="loractl keys list")
 
 
 def _spawn(config: Config, layout: StateLayout) -> "subprocess.Popen[str]":
