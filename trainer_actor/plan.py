@@ -7,18 +7,20 @@ is at most a pass, so nobody waits behind anybody's long batch for more than one
 Whose turn it is leads: the turn is of its kind, and it is always part of it. Others join its pass
 within the pass's positions and the device's room. First those whose turn it is as well, if they lie on
 the device, or if no one has to leave it who waits too, or if bringing that one back costs less than the
-pass that is saved (`Costs`). Then, as what is left would be wasted, anybody who lies on the device.
+pass that is saved (`Costs`). Then others that lie on the device, who ride along on what is left.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 from ..bus.ids import AdapterId
 from ..bus.messages import ForwardBackward, OptimStep, RefuseOperation
 from .budgets import Room
 from .costs import Costs
 from .queues import Operation, Queued
+
+# Light operations of one adapter in one turn.
+_STEPS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +60,24 @@ class Candidate:
     begins_long: bool
 
 
-def candidate(adapter: AdapterId, queue: Sequence[Queued]) -> Candidate:
-    """What of an adapter's queue could run in one turn."""
-    steps = sum(1 for _ in takewhile(lambda queued: is_light(queued.operation), queue))
-    heavy = queue[steps] if steps < len(queue) else None
+def candidate(adapter: AdapterId, queue: Iterable[Queued], most: int) -> Candidate:
+    """What of an adapter's queue could run in one turn: `most` positions, or one piece that has more."""
+    steps, heavy = 0, None
     pieces: list[int] = []
-    for index in range(steps, len(queue)):
-        left = queue[index].left
-        if not isinstance(queue[index].operation, ForwardBackward) or (pieces and len(left) > 1):
+    tokens = 0
+    for queued in queue:
+        if heavy is None and is_light(queued.operation):
+            if steps == _STEPS:
+                break
+            steps += 1
+            continue
+        heavy = heavy or queued
+        left = queued.left
+        if not isinstance(queued.operation, ForwardBackward) or (pieces and len(left) > 1):
             break
         pieces.append(left[0])
-        if len(left) > 1:  # what is behind it waits until its last piece has run
+        tokens += left[0]
+        if len(left) > 1 or tokens >= most:  # what is behind a longer one waits until its last piece has run
             break
     long = heavy is not None and len(heavy.pieces) > 1 and not heavy.ran
     return Candidate(adapter, steps, heavy.operation if heavy else None, tuple(pieces), long)
@@ -96,21 +105,24 @@ class Plan:
     _tokens: int = 0
 
     def turn(
-        self, leader: Candidate | None, lying: Sequence[Candidate], eligible: Iterable[Candidate]
+        self,
+        leader: Candidate,
+        lying: Sequence[Candidate] = (),
+        eligible: Iterable[Candidate] = (),
+        riders: Iterable[Candidate] = (),
     ) -> Turn:
-        """leader: whose turn it is. lying: all others on the device that have work. eligible: others whose
-        turn it is as well, in order. A leader that cannot be placed now (see `placeable`) is None."""
-        on_device = [leader, *lying] if leader and leader.adapter in self.device.on_device else lying
+        """leader: whose turn it is, and who is `placeable`. lying: all others on the device that have work.
+        eligible: others whose turn it is as well. riders: of those on the device, others that may share
+        the pass. All in order."""
+        on_device = [leader, *lying] if leader.adapter in self.device.on_device else lying
         steps = tuple(Share(each.adapter, each.steps) for each in on_device if each.steps)
-        if leader is None:
-            return Turn(steps)
         if not leader.pieces:
             self._brought(leader)
             single = leader.adapter if leader.heavy is not None and self.disk_is_free else None
             return Turn(steps, tuple(self._late), (), single)
         self._join(leader)
         if self.fuse:
-            self._fill(lying, eligible)
+            self._fill(lying, eligible, riders)
         members = tuple(Share(adapter, count) for adapter, count in self._members.items())
         return Turn(steps, tuple(self._late), members, None, self._tokens)
 
@@ -133,14 +145,16 @@ class Plan:
         # What begins now is pinned for several passes: leave room to those who are short.
         return long + 2 <= self.device.slots and 2 * taken <= self.device.device_bytes
 
-    def _fill(self, lying: Sequence[Candidate], eligible: Iterable[Candidate]) -> None:
+    def _fill(
+        self, lying: Sequence[Candidate], eligible: Iterable[Candidate], riders: Iterable[Candidate]
+    ) -> None:
         waiting = {each.adapter for each in lying}
         for each in eligible:
             if self._tokens >= self.pass_tokens or len(self._members) >= self.device.slots:
                 return
             if each.adapter in waiting or self._worth_a_swap(each, waiting):
                 self._try(each)
-        for each in lying:
+        for each in riders:
             if self._tokens >= self.pass_tokens:
                 return
             self._try(each)

@@ -102,8 +102,13 @@ class Schedule:
         if self.lease.exclusive:
             return self._turn_of(leader.adapter, device, disk_is_free)
         others = [each for each in lying if each.adapter != leader.adapter]
-        eligible = [each for each in candidates if each.adapter != leader.adapter and self._may_take(each)]
-        return plan.turn(leader, others, eligible)
+        eligible = [
+            each for each in candidates if each.adapter != leader.adapter and self._credit_ms(each) > 0
+        ]
+        # A rider is not free: its positions lengthen the pass. Nobody gets ahead by more than one.
+        deepest = -self._costs.pass_of(self._pass_tokens)
+        riders = [each for each in others if self._credit_ms(each) > deepest]
+        return plan.turn(leader, others, eligible, riders)
 
     def _turn_of(self, adapter: AdapterId, device: Room, disk_is_free: bool) -> Turn | None:
         """A turn of this adapter alone, up to where its window may close; None if nothing is ready."""
@@ -111,21 +116,21 @@ class Schedule:
         if not queue:
             return None
         plan = Plan(device, self._costs, self._pass_tokens, False, frozenset(), disk_is_free)
-        alone = candidate(adapter, queue)
+        alone = candidate(adapter, queue, self._pass_tokens)
         if not plan.placeable(alone):
             return None
-        return plan.turn(replace(alone, heavy=None, pieces=()) if alone.steps else alone, [], [])
+        return plan.turn(replace(alone, heavy=None, pieces=()) if alone.steps else alone)
 
-    def _may_take(self, each: Candidate) -> bool:
-        """Whether its tenant is not in debt."""
-        return self._fair.credit_ms(self._queues.of(each.adapter)[0].tenant) > 0
+    def _credit_ms(self, each: Candidate) -> float:
+        """What its tenant may take before it is in debt."""
+        return self._fair.credit_ms(self._queues.of(each.adapter)[0].tenant)
 
     def _candidates(self) -> list[Candidate]:
         """Adapters with work in the order of their turns, as many as are looked at."""
         found: list[Candidate] = []
         for tenant in self._fair.first(_LOOKED_AT, lambda each: bool(self._queues.of_tenant(each))):
             adapters = islice(self._queues.of_tenant(tenant).items(), _LOOKED_AT - len(found))
-            found += [candidate(adapter, queue) for adapter, queue in adapters]
+            found += [candidate(adapter, queue, self._pass_tokens) for adapter, queue in adapters]
         return found
 
     def _lying(self, device: Room) -> list[Candidate]:
@@ -133,7 +138,7 @@ class Schedule:
         queues = [(self._queues.of(adapter), adapter) for adapter in device.on_device]
         ready = [(queue[0].tenant, adapter, queue) for queue, adapter in queues if queue]
         ready.sort(key=lambda each: (self._fair.rank(each[0]), each[1]))
-        return [candidate(adapter, queue) for _, adapter, queue in ready]
+        return [candidate(adapter, queue, self._pass_tokens) for _, adapter, queue in ready]
 
     def _better_at(self, now: float) -> float | None:
         """Until when those who were just answered may come back to share the pass; None: go on at once."""

@@ -78,7 +78,8 @@ class Table:
     def __init__(self, device: Room, begun: Sequence[str] = (), costs: Costs = COSTS, **queues: str) -> None:
         ran = {name: int(name in begun) for name in queues}
         self.candidates = [
-            candidate(AdapterId(name), queue(name, kinds, ran[name])) for name, kinds in queues.items()
+            candidate(AdapterId(name), queue(name, kinds, ran[name]), BUDGET)
+            for name, kinds in queues.items()
         ]
         self.device = device
         self.plan = Plan(device, costs, BUDGET, True, frozenset(map(AdapterId, begun)))
@@ -87,7 +88,7 @@ class Table:
         """(steps, late steps, members, single), each adapter with its count."""
         leader, *others = self.candidates
         lying = [each for each in others if each.adapter in self.device.on_device]
-        turn = self.plan.turn(leader, lying, [each for each in others if each.adapter in eligible])
+        turn = self.plan.turn(leader, lying, [each for each in others if each.adapter in eligible], lying)
         return (*(said(shares) for shares in (turn.steps, turn.late_steps, turn.members)), turn.single)
 
 
