@@ -194,7 +194,7 @@ def list_(place: Place, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @placed
 def show(place: Place, name: str, as_json: bool) -> int:
-    """Show an adapter: its versions, what it waits for, where it lies, what it took of the trainer."""
+    """Show an adapter: its state, waits, usage and versions."""
     return commands.show_adapter(place.config(), name, as_json=as_json)
 
 
@@ -242,7 +242,10 @@ def create(place: Place, name: str) -> int:
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @placed
 def list_keys(place: Place, as_json: bool) -> int:
-    """List whose keys there are: each name is a tenant. Nobody can read the keys themselves again."""
+    """List whose keys there are: each name is a tenant.
+
+    Nobody can read the keys themselves again.
+    """
     return access.list_keys(place.config(), as_json=as_json)
 
 
