@@ -5,6 +5,7 @@
 <state>/logs/<actor>.log   JSON lines, and <actor>.out for what libraries print
 <state>/adapters/<id>/     one directory per adapter: adapter.json, checkpoints/<digest of name>/
 <state>/versions/<id>/<n>/ immutable published versions: PEFT files, version.json
+<state>/spill/             training states that found no room in memory; wiped when a trainer starts
 <state>/training/<id>.json the settings of the `loractl train` run that made an adapter
 <state>/keys.json          API keys, hashed, and whose they are
 <state>/local.key          0600: the local user's own API key, as `loractl env` prints it
@@ -63,6 +64,10 @@ class StateLayout:
     @property
     def versions(self) -> Path:
         return self.root / "versions"
+
+    @property
+    def spill(self) -> Path:
+        return self.root / "spill"
 
     def adapter(self, adapter: AdapterId) -> Path:
         return self.adapters / adapter

@@ -7,25 +7,32 @@ client's operations do to it is left to `operations`.
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import structlog
 
 from ..bus.config import Config
-from ..bus.errors import CheckpointMismatch
+from ..bus.errors import CheckpointMismatch, StorageFailed
 from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.layout import StateLayout
 from ..bus.messages import AdapterDetails, LoraSpec
 from .bank import HostState
+from .budgets import Budgets
 from .checkpoints import AUTOMATIC, CheckpointRecord, Checkpoints, check_fits
+from .copies import device_budget
 from .engine import TrainEngine
+from .idleness import Idleness
 from .publishing import Versions
 from .registry import AdapterRecord, Registry, base_signature, exists_on_disk, open_registry
 from .resident import Residents
-from .slot_table import SlotTable
+from .spill import SpillStore
 from .windows import Event, Window
 
 log = structlog.get_logger()
+
+# Of idle adapters that go to disk in one turn of the loop, for which everyone else waits.
+_SINK_BYTES = 64 * 2**20
 
 
 @dataclass(slots=True)
@@ -58,6 +65,8 @@ class Adapters:
         registry: Registry,
         checkpoints: Checkpoints,
         versions: Versions,
+        *,
+        sink_after_s: float,
     ) -> None:
         self.residents = residents
         self.checkpoints = checkpoints
@@ -65,6 +74,7 @@ class Adapters:
         self._engine = engine
         self._registry = registry
         self._live = {record.adapter: self._found(record) for record in registry.all()}
+        self._idle = Idleness(sink_after_s)
 
     @classmethod
     def open(cls, config: Config, layout: StateLayout, engine: TrainEngine) -> Self:
@@ -75,8 +85,15 @@ class Adapters:
         versions.scan(known, on_disk(layout))
         for adapter in known:
             checkpoints.sweep(adapter)
-        table = SlotTable(slots=config.trainer.slots, host_bytes=config.trainer.host_bytes)
-        return cls(engine, Residents(engine, table), registry, checkpoints, versions)
+        settings = config.trainer
+        budgets = Budgets(
+            slots=settings.slots,
+            device_bytes=settings.device_bytes or device_budget(engine.bank.memory.device),
+            host_bytes=settings.host_bytes,
+            disk_bytes=settings.disk_bytes,
+        )
+        residents = Residents(engine, budgets, SpillStore(layout.spill))
+        return cls(engine, residents, registry, checkpoints, versions, sink_after_s=settings.sink_after_s)
 
     def __len__(self) -> int:
         return len(self._live)
@@ -118,13 +135,14 @@ class Adapters:
         """
         self._engine.check_lora(lora)
         record = self._registry.draft(tenant, name, lora, now_unix_s=time.time())
-        self.residents.admit(record.adapter, lora, lambda: None)
+        self.residents.admit(record.adapter, lora)
         try:
             self._registry.add(record)
         except BaseException:
             self.residents.remove(record.adapter)
             raise
         self._live[record.adapter] = Adapter(record, Window(), checkpoint_step=-1)
+        self._idle.used(record.adapter)
         return self._live[record.adapter]
 
     def delete(self, adapter: Adapter) -> None:
@@ -132,22 +150,40 @@ class Adapters:
         self._registry.remove(adapter.id)
         adapter.happened(Event.REMOVED)
         del self._live[adapter.id]
-        self.residents.remove(adapter.id)
+        self._let_go(adapter)
 
     def take_up(self, adapter: Adapter) -> None:
-        """Have the adapter's state in memory: where it was not, from its newest whole checkpoint.
+        """Have the adapter's state among the residents: where it was not, from its newest whole checkpoint.
 
         Raises:
-            OutOfSlots
+            OutOfSlots, StorageFailed: it stays where it was.
         """
+        self._idle.used(adapter.id)
         if not self.residents.admitted(adapter.id):
-            self.residents.admit(adapter.id, adapter.lora, lambda: self._restored(adapter))
+            saved = adapter.checkpoint_step >= 0
+            self.residents.admit(
+                adapter.id, adapter.lora, partial(self._restored, adapter) if saved else None
+            )
+
+    def sink_idle(self, now: float) -> None:
+        """Bring adapters to disk that nothing was asked of for long, a few at a time; gradients go with them.
+
+        Each comes back when it is next used.
+        """
+        size_bytes = 0
+        while size_bytes < _SINK_BYTES and (idle := self._idle.next(now)) is not None:
+            size_bytes += self.state_bytes(self._live[idle].lora)
+            try:
+                self.residents.sink(idle)
+            except StorageFailed as error:
+                log.warning("adapter.not_sunk", adapter=idle, reason=error.message)
+                return
 
     def unload(self, adapter: Adapter) -> None:
         """Forget what the adapter has in memory; it is as far now as its newest checkpoint."""
         if adapter.window.unsaved:
             log.info("adapter.unsaved_state_dropped", adapter=adapter.id, step=adapter.window.step)
-        self.residents.remove(adapter.id)
+        self._let_go(adapter)
         found = self._found(adapter.record)
         adapter.window, adapter.checkpoint_step = found.window, found.checkpoint_step
 
@@ -203,8 +239,15 @@ class Adapters:
             checkpoint_step=adapter.checkpoint_step,
             parameters=self._engine.parameters(adapter.lora),
             state_bytes=self._engine.state_bytes(adapter.lora),
+            row_bytes=self._engine.row_bytes(adapter.lora),
+            place=self.residents.place_of(adapter.id),
+            open_window=adapter.window.open,
             created_unix_s=adapter.record.created_unix_s,
         )
+
+    def _let_go(self, adapter: Adapter) -> None:
+        self.residents.remove(adapter.id)
+        self._idle.gone(adapter.id)
 
     def _found(self, record: AdapterRecord) -> Adapter:
         newest = self.checkpoints.newest(record.adapter)

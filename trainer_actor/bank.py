@@ -177,6 +177,11 @@ class Bank:
         if row is not None:
             row.give_back()
 
+    def take_out(self, slot: int) -> Row:
+        """Free the slot; the row is the caller's to give back."""
+        row, self._rows[slot] = self.row(slot), None
+        return row
+
     def copy_out(self, slot: int) -> HostState:
         """A copy of the slot's state in host memory, pinned on CUDA. The slot keeps its own."""
         row = self.row(slot)

@@ -1,108 +1,216 @@
-"""Where training states are: in device slots, on the host, or on disk only; and how they move.
+"""Where training states are: in device slots, in host memory, on disk; and how they move.
 
-Placement is decided by `SlotTable` and performed here, in an order that a failing copy cannot turn
-into a loss: a state leaves its old place only once it lies in the new one. What a state consists of
-is the engine's.
+Which move is next is decided by `Tiers`, and `Movers` performs it. A state leaves its old place only
+once it lies in the new one, and a move counts only once it is done, so whatever a move raises leaves
+every state whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
+from ..bus.errors import OutOfSlots, StorageFailed
 from ..bus.ids import AdapterId
 from ..bus.messages import LoraSpec
 from .bank import HostState
+from .budgets import Budgets, Room, Sizes
+from .copies import Copies
 from .engine import TrainEngine
-from .slot_table import SlotTable, Swap
+from .holdings import Place
+from .movers import Movers
+from .moves import Load, Move
+from .spill import SpillStore
+from .tiers import Tiers
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """size_bytes: that travelled. loaded: they brought the adapter to the device."""
+
+    adapter: AdapterId
+    size_bytes: int
+    loaded: bool
 
 
 class Residents:
     """The states of all admitted adapters. One that was admitted and is nowhere is fresh."""
 
-    def __init__(self, engine: TrainEngine, table: SlotTable) -> None:
+    def __init__(
+        self, engine: TrainEngine, budgets: Budgets, spill: SpillStore, copies: Copies | None = None
+    ) -> None:
         self._engine = engine
-        self._table = table
-        self._loras: dict[AdapterId, LoraSpec] = {}
-        self._host: dict[AdapterId, HostState] = {}
+        self._tiers = Tiers(budgets)
+        self._movers = Movers(engine.bank, spill, copies)
+        self._in_use: frozenset[AdapterId] = frozenset()
+        self._moved: list[Moved] = []
+
+    # --- what is where -----------------------------------------------------------------------------
 
     def admitted(self, adapter: AdapterId) -> bool:
-        return self._table.admitted(adapter)
+        return self._tiers.admitted(adapter)
 
-    def admit(self, adapter: AdapterId, lora: LoraSpec, read: Callable[[], HostState | None]) -> None:
-        """Take in an adapter with the state that `read` brings, or fresh from its seed for None.
+    def on_device(self, adapter: AdapterId) -> bool:
+        return self._tiers.slot_of(adapter) is not None
+
+    def place_of(self, adapter: AdapterId) -> Place:
+        return self._tiers.place_of(adapter)
+
+    def room(self) -> Room:
+        return self._tiers.room()
+
+    def take_moves(self) -> list[Moved]:
+        """What moved since the last call."""
+        moved, self._moved = self._moved, []
+        return moved
+
+    # --- coming and going --------------------------------------------------------------------------
+
+    def admit(
+        self, adapter: AdapterId, lora: LoraSpec, read: Callable[[], HostState | None] | None = None
+    ) -> None:
+        """Take in an adapter with the state that `read` brings, or fresh from its seed.
 
         Raises:
             OutOfSlots: before anything is read. Whatever `read` raises leaves no trace either.
         """
-        self._table.admit(adapter, self._engine.state_bytes(lora))
+        sizes = Sizes(
+            row=self._engine.row_bytes(lora),
+            state=self._engine.state_bytes(lora),
+            fresh=self._movers.fresh_bytes(lora),
+        )
+        self._tiers.admit(adapter, sizes)
+        self._movers.meet(adapter, lora)
+        if read is None:
+            return
         try:
-            state = read()
+            self._run(partial(self._tiers.step_to_adopt, adapter, sizes.state))
+            if (state := read()) is not None:
+                self._adopt(adapter, state)
         except BaseException:
-            self._table.remove(adapter)
+            self.remove(adapter)
             raise
-        self._loras[adapter] = lora
-        if state is not None:
-            self._host[adapter] = state
 
-    def place(self, adapter: AdapterId) -> int:
+    def make_room(self, adapter: AdapterId, state: HostState) -> None:
+        """Have room for another state of the adapter, so that `replace` cannot fail.
+
+        Raises:
+            OutOfSlots, StorageFailed: nothing changed.
+        """
+        self._run(partial(self._tiers.step_to_adopt, adapter, state.size_bytes))
+
+    def replace(self, adapter: AdapterId, state: HostState) -> None:
+        """Give an adapter another state, whose memory is the adapter's from here on.
+
+        Nothing is copied, so nothing can fail half-way.
+
+        Raises:
+            OutOfSlots, StorageFailed: there was no room; nothing changed.
+        """
+        self.make_room(adapter, state)
+        self._adopt(adapter, state)
+
+    def remove(self, adapter: AdapterId) -> None:
+        """Forget an adapter wherever it lies. Unknown is fine."""
+        if not self.admitted(adapter):
+            return
+        self._movers.forget(adapter, self._tiers.remove(adapter))
+        self._in_use -= {adapter}
+
+    # --- to the device -----------------------------------------------------------------------------
+
+    def place(self, adapter: AdapterId, soon: Sequence[AdapterId] = ()) -> int:
         """The slot in which the adapter lies from now until another one needs it.
 
         Raises:
-            OutOfSlots: every slot is pinned.
+            OutOfSlots: all slots are pinned, or there is no room for what the state may become.
+            StorageFailed: the disk refused to make room, or to give the state back.
         """
-        swap = self._table.claim(adapter)
-        if swap is not None:
-            self._perform(swap)
-        slot = self._table.slot_of(adapter)
-        assert slot is not None
-        return slot
+        self._tiers.needed([adapter], soon)
+        self._in_use |= {adapter}
+        return self._placed(adapter, beside=frozenset())
+
+    def place_all(self, adapters: Sequence[AdapterId], soon: Sequence[AdapterId] = ()) -> list[int]:
+        """The slots in which the adapters lie together; none of them makes room for another.
+
+        Raises:
+            OutOfSlots: they do not fit beside what is pinned, or as `place`.
+            StorageFailed: as `place`. Some of them may be there already.
+        """
+        self._tiers.needed(adapters, soon)
+        self._tiers.check_together(adapters)
+        self._in_use = frozenset(adapters)
+        return [self._placed(adapter, beside=self._in_use) for adapter in adapters]
+
+    def prefetch(self, adapters: Sequence[AdapterId]) -> None:
+        """Bring in whom the next turns need, as far as they fit beside those of this turn.
+
+        Call it before the pass is given to the device: copies then run behind it. What cannot be
+        done is left to `place`, which can say so to whom it concerns.
+        """
+        beside = self._in_use.union(adapters)
+        for adapter in filter(self.admitted, adapters):
+            try:
+                self._run(partial(self._tiers.step_to_device, adapter, beside=beside))
+            except (OutOfSlots, StorageFailed) as error:
+                log.debug("slot.not_prefetched", adapter=adapter, reason=error.message)
+                return
 
     def pin(self, adapter: AdapterId) -> None:
-        self._table.pin(adapter)
+        """Keep an adapter in its slot until as many `unpin` follow."""
+        self._tiers.pin(adapter)
 
     def unpin(self, adapter: AdapterId) -> None:
-        self._table.unpin(adapter)
+        self._tiers.unpin(adapter)
+
+    # --- to host and disk ----------------------------------------------------------------------------
 
     def state(self, adapter: AdapterId) -> HostState:
-        """The adapter's present state, to be read only. One on the host is not moved for it."""
-        if (state := self._host.get(adapter)) is not None:
-            return state
-        return self._engine.copy_out(self.place(adapter))
+        """The adapter's present state, to be read at once and only read; it stays in its slot if it has one.
 
-    def replace(self, adapter: AdapterId, state: HostState) -> None:
-        """Give an adapter another state. Nothing is copied here, so nothing can fail half-way."""
-        slot = self._table.slot_of(adapter)
-        if slot is not None:
-            self._table.vacated(slot)
-            self._engine.clear(slot)
-        self._host[adapter] = state
+        Raises:
+            OutOfSlots, StorageFailed: as `place`.
+        """
+        self._run(partial(self._tiers.step_to_host, adapter))
+        return self._movers.copy_of(adapter)
 
-    def remove(self, adapter: AdapterId) -> None:
-        """Forget an adapter wherever it lies; its slot holds nothing of it afterwards."""
-        slot = self._table.remove(adapter)
-        if slot is not None:
-            self._engine.clear(slot)
-        self._host.pop(adapter, None)
-        self._loras.pop(adapter, None)
+    def sink(self, adapter: AdapterId) -> None:
+        """Bring an adapter to disk, if nothing pins it and the disk has room.
 
-    def _perform(self, swap: Swap) -> None:
-        if swap.evict is not None:
-            self._host[swap.evict] = self._engine.copy_out(swap.slot)
-            self._table.vacated(swap.slot)
-        incoming = self._host.get(swap.load)
-        if incoming is None:
-            self._engine.fresh(swap.slot, self._loras[swap.load])
-        else:
-            self._engine.copy_in(swap.slot, incoming)
-        # Only now: had the copy failed, the slot would be free and both states on the host.
-        occupancy = self._table.occupied(swap.slot, swap.load)
-        self._host.pop(swap.load, None)
-        log.debug(
-            "slot.swapped",
-            slot=swap.slot,
-            load=swap.load,
-            evict=swap.evict,
-            generation=occupancy.generation,
-        )
+        Raises:
+            StorageFailed: the disk refused.
+        """
+        self._run(partial(self._tiers.step_to_disk, adapter))
+
+    # --- moving ------------------------------------------------------------------------------------
+
+    def _placed(self, adapter: AdapterId, *, beside: frozenset[AdapterId]) -> int:
+        if not self.on_device(adapter):
+            self._run(partial(self._tiers.step_to_device, adapter, beside=beside))
+        slot = self._tiers.slot_of(adapter)
+        assert slot is not None
+        self._movers.hand_to_compute(adapter)
+        return slot
+
+    def _run(self, step: Callable[[], Move | None]) -> None:
+        self._look_at_rows()
+        while (move := step()) is not None:
+            size_bytes = self._movers.perform(move)
+            self._tiers.performed(move)
+            if size_bytes:
+                self._moved.append(Moved(move.adapter, size_bytes, isinstance(move, Load)))
+            log.debug("state.moved", move=type(move).__name__, adapter=move.adapter, bytes=size_bytes)
+
+    def _look_at_rows(self) -> None:
+        """Tell the tiers what passes and steps did to the rows since."""
+        for slot, adapter in self._tiers.occupied():
+            size = self._movers.changed_bytes(slot)
+            if size:
+                self._tiers.changed(adapter, size)
+
+    def _adopt(self, adapter: AdapterId, state: HostState) -> None:
+        slot = self._tiers.adopted(adapter, state.size_bytes)
+        self._movers.adopt(adapter, state, slot)

@@ -8,9 +8,10 @@ from loractl.bus.ids import AdapterId
 from loractl.bus.messages import CreateAdapter, LoraSpec
 from loractl.tests.trainer_actor.loop.harness import Office, create
 from loractl.trainer_actor.bank import HostState
+from loractl.trainer_actor.budgets import Budgets
 from loractl.trainer_actor.engine import TrainEngine
 from loractl.trainer_actor.resident import Residents
-from loractl.trainer_actor.slot_table import SlotTable
+from loractl.trainer_actor.spill import SpillStore
 
 LORA = LoraSpec(rank=4, alpha=8.0, seed=1)
 A, B, C = (AdapterId(name) for name in "abc")
@@ -21,37 +22,24 @@ def unreadable() -> HostState | None:
 
 
 def test_an_adapter_whose_state_cannot_be_read_takes_no_memory(open_office: Callable[..., Office]) -> None:
-    engine = TrainEngine.build(open_office("trainer.slots=1").config)
+    office = open_office("trainer.slots=1")
+    engine = TrainEngine.build(office.config)
     size = engine.state_bytes(LORA)
-    residents = Residents(engine, SlotTable(slots=1, host_bytes=2 * size))
-    residents.admit(A, LORA, lambda: None)
+    budgets = Budgets(slots=1, device_bytes=1 << 30, host_bytes=2 * size, disk_bytes=0)
+    residents = Residents(engine, budgets, SpillStore(office.layout.spill))
+    for adapter in (A, B):
+        residents.admit(adapter, LORA)
+    residents.place(A)
 
     for _ in range(3):
         with pytest.raises(StorageFailed):
-            residents.admit(B, LORA, unreadable)
-    assert not residents.admitted(B)
+            residents.admit(C, LORA, unreadable)
+    assert not residents.admitted(C)
 
-    residents.admit(B, LORA, lambda: None)
-    with pytest.raises(OutOfSlots):
+    residents.replace(B, engine.copy_out(residents.place(A)))
+    engine.row(0).changed.add("main")  # as a step does
+    with pytest.raises(OutOfSlots, match="2 adapters have"):
         residents.admit(C, LORA, unreadable)
-
-
-def test_states_move_between_slot_and_host_without_a_change(open_office: Callable[..., Office]) -> None:
-    engine = TrainEngine.build(open_office("trainer.slots=1").config)
-    residents = Residents(engine, SlotTable(slots=1, host_bytes=1 << 30))
-    for adapter in (A, B):
-        residents.admit(adapter, LORA, lambda: None)
-    residents.place(A)
-    before = residents.state(A)
-
-    residents.place(B)
-    residents.place(A)
-    residents.replace(A, residents.state(A))
-    residents.place(A)
-
-    after = residents.state(A)
-    assert after.main.equal(before.main)
-    assert (after.lora, after.step, after.gradients) == (before.lora, before.step, before.gradients)
 
 
 def test_a_creation_that_the_disk_refuses_takes_neither_name_nor_memory(serve: Callable[..., Office]) -> None:
