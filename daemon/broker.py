@@ -203,7 +203,8 @@ class Broker:
         """Say of each adapter that an answer describes what only the broker knows."""
         envelope = self._decoded(frames)
         assert isinstance(envelope.body, AdapterCreated | AdapterList | LaneOpened)
-        return encode(replace(envelope, body=self._publishing.described(envelope.body)))
+        held = self._dispatch.waitlist.waiting_of(envelope.tenant)
+        return encode(replace(envelope, body=self._publishing.described(envelope.body, held)))
 
     def _report(self, body: Message, now: float) -> list[Decision]:
         match body:

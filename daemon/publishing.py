@@ -4,7 +4,7 @@ Joins the version table (what exists) with the receipts (who waits for it) and t
 events and words to the trainer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -30,6 +30,9 @@ from .ledger import Ticket
 from .receipts import Receipts, Settled
 from .routing import Destination
 from .versions import Change, Drop, VersionKey, Versions
+
+# Operations that wait in the broker, per adapter.
+_Held = Mapping[AdapterId, Sequence[Ticket]]
 
 
 class Publishing:
@@ -77,22 +80,31 @@ class Publishing:
     def sampler_lost(self, sampler: ActorId) -> tuple[list[Decision], list[Settled]]:
         return self.told(self.versions.sampler_lost(sampler)), self.receipts.despair(self._samplers())
 
-    def described(self, body: AdapterCreated | AdapterList | LaneOpened) -> Message:
-        """Only the broker knows which engine serves an adapter, and which version is the newest."""
+    def described(self, body: AdapterCreated | AdapterList | LaneOpened, held: _Held) -> Message:
+        """Only the broker knows which engine serves an adapter, which version is the newest, and what it
+        holds back itself."""
         match body:
             case AdapterCreated(details=details):
                 self.adapters += 1
-                return replace(body, details=self._completed(details))
+                return replace(body, details=self._completed(details, held))
             case LaneOpened(details=details):
-                return replace(body, details=self._completed(details))
+                return replace(body, details=self._completed(details, held))
             case AdapterList(adapters=adapters):
-                return replace(body, adapters=tuple(map(self._completed, adapters)))
+                return replace(body, adapters=tuple(self._completed(each, held) for each in adapters))
             case _:
                 assert_never(body)
 
-    def _completed(self, details: AdapterDetails) -> AdapterDetails:
-        served_by = self._served_by.get(details.adapter, "")
-        return replace(details, served_by=served_by, version=self.versions.newest(details.adapter))
+    def _completed(self, details: AdapterDetails, held: _Held) -> AdapterDetails:
+        adapter = details.adapter
+        if here := held.get(adapter):
+            details = replace(
+                details,
+                phase="running",
+                queued=details.queued + len(here),
+                waits_for=details.waits_for or here[0].waits_for,
+            )
+        served_by = self._served_by.get(adapter, "")
+        return replace(details, served_by=served_by, version=self.versions.newest(adapter))
 
     def told(self, changes: Iterable[Change]) -> list[Decision]:
         """Events go to every subscriber; drops to the trainer, or, while none is ready, nowhere:

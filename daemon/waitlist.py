@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from ..bus.ids import LaneId, TenantId
+from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.lane_places import LanePlace
 from .ledger import Ticket
 from .queued_positions import QueuedPositions
@@ -66,6 +66,14 @@ class Waitlist:
 
     def waiting(self, tenant: TenantId) -> list[Ticket]:
         return [*self._held.get(tenant, ())]
+
+    def waiting_of(self, tenant: TenantId) -> dict[AdapterId, list[Ticket]]:
+        """The operations that wait, per adapter."""
+        found: dict[AdapterId, list[Ticket]] = {}
+        for ticket in self._held.get(tenant, ()):
+            if ticket.place is not None:
+                found.setdefault(ticket.place.adapter, []).append(ticket)
+        return found
 
     def waiting_bytes(self, tenant: TenantId) -> int:
         return self._held[tenant].size_bytes if tenant in self._held else 0

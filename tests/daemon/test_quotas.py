@@ -8,13 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loractl.bus.codec import decode
 from loractl.bus.ids import AdapterId, LaneId
-from loractl.bus.messages import DescribeModel, Done, Failed, ForwardBackward, OptimStep, Waiting
+from loractl.bus.messages import (
+    AdapterDetails,
+    AdapterList,
+    DescribeModel,
+    Done,
+    Failed,
+    ForwardBackward,
+    ListAdapters,
+    OptimStep,
+    Waiting,
+)
 from loractl.daemon.decisions import Decision, Forward, Reply
 from loractl.tests.daemon.office import (
     ALICE,
     ANN,
     BEN,
     BOB,
+    LORA,
     TRAINER,
     Office,
     forward_backward,
@@ -112,6 +123,38 @@ def test_questions_are_answered_whatever_waits():
     office.ask(forward_backward(2, positions=8), request="r2")
 
     assert isinstance(office.ask(DescribeModel(), request="r3")[0], Forward)
+
+
+def test_an_adapter_says_what_of_it_the_broker_holds_back():
+    office = quota_of(10)
+    office.ask(forward_backward(1, positions=8), request="r1")
+    office.ask(forward_backward(2, positions=8), request="r2")
+    office.ask(step(3), request="r3")
+    office.ask(ListAdapters(), request="r4")
+
+    listed = office.only(office.answer(TRAINER, AdapterList(adapters=(details(queued=1),)), request="r4"))
+
+    assert isinstance(listed, AdapterList)
+    (found,) = listed.adapters
+    assert (found.phase, found.queued) == ("running", 3)
+    assert "8 of 10 queued positions" in found.waits_for
+
+
+def details(queued: int) -> AdapterDetails:
+    return AdapterDetails(
+        adapter=AdapterId("ad-1"),
+        tenant=ALICE,
+        name="pirate",
+        lora=LORA,
+        step=0,
+        version=0,
+        checkpoint_step=-1,
+        parameters=10,
+        state_bytes=100,
+        created_unix_s=0.0,
+        phase="running",
+        queued=queued,
+    )
 
 
 def test_a_number_that_was_overtaken_on_its_way_goes_at_once_for_its_lane_waits_for_it():
