@@ -247,7 +247,9 @@ def test_states_that_budgets_cannot_hold_are_refused_before_anything_moves() -> 
     for adapter in (A, B, C):
         train(on, adapter)
 
-    with pytest.raises(OutOfSlots, match="3 adapters have 24 bytes set aside already.*trainer.disk_bytes 24"):
+    with pytest.raises(
+        OutOfSlots, match=r"3 adapters have 24 bytes set aside already.*trainer.disk_bytes 24"
+    ):
         place(on, D)
     with pytest.raises(OutOfSlots):
         on.admit(AdapterId("e"), SIZES)
@@ -386,10 +388,9 @@ class Placements(RuleBasedStateMachine):
             try:
                 if not self.perform(lambda m=member: self.tiers.step_to_device(m, beside=members), data):
                     return
-            except OutOfSlots as error:
+            except OutOfSlots:
                 assert not placed
                 assert self.truth[member] == 0, "a state that was admitted always finds its way back"
-                assert "set aside" in str(error)
                 return
         for member in members:
             assert member in self.rows

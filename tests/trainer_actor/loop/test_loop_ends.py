@@ -1,4 +1,4 @@
-"""Stopping, bugs, copies that fail: nobody is left without an answer, nothing is left half done."""
+"""Stopping, bugs, disks that refuse: nobody is left without an answer, nothing is left half done."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +23,8 @@ from loractl.tests.trainer_actor.loop.harness import (
     start,
     stop,
 )
-from loractl.trainer_actor.bank import HostState
 from loractl.trainer_actor.engine import TrainEngine
-from loractl.trainer_actor.passes import PartOutcome, PassPart
+from loractl.trainer_actor.part_run import PartRun
 
 OpenOffice = Callable[..., Office]
 
@@ -36,19 +35,9 @@ class BrittleEngine(TrainEngine):
     at: str = ""
     trouble: Exception
 
-    def copy_out(self, slot: int) -> HostState:
-        self._trip("copy_out")
-        return super().copy_out(slot)
-
-    def copy_in(self, slot: int, state: HostState) -> None:
-        if self.at == "copy_in":
-            self.clear(slot)  # as if the copy had begun
-        self._trip("copy_in")
-        super().copy_in(slot, state)
-
-    def forward_backward(self, parts: Sequence[PassPart]) -> list[PartOutcome]:
-        self._trip("forward_backward")
-        return super().forward_backward(parts)
+    def run(self, runs: Sequence[PartRun]) -> None:
+        self._trip("run")
+        super().run(runs)
 
     def peft_files(self, slot: int) -> tuple[str, bytes, int]:
         self._trip("peft_files")
@@ -66,10 +55,10 @@ class HeldEngine(TrainEngine):
     entered = threading.Event()
     released = threading.Event()
 
-    def forward_backward(self, parts: Sequence[PassPart]) -> list[PartOutcome]:
+    def run(self, runs: Sequence[PartRun]) -> None:
         self.entered.set()
         assert self.released.wait(WAIT_S)
-        return super().forward_backward(parts)
+        super().run(runs)
 
 
 @pytest.fixture
@@ -102,7 +91,7 @@ def test_a_drain_finishes_what_runs_and_answers_all_that_waits(open_office: Open
     assert trainer.join() == 0
 
 
-@pytest.mark.parametrize("at", ["forward_backward", "peft_files"])
+@pytest.mark.parametrize("at", ["run", "peft_files"])
 def test_a_bug_is_answered_the_others_are_told_and_their_steps_are_kept(
     open_office: OpenOffice, trip: Callable[[str, Exception], None], at: str
 ) -> None:
@@ -116,7 +105,7 @@ def test_a_bug_is_answered_the_others_are_told_and_their_steps_are_kept(
     held = office.send(pass_over(1, **waiting.next()))
 
     trip(at, RuntimeError("a bug"))
-    operation = pass_over(1, **victim.next()) if at == "forward_backward" else PublishAdapter(**victim.next())
+    operation = pass_over(1, **victim.next()) if at == "run" else PublishAdapter(**victim.next())
     crashed = office.refused(operation)
 
     assert crashed.code == "internal"
@@ -131,32 +120,6 @@ def test_a_bug_is_answered_the_others_are_told_and_their_steps_are_kept(
     assert same(bystander.results[1:2], bystander.results[2:])
     victim.reopen()
     victim.forward_backward(1)
-    stop(office, trainer)
-
-
-@pytest.mark.parametrize("at", ["copy_out", "copy_in"])
-def test_a_swap_that_fails_half_way_loses_neither_adapter(
-    open_office: OpenOffice, trip: Callable[[str, Exception], None], at: str
-) -> None:
-    office = open_office("trainer.slots=1")
-    trainer, _ = start(office, BrittleEngine)
-    first, second = create(office, "first"), create(office, "second")
-    for adapter in (first, second, first):
-        adapter.forward_backward(1)
-        adapter.step()
-    expected = []
-    for adapter in (first, second):
-        adapter.forward_backward(2, forward_only=True)
-        expected.append(adapter.results.pop())
-
-    trip(at, StorageFailed("as if"))
-    first_failed = office.refused(pass_over(5, **first.next()))
-
-    assert first_failed.code == "storage_failed"
-    for adapter, before in zip((second, first), reversed(expected), strict=True):
-        adapter.forward_backward(2, forward_only=True)
-        assert same([adapter.results.pop()], [before])
-    assert first.step().applied is False
     stop(office, trainer)
 
 

@@ -1,12 +1,13 @@
-"""Memory is given back when something fails on the way in."""
+"""Too little memory, disks that refuse, idle adapters: no state is lost, and what failed takes no memory."""
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from loractl.bus.errors import OutOfSlots, StorageFailed
 from loractl.bus.ids import AdapterId
-from loractl.bus.messages import CreateAdapter, LoraSpec
-from loractl.tests.trainer_actor.loop.harness import Office, create
+from loractl.bus.messages import AdapterList, CreateAdapter, ListAdapters, LoraSpec
+from loractl.tests.trainer_actor.loop.harness import Adapter, Office, create, pass_over, same
 from loractl.trainer_actor.bank import HostState
 from loractl.trainer_actor.budgets import Budgets
 from loractl.trainer_actor.engine import TrainEngine
@@ -56,3 +57,69 @@ def test_a_creation_that_the_disk_refuses_takes_neither_name_nor_memory(serve: C
 
     create(office, "second").forward_backward(1)
     assert not [path for path in adapters.iterdir() if not (path / "adapter.json").exists()]
+
+
+STATE_BYTES = 131072
+
+
+def crowd(office: Office, count: int) -> tuple[list[Adapter], list[np.ndarray]]:
+    """Adapters, each trained for a step of its own, and what a pass of each says then."""
+    adapters = [create(office, f"number-{number}") for number in range(count)]
+    for number, adapter in enumerate(adapters):
+        adapter.forward_backward(number)
+        adapter.step()
+    return adapters, [score(adapter) for adapter in adapters]
+
+
+def score(adapter: Adapter) -> np.ndarray:
+    adapter.forward_backward(9, forward_only=True)
+    return adapter.results.pop()
+
+
+def test_adapters_that_fit_nowhere_together_take_turns_over_the_disk(serve: Callable[..., Office]) -> None:
+    office = serve("trainer.slots=1", f"trainer.host_bytes={STATE_BYTES}")
+
+    adapters, expected = crowd(office, 4)
+
+    assert same([score(adapter) for adapter in adapters], expected)
+    assert len(list(office.layout.spill.iterdir())) >= 2
+
+
+def test_a_disk_that_takes_no_state_refuses_the_swap_and_nothing_is_lost(
+    serve: Callable[..., Office],
+) -> None:
+    office = serve("trainer.slots=1", f"trainer.host_bytes={STATE_BYTES}")
+    (first, second), expected = crowd(office, 2)
+    kept = office.layout.spill.rename(office.layout.root / "kept")
+    office.layout.spill.write_text("a file where the directory should be")
+
+    for adapter in (first, second):
+        office.wait(office.send(pass_over(5, **adapter.next())))
+    office.layout.spill.unlink()
+    kept.rename(office.layout.spill)
+
+    assert same([score(adapter) for adapter in (first, second)], expected)
+
+
+def adapter_place(office: Office, adapter: Adapter) -> str:
+    [details] = office.ask(ListAdapters(name=adapter.details.name), AdapterList).adapters
+    return details.place
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Whether it holds at one of many looks, each a round trip to the trainer."""
+    return any(holds() for _ in range(5000))
+
+
+def test_an_idle_adapter_sinks_with_its_gradients_and_comes_back_with_them(
+    serve: Callable[..., Office],
+) -> None:
+    office = serve("trainer.sink_after_s=0.01")
+    adapter, twin = create(office, "idle"), create(office, "twin")
+    for each in (adapter, twin):
+        each.forward_backward(1)
+    assert eventually(lambda: adapter_place(office, adapter) == "disk")
+
+    steps = [each.step() for each in (adapter, twin)]
+
+    assert [step.tokens for step in steps] == [12, 12]
