@@ -4,7 +4,6 @@ An operation that its lane at the trainer may be waiting for always goes: were i
 behind it could never run, and never make room. Pure.
 """
 
-from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from ..bus.ids import LaneId, TenantId
@@ -16,7 +15,7 @@ class _Tenant:
     """lanes: the numbers of the operations with the trainer, and how often each was sent."""
 
     positions: int = 0
-    lanes: defaultdict[LaneId, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    lanes: dict[LaneId, dict[int, int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -30,26 +29,32 @@ class QueuedPositions:
         return self._tenants[tenant].positions if tenant in self._tenants else 0
 
     def taken(self, tenant: TenantId, place: LanePlace) -> None:
-        has = self._tenants.setdefault(tenant, _Tenant())
+        has = self._tenants.get(tenant)
+        if has is None:
+            has = self._tenants[tenant] = _Tenant()
         has.positions += place.positions
-        has.lanes[place.lane][place.seq] += 1
+        numbers = has.lanes.setdefault(place.lane, {})
+        numbers[place.seq] = numbers.get(place.seq, 0) + 1
 
     def freed(self, tenant: TenantId, place: LanePlace) -> None:
         has = self._tenants[tenant]
         has.positions -= place.positions
         numbers = has.lanes[place.lane]
-        numbers[place.seq] -= 1
-        if not numbers[place.seq]:
-            del numbers[place.seq]
+        if numbers[place.seq] > 1:
+            numbers[place.seq] -= 1
+            return
+        del numbers[place.seq]
         if not numbers:
             del has.lanes[place.lane]
-        if not has.lanes:
-            del self._tenants[tenant]
+            if not has.lanes:
+                del self._tenants[tenant]
 
     def has_room(self, tenant: TenantId, place: LanePlace) -> bool:
         """Whether it fits. One that is larger than the limit does when nothing else is with the trainer."""
-        held = self.of(tenant)
-        return not self.limit or held == 0 or held + place.positions <= self.limit
+        has = self._tenants.get(tenant)
+        if has is None or not self.limit or has.positions == 0:
+            return True
+        return has.positions + place.positions <= self.limit
 
     def is_due(self, tenant: TenantId, place: LanePlace) -> bool:
         """Whether it goes in any case: it is no pass, or its lane at the trainer may wait for it.

@@ -92,11 +92,13 @@ class Waitlist:
     def fits(self, ticket: Ticket) -> bool:
         """Whether a pass that just came may go to the trainer now: there is room, and none waits for it."""
         tenant, place = ticket.key[0], ticket.place
-        if place is None or self.positions.is_due(tenant, place):
+        if place is None:
             return True
         held = self._held.get(tenant)
-        others_wait = held is not None and held.first(held.passes) is not None
-        return not others_wait and self.positions.has_room(tenant, place)
+        none_wait = held is None or held.first(held.passes) is None
+        if none_wait and self.positions.has_room(tenant, place):  # the usual case
+            return True
+        return self.positions.is_due(tenant, place)
 
     def taken(self, ticket: Ticket) -> None:
         """An actor has it."""
@@ -115,7 +117,8 @@ class Waitlist:
             del self._with_actors[tenant]
         if ticket.place is not None:
             self.positions.freed(tenant, ticket.place)
-            self._look_again(tenant, ticket.place.lane)
+            if tenant in self._held:
+                self._look_again(tenant, ticket.place.lane)
 
     def hold(self, ticket: Ticket) -> None:
         held = self._held.setdefault(ticket.key[0], _Held())
@@ -184,7 +187,7 @@ class Waitlist:
 
     def _look_again(self, tenant: TenantId, lane: LaneId) -> None:
         """The trainer is done with an operation of a lane: it may wait for one of those here now."""
-        waiting = self._held[tenant].lanes.get(lane) if tenant in self._held else None
+        waiting = self._held[tenant].lanes.get(lane)
         if waiting and self.positions.is_due(tenant, _place(waiting[0])):
             self._line_up(self._held[tenant], waiting[0])
 
