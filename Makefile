@@ -47,6 +47,10 @@ bench: setup
 	$(BIN)/python bench/bus.py
 	$(BIN)/python bench/http_futures.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/sampler.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/train.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/swap.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/memory.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/sim.py
 
 sdk-versions: setup
 	OMP_NUM_THREADS=1 $(BIN)/python bench/sdk_versions.py

@@ -1,0 +1,146 @@
+"""What the disk takes its time for holds up nobody but the adapter that asked for it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from loractl.bus.messages import (
+    CheckpointSaved,
+    DeleteAdapter,
+    Done,
+    Drain,
+    LoadCheckpoint,
+    OptimStep,
+    PassResult,
+    SaveCheckpoint,
+    StateLoaded,
+    StepResult,
+)
+from loractl.tests.trainer_actor.loop.harness import (
+    WAIT_S,
+    Adapter,
+    Office,
+    Trainer,
+    checked,
+    create,
+    pass_over,
+    same,
+    start,
+    stop,
+)
+from loractl.trainer_actor.bank import HostState
+from loractl.trainer_actor.engine import TrainEngine
+from torch import Tensor
+
+
+@dataclass
+class Gate:
+    """Where a checkpoint's tensors wait on their way to the disk."""
+
+    shut: bool = False
+    reached: threading.Event = field(default_factory=threading.Event)
+    opened: threading.Event = field(default_factory=threading.Event)
+
+    def open(self) -> None:
+        self.shut = False
+        self.opened.set()
+
+
+GATE = Gate()
+
+
+class GatedEngine(TrainEngine):
+    def checkpoint_tensors(self, state: HostState) -> tuple[dict[str, Tensor], dict[str, str]]:
+        if GATE.shut:
+            GATE.reached.set()
+            assert GATE.opened.wait(WAIT_S)
+        return super().checkpoint_tensors(state)
+
+
+@dataclass
+class Stage:
+    office: Office
+    trainer: Trainer
+    saver: Adapter
+    neighbour: Adapter
+
+    def save(self, name: str = "at-one") -> object:
+        """Send a save and wait until it has reached the disk."""
+        GATE.shut = True
+        request = self.office.send(SaveCheckpoint(name=name, **self.saver.next()))  # type: ignore[arg-type]
+        assert GATE.reached.wait(WAIT_S)
+        return request
+
+
+@pytest.fixture
+def stage(open_office: Callable[..., Office]) -> Iterator[Stage]:
+    GATE.__init__()  # type: ignore[misc]
+    office = open_office()
+    trainer, _ = start(office, GatedEngine)
+    saver, neighbour = create(office, "saver"), create(office, "neighbour")
+    saver.forward_backward(1)
+    saver.step()
+    yield Stage(office, trainer, saver, neighbour)
+    GATE.open()
+    if trainer.status is None:
+        stop(office, trainer)
+
+
+def test_neighbours_train_on_while_a_checkpoint_is_written(stage: Stage) -> None:
+    saving = stage.save()
+
+    for data in range(3):
+        stage.neighbour.forward_backward(data)
+        assert stage.neighbour.step().applied
+
+    assert saving not in stage.office.arrived
+    GATE.open()
+    assert checked(stage.office.wait(saving), CheckpointSaved).step == 1  # type: ignore[arg-type]
+
+
+def test_what_comes_behind_a_save_waits_for_it_and_is_not_in_it(stage: Stage) -> None:
+    saving = stage.save()
+    passing = stage.office.send(pass_over(2, **stage.saver.next()))
+    stepping = stage.office.send(OptimStep(learning_rate=0.1, **stage.saver.next()))  # type: ignore[arg-type]
+    stage.neighbour.forward_backward(7)
+    assert not {passing, stepping} & {*stage.office.arrived}
+    GATE.open()
+
+    saved = checked(stage.office.wait(saving), CheckpointSaved)  # type: ignore[arg-type]
+    before = checked(stage.office.wait(passing), PassResult).logprobs
+    assert checked(stage.office.wait(stepping), StepResult).step == 2
+    loaded = stage.saver.run(LoadCheckpoint, StateLoaded, source=stage.saver.id, name="at-one")
+    assert (saved.step, loaded.step) == (1, 1)
+    assert same([stage.saver.forward_backward(2).logprobs], [before])
+
+
+def test_a_second_save_waits_for_the_disk_and_lets_others_pass(stage: Stage) -> None:
+    first = stage.save()
+    second = stage.office.send(SaveCheckpoint(name="mine", **stage.neighbour.next()))  # type: ignore[arg-type]
+    third = create(stage.office, "third")
+    third.forward_backward(1)
+    assert second not in stage.office.arrived
+    GATE.open()
+
+    assert checked(stage.office.wait(first), CheckpointSaved).name == "at-one"  # type: ignore[arg-type]
+    assert checked(stage.office.wait(second), CheckpointSaved).name == "mine"
+
+
+def test_deleting_an_adapter_lets_its_save_end_first(stage: Stage) -> None:
+    saving = stage.save()
+    deleting = stage.office.send(DeleteAdapter(adapter=stage.saver.id))
+    GATE.open()
+
+    assert checked(stage.office.wait(saving), CheckpointSaved).step == 1  # type: ignore[arg-type]
+    assert checked(stage.office.wait(deleting), Done) == Done()
+    assert not stage.office.layout.adapter(stage.saver.id).exists()
+
+
+def test_a_stop_lets_a_save_end_and_says_so(stage: Stage) -> None:
+    saving = stage.save()
+    stage.office.tell(Drain())
+    GATE.open()
+
+    assert checked(stage.office.wait(saving), CheckpointSaved).step == 1  # type: ignore[arg-type]
+    assert stage.trainer.join() == 0
