@@ -437,7 +437,7 @@ def test_only_their_owner_unloads_adapters_and_deletes_checkpoints(office: Offic
 def test_who_waits_is_told_what_for(open_office: Serve) -> None:
     HeldEngine.entered.clear()
     HeldEngine.released.clear()
-    office = open_office()
+    office = open_office("trainer.pass_tokens=12")
     trainer, _ = start(office, HeldEngine)
     poet, other = create(office, "poet"), create(office, "other")
     # So many that the last of them still waits whenever the poet's operation comes in.
@@ -452,5 +452,5 @@ def test_who_waits_is_told_what_for(open_office: Serve) -> None:
     assert office.wait_for_notice(late) == "waits for operation 2 of this adapter, which has not arrived yet"
     answers = [office.wait(request) for request in (*others, first)]
     assert all(isinstance(answer, PassResult) for answer in answers)
-    assert office.notices[first] == ["1 operation of another adapter runs before it"]
+    assert office.notices[first] == ["takes turns with another adapter"]
     stop(office, trainer)
