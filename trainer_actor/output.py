@@ -218,6 +218,8 @@ class _Chunks:
         for chunk, each, dlogits_dV, slopes_dK in zip(self._chunks, kept, parts, kept_slopes, strict=True):
             dlogits_dV.scatter_add_(1, _columns(chunk.run.targets_t[chunk.rows])[each], slopes_dK)
         dlogits_DV = dlogits_DV.to(dhidden_PH.dtype)
+        # The weight as it lies: with a transposed right side of 49152 rows, oneDNN's bfloat16 product
+        # ends the process with a SIGFPE.
         dhidden_DH = (rows_at_least(self._head.floor, dlogits_DV) @ self._head.weight_VH)[: len(rows_D)]
         self._back_adapters(kept, dlogits_DV, dhidden_DH)
         dhidden_PH[self._first + rows_D] = dhidden_DH

@@ -12,7 +12,7 @@ adapter of rank r uses the first r rows of each A [R, in] and the first r column
 rest is padding and stays exactly zero. So each matrix and each row of B begins at a multiple of 16 bytes
 in bfloat16, as `grouped_mm` demands on CUDA. Nothing else is wasted: 0 at ranks that are multiples of
 8, (R - r) / r at others, whatever ranks and sections the neighbours have (ranks 4, 6, 8, 12, 16, 20, 32
-and 64 side by side: 6% of the bytes).
+and 64 side by side: 8% of the bytes).
 
 Legend: N = elements of a row, R = rank of the row, r = rank of its adapter.
 """
