@@ -3,9 +3,11 @@
 What the adapters of a pass add is `lora_pass`'s.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 
@@ -14,53 +16,68 @@ from .pass_frame import PassFrame
 from .row_layout import Linear
 
 
-class _AddLora(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, _anchor: Tensor, linear: Linear, lora: LoraPass) -> Tensor:
-        saved = lora.add(linear, x.flatten(0, -2), y.view(-1, linear.outputs))
-        ctx.mark_dirty(y)
-        ctx.save_for_backward(x, *saved)
-        ctx.linear, ctx.lora = linear, lora
-        return y
+class _LoraLinear(torch.autograd.Function):
+    """The frozen linear and what the adapters of the pass add to it, as one step of autograd: what
+    adapters do to the gradient of x is added to the linear's own in place."""
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x, *saved = ctx.saved_tensors
-        linear: Linear = ctx.linear
-        dx = ctx.lora.backward(linear, x.flatten(0, -2), saved, dy.reshape(-1, linear.outputs))
-        return dx.view_as(x), dy, None, None, None
+    def forward(
+        ctx: Any, x: Tensor, _anchor: Tensor, weight_OI: Tensor, bias_O: Tensor | None, at: "_Place"
+    ) -> Tensor:
+        x_TI = x.flatten(0, -2)
+        y_TO = x_TI @ weight_OI.t()
+        if bias_O is not None:
+            y_TO += bias_O
+        saved = at.lora.add(at.linear, x_TI, y_TO)
+        ctx.save_for_backward(x, weight_OI, *saved)
+        ctx.at = at
+        return y_TO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        x, weight_OI, *saved = ctx.saved_tensors
+        at: _Place = ctx.at
+        dy_TO = dy.reshape(-1, len(weight_OI))
+        dx_TI = dy_TO @ weight_OI if ctx.needs_input_grad[0] else None
+        at.lora.backward(at.linear, x.flatten(0, -2), saved, dy_TO, dx_TI)
+        return None if dx_TI is None else dx_TI.view_as(x), None, None, None, None
 
 
-def add_lora(frame: PassFrame, linear: Linear, x: Tensor, y: Tensor, *, own_y: bool) -> Tensor:
-    """y plus what the adapters of the running pass add here; in place if y is our own."""
-    lora = frame.lora
-    if lora is None or not lora.trains(linear):
-        return y
-    y = y if own_y else y.clone()
-    result: Tensor = _AddLora.apply(x, y, lora.anchor, linear, lora)  # type: ignore[no-untyped-call]
-    return result
+@dataclass(frozen=True, slots=True)
+class _Place:
+    linear: Linear
+    lora: LoraPass
 
 
-class LoraColumnParallelLinear(ColumnParallelLinear):  # type: ignore[misc]  # megatron-core has no types
-    """qkv and fc1. Stands in the layer spec; the backbone tells each one which it is."""
+class _LoraModule(torch.nn.Module):
+    """What both kinds share. With a tensor parallel size of 1 they are plain linears, and nothing of
+    megatron-core's forward but the product is left to do."""
+
+    input_size: int
+    output_size: int
+    weight: Tensor
+    bias: Tensor | None
+    skip_bias_add: bool
 
     def attach(self, frame: PassFrame, linear: Linear) -> None:
+        assert parallel_state.get_tensor_model_parallel_world_size() == 1
         assert (linear.inputs, linear.outputs) == (self.input_size, self.output_size)
         self._frame, self._linear = frame, linear
 
     def forward(self, input_: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
-        output, bias = super().forward(input_, *args, **kwargs)
-        return add_lora(self._frame, self._linear, input_, output, own_y=True), bias
+        lora = self._frame.lora
+        if lora is None or not lora.trains(self._linear):
+            base: tuple[Tensor, Tensor | None] = super().forward(input_, *args, **kwargs)
+            return base
+        own, left = (None, self.bias) if self.skip_bias_add else (self.bias, None)
+        place = _Place(self._linear, lora)
+        y: Tensor = _LoraLinear.apply(input_, lora.anchor, self.weight, own, place)  # type: ignore[no-untyped-call]
+        return y, left
 
 
-class LoraRowParallelLinear(RowParallelLinear):  # type: ignore[misc]  # megatron-core has no types
+class LoraColumnParallelLinear(_LoraModule, ColumnParallelLinear):  # type: ignore[misc]  # megatron-core has no types
+    """qkv and fc1. Stands in the layer spec; the backbone tells each one which it is."""
+
+
+class LoraRowParallelLinear(_LoraModule, RowParallelLinear):  # type: ignore[misc]  # megatron-core has no types
     """proj and fc2."""
-
-    def attach(self, frame: PassFrame, linear: Linear) -> None:
-        assert (linear.inputs, linear.outputs) == (self.input_size, self.output_size)
-        self._frame, self._linear = frame, linear
-
-    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
-        output, bias = super().forward(input_)
-        # The reduction over ranks hands out a view of its own, which must not be changed in place.
-        return add_lora(self._frame, self._linear, input_, output, own_y=False), bias

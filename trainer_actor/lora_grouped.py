@@ -29,12 +29,14 @@ class GroupedPass(LoraPass):
     def add(self, linear: Linear, x_TI: Tensor, y_TO: Tensor) -> list[Tensor]:
         return [block.add(site, x_TI[block.rows], y_TO[block.rows]) for block, site in self._active(linear)]
 
-    def backward(self, linear: Linear, x_TI: Tensor, saved: Sequence[Tensor], dy_TO: Tensor) -> Tensor:
-        dx_TI = torch.zeros_like(x_TI)
+    def backward(
+        self, linear: Linear, x_TI: Tensor, saved: Sequence[Tensor], dy_TO: Tensor, dx_TI: Tensor | None
+    ) -> None:
         for (block, site), mid_Ts in zip(self._active(linear), saved, strict=True):
             rows = block.rows
-            dx_TI[rows] = block.backward(site, x_TI[rows], mid_Ts, dy_TO[rows])
-        return dx_TI
+            dmid_Ts = block.backward(site, x_TI[rows], mid_Ts, dy_TO[rows])
+            if dx_TI is not None:
+                dx_TI[rows] += block.back_to_x(site, dmid_Ts)
 
     def finish(self) -> None:
         for block in self._blocks:
@@ -81,6 +83,9 @@ class _Block:
         dmid_Ts = self._scaled(torch.cat(dmids, dim=1))
         if into_GN is not None:
             self._a(into_GN, site).copy_(self._grouped(dmid_Ts.t(), x_TI))
+        return dmid_Ts
+
+    def back_to_x(self, site: Site, dmid_Ts: Tensor) -> Tensor:
         return self._grouped(dmid_Ts, self._a(self._weights_GN, site))
 
     def finish(self) -> None:

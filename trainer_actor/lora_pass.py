@@ -12,11 +12,12 @@ s = k * R, I/O = inputs/outputs.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from .row_layout import Linear, Projection
+from .row_layout import Linear, Projection, RowLayout
 from .row_views import GradientRow, RowViews, SiteViews
 
 
@@ -54,57 +55,121 @@ class LoraPass(ABC):
         """Add every adapter's part to y in place; return what `backward` needs again."""
 
     @abstractmethod
-    def backward(self, linear: Linear, x_TI: Tensor, saved: Sequence[Tensor], dy_TO: Tensor) -> Tensor:
-        """Gather the segments' gradients; return the gradient of x [T, I]."""
+    def backward(
+        self, linear: Linear, x_TI: Tensor, saved: Sequence[Tensor], dy_TO: Tensor, dx_TI: Tensor | None
+    ) -> None:
+        """Gather the segments' gradients; add to the gradient of x, unless nobody wants it."""
 
     def finish(self) -> None:  # noqa: B027  # nothing, where nothing was gathered elsewhere
         """After the pass: bring to the segments what `backward` gathered elsewhere."""
 
 
 class SegmentedPass(LoraPass):
-    """One adapter after the other. An adapter's products have the same shapes whoever else is there."""
+    """One adapter after the other. An adapter's products have the same shapes whoever else is there.
+
+    Only the products: what else there is to do is done for all adapters of one layout together, which
+    stand side by side. On a CPU a small product costs less than the Python around it.
+    """
+
+    def __init__(self, segments: Sequence[LoraSegment]) -> None:
+        super().__init__(segments)
+        self._blocks = [_Block(list(same)) for _, same in groupby(segments, key=_layout_of)]
 
     def add(self, linear: Linear, x_TI: Tensor, y_TO: Tensor) -> list[Tensor]:
-        saved = []
-        for segment, weights in self._active(linear):
-            mid_ts = (x_TI[segment.rows] @ weights.a_sI.t()).mul_(segment.scale)
-            for mid_tR, b_OR, projection in zip(
-                each_projection(mid_ts, linear), weights.b_OR, linear.projections, strict=True
-            ):
-                _add_product_to_columns(y_TO[segment.rows], projection, mid_tR, b_OR.t())
-            saved.append(mid_ts)
-        return saved
+        return [block.add(linear, x_TI[block.rows], y_TO[block.rows]) for block in self._active(linear)]
 
-    def backward(self, linear: Linear, x_TI: Tensor, saved: Sequence[Tensor], dy_TO: Tensor) -> Tensor:
-        active = self._active(linear)
-        if len(active) == 1 and active[0][0].stop - active[0][0].start == len(x_TI):
-            return _backward_segment(linear, *active[0], x_TI, saved[0], dy_TO)
-        dx_TI = torch.zeros_like(x_TI)
-        for (segment, weights), mid_ts in zip(active, saved, strict=True):
-            rows = segment.rows
-            dx_TI[rows] = _backward_segment(linear, segment, weights, x_TI[rows], mid_ts, dy_TO[rows])
-        return dx_TI
+    def backward(
+        self, linear: Linear, x_TI: Tensor, saved: Sequence[Tensor], dy_TO: Tensor, dx_TI: Tensor | None
+    ) -> None:
+        for block, mid_Ts in zip(self._active(linear), saved, strict=True):
+            rows = block.rows
+            block.backward(linear, x_TI[rows], mid_Ts, dy_TO[rows], None if dx_TI is None else dx_TI[rows])
 
-    def _active(self, linear: Linear) -> list[tuple[LoraSegment, SiteViews]]:
-        found = ((segment, segment.weights.at(linear)) for segment in self.segments)
-        return [(segment, weights) for segment, weights in found if weights is not None]
+    def _active(self, linear: Linear) -> list["_Block"]:
+        return [block for block in self._blocks if block.layout.site(linear) is not None]
 
 
-def _backward_segment(
-    linear: Linear, segment: LoraSegment, weights: SiteViews, x_tI: Tensor, mid_ts: Tensor, dy_tO: Tensor
-) -> Tensor:
-    into, add = segment.gradients.gather(linear) if segment.gradients is not None else (None, False)
-    dmid_ts = torch.empty_like(mid_ts)
-    mids, dmids = each_projection(mid_ts, linear), each_projection(dmid_ts, linear)
-    for index, projection in enumerate(linear.projections):
-        dy = columns_of(dy_tO, projection)
-        torch.mm(dy, weights.b_OR[index], out=dmids[index])
-        if into is not None:
-            put_product(into.b_OR[index], dy.t(), mids[index], add=add)
-    dmid_ts.mul_(segment.scale)
-    if into is not None:
-        put_product(into.a_sI, dmid_ts.t(), x_tI, add=add)
-    return dmid_ts @ weights.a_sI
+class _Block:
+    """The runs of one layout. rows: theirs in the pass. T: positions of all of them."""
+
+    def __init__(self, segments: list[LoraSegment]) -> None:
+        self.layout = segments[0].weights.layout
+        self.rows = slice(segments[0].start, segments[-1].stop)
+        self._segments = segments
+        self._spans = [segment.stop - segment.start for segment in segments]
+        row_N = segments[0].weights.row_N
+        # On a CPU adapters are float32 even where the model is bfloat16.
+        self._dtype = row_N.dtype
+        scales = torch.tensor([segment.scale for segment in segments], dtype=torch.float32)
+        self._scale_T1 = scales.repeat_interleave(torch.tensor(self._spans))[:, None].to(row_N.device)
+
+    def add(self, linear: Linear, x_TI: Tensor, y_TO: Tensor) -> Tensor:
+        weights = self._weights(linear)
+        x_TI = x_TI.to(self._dtype)
+        mid_Ts = x_TI.new_empty(len(x_TI), len(weights[0].a_sI))
+        for mid_ts, x_tI, site in zip(self._each(mid_Ts), self._each(x_TI), weights, strict=True):
+            torch.mm(x_tI, site.a_Is, out=mid_ts)
+        mid_Ts.mul_(self._scale_T1)
+        for index, projection in enumerate(linear.projections):
+            mids = self._each(_columns(mid_Ts, index, self.layout.rank))
+            matrices = [site.b_RO[index] for site in weights]
+            if projection.groups == 1 and y_TO.dtype is self._dtype is torch.float32:
+                for y_to, mid_tR, b_Ro in zip(
+                    self._each(view_columns(y_TO, projection)), mids, matrices, strict=True
+                ):
+                    y_to.addmm_(mid_tR, b_Ro)
+            else:
+                delta_To = mid_Ts.new_empty(len(mid_Ts), projection.outputs)
+                for delta_to, mid_tR, b_Ro in zip(self._each(delta_To), mids, matrices, strict=True):
+                    torch.mm(mid_tR, b_Ro, out=delta_to)
+                add_columns(y_TO, projection, delta_To)
+        return mid_Ts
+
+    def backward(
+        self, linear: Linear, x_TI: Tensor, mid_Ts: Tensor, dy_TO: Tensor, dx_TI: Tensor | None
+    ) -> None:
+        weights = self._weights(linear)
+        gathering = [
+            None if segment.gradients is None else segment.gradients.gather(linear)
+            for segment in self._segments
+        ]
+        dmid_Ts = torch.empty_like(mid_Ts)
+        for index, projection in enumerate(linear.projections):
+            dys = self._each(columns_of(dy_TO, projection).to(self._dtype))
+            mids = self._each(_columns(mid_Ts, index, self.layout.rank))
+            dmids = self._each(_columns(dmid_Ts, index, self.layout.rank))
+            for dy_to, mid_tR, dmid_tR, site, into in zip(dys, mids, dmids, weights, gathering, strict=True):
+                torch.mm(dy_to, site.b_OR[index], out=dmid_tR)
+                if into is not None:
+                    put_product(into[0].b_OR[index], dy_to.t(), mid_tR, add=into[1])
+        dmid_Ts.mul_(self._scale_T1)
+        for x_tI, dmid_ts, into in zip(
+            self._each(x_TI.to(self._dtype)), self._each(dmid_Ts), gathering, strict=True
+        ):
+            if into is not None:
+                put_product(into[0].a_sI, dmid_ts.t(), x_tI, add=into[1])
+        if dx_TI is not None:
+            self._add_to_dx(weights, dmid_Ts, dx_TI)
+
+    def _add_to_dx(self, weights: list[SiteViews], dmid_Ts: Tensor, dx_TI: Tensor) -> None:
+        target_TI = dx_TI if dx_TI.dtype is self._dtype is torch.float32 else None
+        product_TI = torch.empty_like(dx_TI, dtype=self._dtype) if target_TI is None else target_TI
+        for product_tI, dmid_ts, site in zip(
+            self._each(product_TI), self._each(dmid_Ts), weights, strict=True
+        ):
+            if target_TI is None:
+                torch.mm(dmid_ts, site.a_sI, out=product_tI)
+            else:
+                product_tI.addmm_(dmid_ts, site.a_sI)
+        if target_TI is None:
+            dx_TI.add_(product_TI)
+
+    def _weights(self, linear: Linear) -> list[SiteViews]:
+        return [segment.weights.trained(linear) for segment in self._segments]
+
+    def _each(self, rows: Tensor) -> Sequence[Tensor]:
+        """The rows of each run."""
+        return rows.split_with_sizes(self._spans) if len(self._spans) > 1 else (rows,)
 
 
 def add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
@@ -135,22 +200,25 @@ def each_projection(mid_Ts: Tensor, linear: Linear) -> tuple[Tensor, ...]:
 
 def columns_of(y_TO: Tensor, projection: Projection) -> Tensor:
     """The projection's own columns of a fused linear, [T, outputs]; a copy if they are interleaved."""
-    return _view_columns(y_TO, projection).reshape(-1, projection.outputs)
+    return view_columns(y_TO, projection).reshape(-1, projection.outputs)
 
 
-def _add_product_to_columns(y_TO: Tensor, projection: Projection, left: Tensor, right: Tensor) -> None:
-    if projection.groups == 1:
-        add_product(y_TO[:, projection.start : projection.stop], left, right)
-    else:
-        add_columns(y_TO, projection, left @ right)
+def _columns(mid_Ts: Tensor, index: int, rank: int) -> Tensor:
+    """Those of one projection, [T, R]."""
+    return mid_Ts[:, index * rank : (index + 1) * rank]
 
 
 def add_columns(y_TO: Tensor, projection: Projection, delta: Tensor) -> None:
-    columns = _view_columns(y_TO, projection)
+    columns = view_columns(y_TO, projection)
     columns.add_(delta.view(columns.shape))
 
 
-def _view_columns(y_TO: Tensor, projection: Projection) -> Tensor:
-    """[T, groups, columns of the projection]."""
-    grouped = y_TO.view(len(y_TO), projection.groups, -1)
-    return grouped[:, :, projection.start : projection.stop]
+def view_columns(y_TO: Tensor, projection: Projection) -> Tensor:
+    """[T, outputs]; of a projection that is interleaved, [T, groups, its columns in one]."""
+    if projection.groups == 1:
+        return y_TO[:, projection.start : projection.stop]
+    return y_TO.view(len(y_TO), projection.groups, -1)[:, :, projection.start : projection.stop]
+
+
+def _layout_of(segment: LoraSegment) -> RowLayout:
+    return segment.weights.layout

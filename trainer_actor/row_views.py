@@ -17,10 +17,12 @@ from .row_layout import Linear, RowLayout, Site
 
 @dataclass(frozen=True, slots=True)
 class SiteViews:
-    """a: the A's of all projections end to end, [k * R, I]; b [O, R] of each."""
+    """a: the A's of all projections end to end, [k * R, I]; b [O, R] of each; and both transposed."""
 
     a_sI: Tensor
     b_OR: tuple[Tensor, ...]
+    a_Is: Tensor
+    b_RO: tuple[Tensor, ...]
 
 
 class RowViews:
@@ -42,6 +44,11 @@ class RowViews:
             ]
         return self._made[linear.index]
 
+    def trained(self, linear: Linear) -> SiteViews:
+        views = self.at(linear)
+        assert views is not None, "not trained"
+        return views
+
 
 class GradientRow:
     """Gathers gradients in a row whose memory may hold anything before.
@@ -56,8 +63,7 @@ class GradientRow:
 
     def gather(self, linear: Linear) -> tuple[SiteViews, bool]:
         """Where to write a linear's gradients, all of them, and whether to add."""
-        views = self.views.at(linear)
-        assert views is not None, "not trained"
+        views = self.views.trained(linear)
         add = linear.index in self._written
         self._written.add(linear.index)
         return views, add
@@ -87,10 +93,9 @@ class GradientRow:
 def _site_views(row_N: Tensor, rank: int, site: Site) -> SiteViews:
     linear = site.linear
     a_stop = site.a_offset + len(linear.projections) * rank * linear.inputs
-    return SiteViews(
-        row_N[site.a_offset : a_stop].view(-1, linear.inputs),
-        tuple(
-            row_N[offset : offset + projection.outputs * rank].view(-1, rank)
-            for offset, projection in zip(site.b_offsets, linear.projections, strict=True)
-        ),
+    a_sI = row_N[site.a_offset : a_stop].view(-1, linear.inputs)
+    b_OR = tuple(
+        row_N[offset : offset + projection.outputs * rank].view(-1, rank)
+        for offset, projection in zip(site.b_offsets, linear.projections, strict=True)
     )
+    return SiteViews(a_sI, b_OR, a_sI.t(), tuple(each.t() for each in b_OR))
