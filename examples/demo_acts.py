@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from demo_screen import Board, stage
+from loractl.bus.async_client import AsyncClient
 from loractl.bus.config import Config
 from loractl.bus.errors import DaemonGone
+from loractl.bus.ids import TenantId
 from loractl.bus.keys import Keys
 from loractl.bus.layout import StateLayout
-from loractl.bus.messages import DaemonStatus
+from loractl.bus.messages import AdapterList, DaemonStatus, ListAdapters
 from loractl.daemon import launch
 from rich.console import Console
 from tenants import Learned, Tenant
@@ -65,7 +67,7 @@ async def _show(console: Console, config: Config, status: DaemonStatus, steps: i
     for each in learned:
         # Not wrapped, so that it can be copied.
         console.print(f"         {each.voice.name:7} saved as {each.checkpoint}", soft_wrap=True)
-    for line in _served_lines(status, learned):
+    for line in [await _passes_line(config, tenants), *_served_lines(status, learned)]:
         console.print(f"         {line}", markup=False)
     with stage(console, "the base and three adapters answer together"):
         answers, held = await _together([_ask_all(tenants, learned, q) for q in (QUESTION, HELD_QUESTION)])
@@ -85,6 +87,16 @@ async def _train_all(console: Console, tenants: Sequence[Tenant], steps: int) ->
     rate = sum(each.tokens for each in learned) / seconds
     console.print(f"{seconds:5.1f} s  three adapters trained and saved: {rate:,.0f} tokens/s together")
     return learned
+
+
+async def _passes_line(config: Config, tenants: Sequence[Tenant]) -> str:
+    """How far the tenants trained in company."""
+    async with AsyncClient(config) as bus:
+        names = [TenantId(tenant.voice.name) for tenant in tenants]
+        listed = [await bus.request(ListAdapters(), tenant=name) for name in names]
+    usages = [each.usage for each in listed if isinstance(each, AdapterList)]
+    passes, shared = sum(each.passes for each in usages), sum(each.shared_passes for each in usages)
+    return f"{shared / passes:.0%} of their passes over the base model were shared with others"
 
 
 def _served_lines(status: DaemonStatus, learned: Sequence[Learned]) -> list[str]:
