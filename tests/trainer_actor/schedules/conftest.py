@@ -8,5 +8,5 @@ from loractl.tests.trainer_actor.schedules.theatre import Theatre, theatre
 
 @pytest.fixture(scope="session")
 def stages() -> Iterator[Theatre]:
-    with theatre() as opened:
+    with theatre(layers=1) as opened:
         yield opened

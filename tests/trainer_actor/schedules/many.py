@@ -49,7 +49,7 @@ def _play(seeds: range) -> int:
     """Play the schedules of these seeds and tell which differ. Returns how many do."""
     differing = 0
     played: dict[str, list[Usage]] = {variant: [] for variant in VARIANTS}
-    with theatre() as stages:
+    with theatre(layers=2) as stages:
         for seed in seeds:
             variant, schedule = schedule_of(seed)
             outcome = stages.play(variant, schedule)

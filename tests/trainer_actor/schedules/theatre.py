@@ -16,7 +16,7 @@ from loractl.tests.trainer_actor.schedules.lives import Life, draw_life
 from loractl.tests.trainer_actor.schedules.schedule import Schedule
 from loractl.tests.trainer_actor.schedules.trainers import VARIANTS, Stage, make_tiny_model, own_settings
 
-_LIVES = 200
+_LIVES = 150
 
 
 @lru_cache(maxsize=2)
@@ -53,8 +53,9 @@ class Theatre:
 
 
 @contextmanager
-def theatre() -> Iterator[Theatre]:
+def theatre(*, layers: int) -> Iterator[Theatre]:
+    """With a base model of so many layers."""
     with tempfile.TemporaryDirectory() as directory:
-        opened = Theatre(make_tiny_model(Path(directory)))
+        opened = Theatre(make_tiny_model(Path(directory), layers))
         yield opened
         opened.close()

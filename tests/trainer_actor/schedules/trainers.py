@@ -10,6 +10,8 @@ from typing import Self
 import torch
 from loractl.tests.trainer_actor.loop.harness import Office, Trainer, make_config, start, stop
 from loractl.tests.trainer_actor.schedules.lives import MAX_RANK, MAX_TOKENS, VOCAB
+from loractl.trainer_actor.costs import Costs
+from loractl.trainer_actor.engine import TrainEngine
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 # So small that with three slots a few adapters of eight find room, and the others are on disk.
@@ -36,12 +38,19 @@ def own_settings(variant: str) -> tuple[str, ...]:
     return tuple(setting for setting in VARIANTS[variant] if setting.startswith(OWN_DOING))
 
 
-def make_tiny_model(directory: Path) -> Path:
-    """A random Qwen3: 2 layers, hidden 16; weights drawn wide so that outputs depend on inputs."""
+class SteadyEngine(TrainEngine):
+    """Does not measure what things cost here, which only decides the order of work: starts are frequent."""
+
+    def measure(self) -> Costs:
+        return Costs(pass_ms=2.0, token_ms=0.02, copy_bytes_per_ms=1e6)
+
+
+def make_tiny_model(directory: Path, layers: int) -> Path:
+    """A random Qwen3, hidden 16; weights drawn wide so that outputs depend on inputs."""
     torch.manual_seed(0)
     config = Qwen3Config(
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
@@ -68,12 +77,12 @@ class Stage:
         directory = Path(tempfile.mkdtemp(prefix="lo"))
         limits = (f"model.max_sequence_tokens={MAX_TOKENS}", f"trainer.max_rank={MAX_RANK}")
         office = Office(make_config(directory, model, *limits, *settings))
-        return cls(office, start(office)[0])
+        return cls(office, start(office, SteadyEngine)[0])
 
     def restart(self) -> None:
         """Stop the trainer, which answers all that waits, and start another on the same disk."""
         stop(self.office, self.trainer)
-        self.trainer, _ = start(self.office)
+        self.trainer, _ = start(self.office, SteadyEngine)
 
     def close(self) -> None:
         stop(self.office, self.trainer)
