@@ -9,9 +9,11 @@ state, where a library's own copy would take as much memory again as a budget ha
 """
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -71,7 +73,8 @@ class SpillStore:
                     checksum = _write_all(opened, [getattr(state, name) for name in pieces])
                 aside.replace(file)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):  # what is left of it, the next start wipes
+                aside.unlink()
             raise
         self._kept[adapter] = _Kept(
             file=file,
@@ -91,9 +94,11 @@ class SpillStore:
         kept = self._kept[adapter]
         pieces: dict[Piece, Tensor] = {name: new_piece(kept.numel) for name in kept.pieces}
         with storage_errors("read a training state from disk"), kept.file.open("rb", buffering=0) as opened:
-            whole = opened.read(len(kept.header)) == kept.header
-            checksum = _read_all(opened, list(pieces.values()))
-            whole = whole and checksum == kept.checksum and not opened.read(1)
+            whole = os.fstat(opened.fileno()).st_size == len(kept.header) + sum(
+                each.nbytes for each in pieces.values()
+            )
+            whole = whole and opened.read(len(kept.header)) == kept.header
+            whole = whole and _read_all(opened, list(pieces.values())) == kept.checksum
         if not whole:
             raise StorageFailed(
                 f"{kept.file} is damaged: it is not what was written; unload the adapter "
@@ -143,7 +148,7 @@ def _write_all(opened: BinaryIO, pieces: list[Tensor]) -> int:
 
 
 def _read_all(opened: BinaryIO, pieces: list[Tensor]) -> int:
-    """Fill the pieces as far as the file goes."""
+    """Fill the pieces; returns the checksum of what is in them then."""
     checksum = 0
     for chunk in _chunks(pieces):
         left = chunk
