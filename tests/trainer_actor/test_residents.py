@@ -348,6 +348,21 @@ def test_prefetching_touches_neither_the_turns_members_nor_what_is_pinned(scene:
     assert on.residents.on_device(C)
 
 
+def test_a_state_on_host_or_disk_is_had_without_a_slot(scene: Open) -> None:
+    on = scene(slots=1)
+    on.admit(A, B)
+    on.train(A, 1)
+    before = on.state(A)
+    on.residents.sink(A)
+    on.residents.place(B)
+    on.residents.pin(B)
+
+    assert same(on.state(A), before)
+    assert on.residents.on_device(B)
+    with pytest.raises(OutOfSlots):
+        on.residents.place(A)
+
+
 def test_thousands_are_registered_where_two_fit(scene: Open) -> None:
     on = scene(slots=2, states=1.0)
     many = [AdapterId(str(number)) for number in range(3000)]
