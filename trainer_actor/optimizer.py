@@ -17,6 +17,8 @@ from .bank import MOMENTS, Row
 from .passes import AdamParams, StepOutcome
 
 _CLIP_EPSILON = 1e-6  # megatron-core, optimizer/clip_grads.py
+# Beyond it, products and quotients of settings need not fit into float32, which torch refuses half way.
+_MOST = 1e6
 _CPU_PIECE = 1 << 18
 _CUDA_PIECE = 1 << 26
 
@@ -113,6 +115,9 @@ def _check(params: AdamParams) -> None:
         value = getattr(params, name)
         if not (math.isfinite(value) and value >= 0):
             raise refuse(name, value, "a finite number and not negative")
+    for name in ("learning_rate", "weight_decay", "eps"):
+        if getattr(params, name) > _MOST:
+            raise refuse(name, getattr(params, name), f"at most {_MOST:g}")
     for name in ("beta1", "beta2"):
         value = getattr(params, name)
         if not 0 <= value < 1:

@@ -82,12 +82,11 @@ def test_steps_are_the_distributed_optimizers_bit_for_bit(
     engine = lab.engine("llama", dtype=dtype)
     lora = spec(rank=5, **targets)
     begin(engine, 0, lora)
-    row = engine.row(0)
+    row, kind = engine.row(0), getattr(torch, dtype)
     with cuda_is_the_cpu(monkeypatch):
-        ddp, optimizer = distributed_optimizer(row.weights, clip)
-    if dtype == "bfloat16":
-        # Theirs begins from rounded weights; ours has kept what was drawn.
-        row.main.copy_(row.weights)
+        ddp, optimizer = distributed_optimizer(row.main.to(kind), clip)
+    # Theirs begins from rounded weights.
+    row.main.copy_(row.main.to(kind))
 
     for step in range(6):
         rate, decay = 0.02 / (step + 1), 0.1 * (step % 3)
@@ -106,7 +105,7 @@ def test_steps_are_the_distributed_optimizers_bit_for_bit(
         assert outcome.grad_norm > 1.0
         if clip:
             assert outcome.grad_norm == norm
-        assert torch.equal(row.weights, ddp.module.row.data[0]), step
+        assert torch.equal(row.main.to(kind), ddp.module.row.data[0]), step
         ((main, state),) = optimizer.optimizer.state.items()
         assert torch.equal(row.main, main)
         assert row.exp_avg is not None
@@ -164,6 +163,9 @@ def test_a_step_without_gradients_changes_nothing(lab: Lab) -> None:
     [
         {"learning_rate": -1.0},
         {"learning_rate": math.inf},
+        {"learning_rate": 3e38},
+        {"weight_decay": 3e38},
+        {"eps": 1e39},
         {"beta1": 1.0},
         {"beta2": -0.1},
         {"eps": 0.0},
