@@ -66,7 +66,11 @@ class TrainEngine:
         self._max_rank = settings.max_rank
         linears = self._layouts.linears
         self._backbone = Backbone(base, linears, dtype, device, recompute=settings.recompute)
-        self._bank = Bank(self._layouts, settings.slots, dtype, device)
+        self._dtype = dtype
+        # Small products in bfloat16 take ten times as long on a CPU: adapters stay float32 there.
+        self._bank = Bank(
+            self._layouts, settings.slots, torch.float32 if device.type == "cpu" else dtype, device
+        )
         floor = floor_of(device)
         unembed = next(linear for linear in linears if linear.kind == "unembed")
         chunk = max(settings.logits_chunk, floor)
@@ -236,7 +240,7 @@ class TrainEngine:
     def peft_files(self, slot: int) -> tuple[str, bytes, int]:
         """adapter_config.json, adapter_model.safetensors and the number of adapted modules."""
         row = self._bank.row(slot)
-        return write_peft(row.layout, row.lora, row.weights.cpu(), self.details.name)
+        return write_peft(row.layout, row.lora, row.weights.to("cpu", self._dtype), self.details.name)
 
     def state_from_peft(self, config_json: str, safetensors: bytes, lora: LoraSpec) -> HostState:
         """Raises CheckpointMismatch, with what differs in words."""

@@ -19,12 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .lora_pass import LoraSegment, add_product, put_product
 from .row_floor import rows_at_least
 from .row_layout import Linear
 from .row_views import SiteViews
+from .softmax import normalizers, turn_into_gradient
 
 # Rows of a run and their log p -> parts of the loss, and the loss's derivative in each log p.
 Loss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
@@ -168,12 +170,12 @@ class _Chunks:
 
     def run(self, dhidden_PH: Tensor) -> None:
         logits_CV = self._logits()
-        normalizer_C1 = torch.logsumexp(logits_CV, dim=1, keepdim=True)
+        normalizer_C1 = normalizers(logits_CV)
         slopes: list[Tensor] = []
         for chunk in self._chunks:
             run, mine = chunk.run, self._within(chunk)
             logprobs_c = run.logprobs_t[chunk.rows]
-            found_cK = logits_CV[mine].gather(1, _columns(run.targets_t[chunk.rows]))
+            found_cK = logits_CV[mine].gather(1, _columns(run.targets_t[chunk.rows])).float()
             _columns(logprobs_c).copy_(found_cK - normalizer_C1[mine])
             run.terms_t[chunk.rows], slopes_c = run.loss(chunk.rows, logprobs_c)
             slopes.append(_columns(slopes_c))
@@ -182,7 +184,7 @@ class _Chunks:
             self._back(logits_CV, normalizer_C1, slopes, kept, dhidden_PH)
 
     def _logits(self) -> Tensor:
-        """[C, V] in float32."""
+        """[C, V], in the model's type or, with those of adapters, in float32."""
         last = self._chunks[-1].last
         # Fewer rows than the floor are multiplied with neighbours, whose products are not looked at.
         low = max(0, min(self._first, len(self._hidden_PH) - self._head.floor))
@@ -192,9 +194,10 @@ class _Chunks:
         for chunk in self._chunks:
             adapter = chunk.adapter(self._head.linear)
             if adapter is not None:
+                logits_CV = logits_CV.float()
                 mid_cR = _mid(self._hidden_PH[chunk.first : chunk.last], adapter, chunk.run.segment.scale)
-                add_product(logits_CV[self._within(chunk)], mid_cR, adapter.b_OR[0].t())
-        return logits_CV.float()
+                add_product(logits_CV[self._within(chunk)], mid_cR, adapter.b_RO[0])
+        return logits_CV
 
     def _back(
         self,
@@ -207,27 +210,24 @@ class _Chunks:
         rows_D = torch.cat(
             [chunk.first - self._first + each for chunk, each in zip(self._chunks, kept, strict=True)]
         )
-        kept_slopes = [slopes_cK[each] for slopes_cK, each in zip(slopes, kept, strict=True)]
-        sums_D1 = torch.cat([slopes_dK.sum(dim=1, keepdim=True) for slopes_dK in kept_slopes])
+        slopes_DK = _side_by_side_columns([of[each] for of, each in zip(slopes, kept, strict=True)])
+        targets = [_columns(chunk.run.targets_t[chunk.rows]) for chunk in self._chunks]
+        targets_DK = _side_by_side_columns([of[each] for of, each in zip(targets, kept, strict=True)])
         if len(rows_D) < len(logits_CV):
             logits_CV, normalizer_C1 = logits_CV[rows_D], normalizer_C1[rows_D]
-        # Here logits become, in their own memory, the loss's gradient in them:
-        # d log p_t / d logits = onehot(t) - softmax(logits).
-        dlogits_DV = logits_CV.sub_(normalizer_C1).exp_().mul_(-sums_D1)
-        parts = torch.split(dlogits_DV, [len(each) for each in kept])
-        for chunk, each, dlogits_dV, slopes_dK in zip(self._chunks, kept, parts, kept_slopes, strict=True):
-            dlogits_dV.scatter_add_(1, _columns(chunk.run.targets_t[chunk.rows])[each], slopes_dK)
-        dlogits_DV = dlogits_DV.to(dhidden_PH.dtype)
+        turn_into_gradient(logits_CV, normalizer_C1, targets_DK, slopes_DK)
+        dlogits_DV = logits_CV
         # The weight as it lies: with a transposed right side of 49152 rows, oneDNN's bfloat16 product
         # ends the process with a SIGFPE.
-        dhidden_DH = (rows_at_least(self._head.floor, dlogits_DV) @ self._head.weight_VH)[: len(rows_D)]
+        model_DV = rows_at_least(self._head.floor, dlogits_DV.to(dhidden_PH.dtype))
+        dhidden_DH = (model_DV @ self._head.weight_VH)[: len(rows_D)]
         self._back_adapters(kept, dlogits_DV, dhidden_DH)
         dhidden_PH[self._first + rows_D] = dhidden_DH
 
     def _back_adapters(self, kept: list[Tensor], dlogits_DV: Tensor, dhidden_DH: Tensor) -> None:
         """Gather the gradients of those on the unembedding, and add what they do to that of hidden."""
         sizes = [len(each) for each in kept]
-        for chunk, each, dlogits_dV, dhidden_dH in zip(
+        for chunk, each, gradient_dV, dhidden_dH in zip(
             self._chunks, kept, torch.split(dlogits_DV, sizes), torch.split(dhidden_DH, sizes), strict=True
         ):
             adapter = chunk.adapter(self._head.linear)
@@ -236,7 +236,9 @@ class _Chunks:
             segment = chunk.run.segment
             assert segment.gradients is not None
             into, add = segment.gradients.gather(self._head.linear)
-            hidden_dH = self._hidden_PH[chunk.first + each]
+            # Adapters may have another type than the model.
+            dlogits_dV = gradient_dV.to(adapter.a_sI.dtype)
+            hidden_dH = self._hidden_PH[chunk.first + each].to(adapter.a_sI.dtype)
             dmid_dR = (dlogits_dV @ adapter.b_OR[0]).mul_(segment.scale)
             put_product(into.b_OR[0], dlogits_dV.t(), _mid(hidden_dH, adapter, segment.scale), add=add)
             put_product(into.a_sI, dmid_dR.t(), hidden_dH, add=add)
@@ -254,9 +256,15 @@ def _kept(run: HeadRun, slopes_cK: Tensor) -> Tensor:
 
 
 def _mid(hidden_cH: Tensor, adapter: SiteViews, scale: float) -> Tensor:
-    return (hidden_cH @ adapter.a_sI.t()).mul_(scale)
+    return (hidden_cH.to(adapter.a_sI.dtype) @ adapter.a_Is).mul_(scale)
 
 
 def _columns(values_t: Tensor) -> Tensor:
     """A view [t, K] of what is [t] (K is 1) or [t, K]."""
     return values_t if values_t.ndim == 2 else values_t[:, None]
+
+
+def _side_by_side_columns(parts: list[Tensor]) -> Tensor:
+    """Those of several runs as one [D, K], K being the most that one has: others end in zeros."""
+    most = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, most - part.shape[1])) for part in parts])

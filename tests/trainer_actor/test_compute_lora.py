@@ -201,7 +201,7 @@ def test_a_part_larger_than_a_pass_runs_in_several(lab: Lab) -> None:
         )
 
 
-def test_bfloat16_trains_and_stays_bfloat16(lab: Lab) -> None:
+def test_a_bfloat16_model_trains_as_the_float32_one(lab: Lab) -> None:
     engine, exact = lab.engine("qwen3", dtype="bfloat16"), lab.engine("qwen3")
     lora = spec(rank=6, alpha=16.0)
     part = batch(3, [30, 9], lora=lora)
@@ -210,7 +210,8 @@ def test_bfloat16_trains_and_stays_bfloat16(lab: Lab) -> None:
 
     (result,), (expected,) = run(engine, part), run(exact, part)
 
-    assert engine.row(0).weights.dtype is torch.bfloat16
+    # On a CPU adapters are float32 whatever the model is.
+    assert engine.row(0).weights is engine.row(0).main
     assert engine.details.dtype == "bfloat16"
     np.testing.assert_allclose(result.logprobs, expected.logprobs, atol=0.35)
     for name, gradient in gradients(exact, 0).items():
