@@ -1,7 +1,7 @@
 """The bank: every resident adapter's whole training state, one row each, exactly as large as the adapter.
 
-Pieces, all [N] over the adapter's own layout: weights (the model's type; what a pass multiplies with),
-main weights, gradients, exp_avg and exp_avg_sq (float32). In float32 the weights are their own main
+Pieces, all [N] over the adapter's own layout: weights (what a pass multiplies with; the model's type, but
+float32 on a CPU, where small products in bfloat16 take ten times as long), main weights, gradients, exp_avg and exp_avg_sq (float32). In float32 the weights are their own main
 weights, one tensor: a copy would cost 4 bytes an element and could only ever differ by mistake. In
 bfloat16 the weights are always the main weights rounded, so they never travel: host states leave
 them out. Gradients and moments take memory from their first use on; absent, they are all zero.
