@@ -92,7 +92,7 @@ class Adapters:
             host_bytes=settings.host_bytes,
             disk_bytes=settings.disk_bytes,
         )
-        residents = Residents(engine, budgets, SpillStore(layout.spill))
+        residents = Residents(engine.bank, budgets, SpillStore(layout.spill))
         return cls(engine, residents, registry, checkpoints, versions, sink_after_s=settings.sink_after_s)
 
     def __len__(self) -> int:

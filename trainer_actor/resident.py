@@ -14,10 +14,9 @@ import structlog
 from ..bus.errors import OutOfSlots, StorageFailed
 from ..bus.ids import AdapterId
 from ..bus.messages import LoraSpec
-from .bank import HostState
+from .bank import Bank, HostState
 from .budgets import Budgets, Room, Sizes
 from .copies import Copies
-from .engine import TrainEngine
 from .holdings import Place
 from .movers import Movers
 from .moves import Load, Move
@@ -39,12 +38,10 @@ class Moved:
 class Residents:
     """The states of all admitted adapters. One that was admitted and is nowhere is fresh."""
 
-    def __init__(
-        self, engine: TrainEngine, budgets: Budgets, spill: SpillStore, copies: Copies | None = None
-    ) -> None:
-        self._engine = engine
+    def __init__(self, bank: Bank, budgets: Budgets, spill: SpillStore, copies: Copies | None = None) -> None:
+        self._bank = bank
         self._tiers = Tiers(budgets)
-        self._movers = Movers(engine.bank, spill, copies)
+        self._movers = Movers(bank, spill, copies)
         self._in_use: frozenset[AdapterId] = frozenset()
         self._moved: list[Moved] = []
 
@@ -77,9 +74,10 @@ class Residents:
         Raises:
             OutOfSlots: before anything is read. Whatever `read` raises leaves no trace either.
         """
+        layout = self._bank.layouts.of(lora)
         sizes = Sizes(
-            row=self._engine.row_bytes(lora),
-            state=self._engine.state_bytes(lora),
+            row=layout.device_row_bytes(self._bank.dtype.itemsize),
+            state=layout.host_state_bytes(),
             fresh=self._movers.fresh_bytes(lora),
         )
         self._tiers.admit(adapter, sizes)

@@ -53,7 +53,7 @@ class Scene:
             disk_bytes=PLENTY,
         )
         self.spill = directory / "spill"
-        self.residents = Residents(engine, budgets, SpillStore(self.spill), copies)
+        self.residents = Residents(engine.bank, budgets, SpillStore(self.spill), copies)
 
     def admit(self, *adapters: AdapterId, lora: LoraSpec = LORA) -> None:
         for adapter in adapters:

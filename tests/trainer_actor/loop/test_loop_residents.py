@@ -27,7 +27,7 @@ def test_an_adapter_whose_state_cannot_be_read_takes_no_memory(open_office: Call
     engine = TrainEngine.build(office.config)
     size = engine.state_bytes(LORA)
     budgets = Budgets(slots=1, device_bytes=1 << 30, host_bytes=2 * size, disk_bytes=0)
-    residents = Residents(engine, budgets, SpillStore(office.layout.spill))
+    residents = Residents(engine.bank, budgets, SpillStore(office.layout.spill))
     for adapter in (A, B):
         residents.admit(adapter, LORA)
     residents.place(A)
