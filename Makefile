@@ -59,6 +59,7 @@ gpu: setup
 	$(BIN)/pytest -m gpu
 	$(BIN)/python examples/demo.py
 	$(BIN)/python bench/sampler.py
+	$(BIN)/python bench/gpu.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
