@@ -93,7 +93,8 @@ def show_adapter(console: Console, a: AdapterDetails, versions: Sequence[Version
             f"{size_text(a.state_bytes)} elsewhere",
             **usage_facts(a.usage),
             "created": f"{created:%Y-%m-%d %H:%M:%S}",
-            "served by": a.served_by or "nobody: it was not published yet",
+            "served by": a.served_by
+            or f"nobody: {'no sampler has it' if a.version else 'it was not published yet'}",
         },
     )
     if versions:
