@@ -7,7 +7,7 @@ come and others still run before it. What runs when is decided by `schedule`. Pu
 from collections.abc import Sequence
 
 from ..bus.ids import AdapterId
-from ..bus.messages import Envelope, Waiting
+from ..bus.messages import Envelope, WaitCause, Waiting
 from .lanes import Answer, Lanes
 from .leases import Lease
 from .queues import Operation
@@ -49,7 +49,7 @@ class Notices:
         if operation is None:
             return ""
         missing = self._lanes.missing_before(operation)
-        return _gap(missing) if missing is not None else self._turn(adapter, own=0, own_too=False, now=now)
+        return _gap(missing) if missing is not None else self._turn(adapter, own=0, own_too=False, now=now)[0]
 
     def _queued(self, asked: Sequence[tuple[Envelope, Operation, bool]], now: float) -> list[Answer]:
         places = self._places({operation.adapter for _, operation, _ in asked})
@@ -58,9 +58,10 @@ class Notices:
             own = places.get((operation.lane, operation.seq))
             if own is None:
                 continue  # it was answered at once
-            reason = self._turn(operation.adapter, own=own, own_too=told_before, now=now)
+            reason, cause = self._turn(operation.adapter, own=own, own_too=told_before, now=now)
             if reason:
-                told.append(Answer(asker, Waiting(reason=reason, routine=True), last=False))
+                waiting = Waiting(reason=reason, routine=True, cause=cause)
+                told.append(Answer(asker, waiting, last=False))
         return told
 
     def _places(self, adapters: set[AdapterId]) -> dict[tuple[str, int], int]:
@@ -71,23 +72,25 @@ class Notices:
             for place, queued in enumerate(self._lanes.queues.of(adapter))
         }
 
-    def _turn(self, adapter: AdapterId, *, own: int, own_too: bool, now: float) -> str:
-        """own_too: say also that only operations of the same adapter run before it, which a client that
+    def _turn(self, adapter: AdapterId, *, own: int, own_too: bool, now: float) -> tuple[str, WaitCause]:
+        """The reason to wait, in words and for programs. own_too: say also that only operations of the same adapter run before it, which a client that
         sends several at once expects."""
         holder = self._lease.held(now)
         if holder not in (None, adapter):
             rest_s = self._lease.until - now
-            return (
+            reason = (
                 "another adapter has the trainer for itself until its optim_step (trainer.window is "
                 f"exclusive), or for {rest_s:.0f} s if its client says nothing more"
             )
+            return reason, "others"
         queues = self._lanes.queues
         others = queues.adapters - 1
         if others > 0 and not (self._fuse and queues.tokens <= queues.pass_tokens):
             whose = "another adapter" if others == 1 else f"{others} other adapters"
             before = f"; {_operations(own)} of this adapter {_run(own)} before it" if own else ""
-            return f"takes turns with {whose}{before}"
-        return f"{_operations(own)} of this adapter {_run(own)} before it" if own and own_too else ""
+            return f"takes turns with {whose}{before}", "others"
+        reason = f"{_operations(own)} of this adapter {_run(own)} before it" if own and own_too else ""
+        return reason, "own"
 
 
 def _gap(number: int) -> str:

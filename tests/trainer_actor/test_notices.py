@@ -144,3 +144,17 @@ def test_an_operation_that_ended_behind_its_gap_is_not_spoken_of_again() -> None
 
 def _missing(number: int) -> str:
     return f"waits for operation {number} of this adapter, which has not arrived yet"
+
+
+def test_programs_read_whether_others_or_operations_of_the_same_adapter_come_first() -> None:
+    hall = Hall()
+    for seq in (2, 3):
+        hall.send("a", seq)
+    hall.notices.due(0.0)
+    hall.send("a", 1)
+    alone = hall.notices.due(0.0)
+    hall.send("b", 1)
+    crowded = hall.notices.due(0.0)
+
+    assert {answer.body.cause for answer in alone} == {"own"}  # type: ignore[union-attr]
+    assert {answer.body.cause for answer in crowded} == {"others"}  # type: ignore[union-attr]
