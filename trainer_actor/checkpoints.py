@@ -148,6 +148,11 @@ class Checkpoints:
                 if record.name == name:
                     remove_directory(self._directory(record))
 
+    def remove(self, record: CheckpointRecord) -> None:
+        """Delete this one, whatever others of its name there are. Raises StorageFailed."""
+        with storage_errors(f"delete checkpoint {record.name!r}"):
+            remove_directory(self._directory(record))
+
     def sweep(self, adapter: AdapterId) -> None:
         """Remove what a crash left of checkpoints that were being written or removed."""
         checkpoints = self._layout.adapter(adapter) / "checkpoints"

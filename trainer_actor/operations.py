@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ..bus.config import Config
-from ..bus.errors import InvalidRequest
+from ..bus.errors import InvalidRequest, LoractlError
 from ..bus.ids import LaneId, TenantId
 from ..bus.messages import (
     CheckpointSaved,
@@ -155,7 +155,13 @@ class Operations:
     def _replaced(
         self, adapter: Adapter, state: HostState, record: CheckpointRecord, lane: LaneId
     ) -> StateLoaded:
-        self._residents.replace(adapter.id, state)
+        try:
+            self._residents.replace(adapter.id, state)
+        except LoractlError:
+            # The adapter is as it was, and what it is lies on no disk any more.
+            self._adapters.checkpoints.remove(record)
+            adapter.happened(Event.CHECKPOINT_DELETED)
+            raise
         adapter.checkpoint_step = record.step
         event = Event.REPLACED_MIDWAY if state.gradients is not None else Event.REPLACED
         adapter.happened(event, step=state.step, lane=lane)
