@@ -57,6 +57,7 @@ class Lives:
     """Runs lives alone and remembers them. settings: those that an adapter's numbers depend on."""
 
     model: Path
+    layers: int
     settings: Sequence[str] = ()
     known: dict[Life, Alone] = field(default_factory=dict)
     _stage: Stage | None = None
@@ -86,7 +87,7 @@ class Lives:
 
     def _fresh_stage(self) -> Stage:
         if self._stage is None:
-            self._stage = Stage.open(self.model, ("trainer.slots=1", *self.settings))
+            self._stage = Stage.open(self.model, self.layers, ("trainer.slots=1", *self.settings))
         else:
             self._stage.restart()
         return self._stage

@@ -13,8 +13,9 @@ from loractl.tests.trainer_actor.schedules.theatre import Theatre, pool, shared_
 from loractl.tests.trainer_actor.schedules.trainers import VARIANTS
 
 EACH = 1000 // len(VARIANTS)
-# Of all passes of a variant that fuses. It is a fraction because crowds end one adapter after the other.
-LEAST_SHARED = 0.25
+# Of all passes. Crowds end one adapter after the other, and small passes have little room for company.
+LEAST_SHARED = {"shared, fused": 0.4, "shared, fused, few bytes": 0.4, "shared, fused, recomputed": 0.4}
+LEAST_SHARED |= {"shared, fused, in pieces": 0.1}
 
 
 @st.composite
@@ -44,7 +45,7 @@ def test_every_adapter_of_a_crowd_ends_as_it_does_alone(stages: Theatre, variant
 
     plays()
 
-    if variant.startswith("shared, fused"):
-        assert shared_part(usage) >= LEAST_SHARED
+    if variant in LEAST_SHARED:
+        assert shared_part(usage) >= LEAST_SHARED[variant]
     else:
         assert shared_part(usage) == 0

@@ -37,15 +37,21 @@ class Theatre:
     """A trainer for every variant that was asked for, and one for the lives alone."""
 
     model: Path
+    layers: int
     lives: dict[tuple[str, ...], Lives] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
 
     def play(self, variant: str, schedule: Schedule) -> Outcome:
         own = own_settings(variant)
-        lives = self.lives.setdefault(own, Lives(self.model, own))
-        if variant not in self.stages:
-            self.stages[variant] = Stage.open(self.model, VARIANTS[variant])
-        return run(schedule, self.stages[variant], lives)
+        lives = self.lives.setdefault(own, Lives(self.model, self.layers, own))
+        stage = self.stages.pop(variant, None) or Stage.open(self.model, self.layers, VARIANTS[variant])
+        try:
+            outcome = run(schedule, stage, lives)
+        except BaseException:
+            stage.abandon()
+            raise
+        self.stages[variant] = stage
+        return outcome
 
     def close(self) -> None:
         for each in (*self.stages.values(), *self.lives.values()):
@@ -56,6 +62,6 @@ class Theatre:
 def theatre(*, layers: int) -> Iterator[Theatre]:
     """With a base model of so many layers."""
     with tempfile.TemporaryDirectory() as directory:
-        opened = Theatre(make_tiny_model(Path(directory), layers))
+        opened = Theatre(make_tiny_model(Path(directory), layers), layers)
         yield opened
         opened.close()

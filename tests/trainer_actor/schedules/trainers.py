@@ -14,8 +14,9 @@ from loractl.trainer_actor.costs import Costs
 from loractl.trainer_actor.engine import TrainEngine
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-# So small that with three slots a few adapters of eight find room, and the others are on disk.
-TIGHT = "trainer.host_bytes=150000"
+# Room for the largest state and little more, so that most of those who wait lie on disk.
+TIGHT = "trainer.host_bytes={tight_bytes}"
+_TIGHT_BYTES_PER_LAYER = 75_000
 # A lease so short that those who left their window open hold up nobody for long.
 LEASE = "trainer.window_lease_s=0.003"
 
@@ -72,11 +73,13 @@ class Stage:
     trainer: Trainer
 
     @classmethod
-    def open(cls, model: Path, settings: Sequence[str]) -> Self:
+    def open(cls, model: Path, layers: int, settings: Sequence[str]) -> Self:
         # Short, because a socket's path may have about 100 bytes.
         directory = Path(tempfile.mkdtemp(prefix="lo"))
         limits = (f"model.max_sequence_tokens={MAX_TOKENS}", f"trainer.max_rank={MAX_RANK}")
-        office = Office(make_config(directory, model, *limits, *settings))
+        tight_bytes = _TIGHT_BYTES_PER_LAYER * layers
+        given = [setting.format(tight_bytes=tight_bytes) for setting in (*limits, *settings)]
+        office = Office(make_config(directory, model, *given))
         return cls(office, start(office, SteadyEngine)[0])
 
     def restart(self) -> None:
@@ -86,5 +89,9 @@ class Stage:
 
     def close(self) -> None:
         stop(self.office, self.trainer)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Leave a trainer that went wrong to itself."""
         self.office.close()
         shutil.rmtree(self.office.layout.root)
