@@ -6,7 +6,7 @@ come and others still run before it. What runs when is decided by `schedule`. Pu
 
 from collections.abc import Sequence
 
-from ..bus.ids import AdapterId
+from ..bus.ids import AdapterId, LaneId
 from ..bus.messages import Envelope, WaitCause, Waiting
 from .lanes import Answer, Lanes
 from .leases import Lease
@@ -52,7 +52,7 @@ class Notices:
         return _gap(missing) if missing is not None else self._turn(adapter, own=0, own_too=False, now=now)[0]
 
     def _queued(self, asked: Sequence[tuple[Envelope, Operation, bool]], now: float) -> list[Answer]:
-        places = self._places({operation.adapter for _, operation, _ in asked})
+        places = self._places([operation for _, operation, _ in asked])
         told = []
         for asker, operation, told_before in asked:
             own = places.get((operation.lane, operation.seq))
@@ -64,17 +64,26 @@ class Notices:
                 told.append(Answer(asker, waiting, last=False))
         return told
 
-    def _places(self, adapters: set[AdapterId]) -> dict[tuple[str, int], int]:
-        """How many operations of its adapter run before each."""
-        return {
-            (queued.operation.lane, queued.operation.seq): place
-            for adapter in adapters
-            for place, queued in enumerate(self._lanes.queues.of(adapter))
-        }
+    def _places(self, asked: Sequence[Operation]) -> dict[tuple[LaneId, int], int]:
+        """How many operations of its adapter run before each. They are the last that came, so queues are
+        walked from their ends."""
+        left = {(operation.lane, operation.seq) for operation in asked}
+        places: dict[tuple[LaneId, int], int] = {}
+        for adapter in {operation.adapter for operation in asked}:
+            queue = self._lanes.queues.of(adapter)
+            wanted = sum(operation.adapter == adapter for operation in asked)
+            for place, queued in zip(range(len(queue) - 1, -1, -1), reversed(queue), strict=False):
+                key = (queued.operation.lane, queued.operation.seq)
+                if key in left:
+                    places[key] = place
+                    wanted -= 1
+                if not wanted:
+                    break
+        return places
 
     def _turn(self, adapter: AdapterId, *, own: int, own_too: bool, now: float) -> tuple[str, WaitCause]:
-        """The reason to wait, in words and for programs. own_too: say also that only operations of the same adapter run before it, which a client that
-        sends several at once expects."""
+        """The reason to wait, in words and for programs. own_too: say also that only operations of the same
+        adapter run before it, which a client that sends several at once expects."""
         holder = self._lease.held(now)
         if holder not in (None, adapter):
             rest_s = self._lease.until - now

@@ -80,6 +80,7 @@ class Residents:
             state=layout.host_state_bytes(),
             fresh=self._movers.fresh_bytes(lora),
         )
+        self._look_at_rows()
         self._tiers.admit(adapter, sizes)
         self._movers.meet(adapter, lora)
         if read is None:

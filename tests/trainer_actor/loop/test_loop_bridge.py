@@ -315,9 +315,10 @@ def test_unloading_answers_what_waits_and_closes_the_lanes(office: Office) -> No
 
 
 def test_unloading_makes_room_for_another_adapter(serve: Serve) -> None:
-    office = serve("trainer.slots=1", f"trainer.host_bytes={2 * 131072}")
-    first, _ = create(office, "first"), create(office, "second")
+    office = serve("trainer.slots=1", f"trainer.host_bytes={2 * 131072}", "trainer.disk_bytes=0")
+    first, second = create(office, "first"), create(office, "second")
     train(first, 1)
+    train(second, 1)
     save(first, "one")
     expected = now(first)
     one_more = CreateAdapter(name="third", lora=LoraSpec(rank=4, alpha=8.0, seed=1))
@@ -325,6 +326,7 @@ def test_unloading_makes_room_for_another_adapter(serve: Serve) -> None:
 
     unload(first)
     third = create(office, "third")
+    train(third, 1)
 
     assert office.refused(OpenLane(adapter=first.id)).code == "out_of_slots"
     unload(third)

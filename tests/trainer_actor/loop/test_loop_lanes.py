@@ -149,20 +149,20 @@ def test_of_eight_simultaneous_creations_of_one_name_exactly_one_wins(serve: Ser
 
 
 def test_a_creation_that_is_refused_takes_neither_name_nor_memory(serve: Serve) -> None:
-    # One slot, and host memory for one swap between two adapters of rank 4.
-    office = serve("trainer.slots=1", f"trainer.host_bytes={2 * 131072}")
+    # One slot, and room for the states of two adapters of rank 4.
+    office = serve("trainer.slots=1", f"trainer.host_bytes={2 * 131072}", "trainer.disk_bytes=0")
     first, second = create(office, "first"), create(office, "second")
+    first.forward_backward(1)
+    second.forward_backward(1)
     spec = LoraSpec(rank=4, alpha=8.0, seed=1)
 
     for _ in range(3):
         error = office.refused(CreateAdapter(name="third", lora=spec))
         assert error.code == "out_of_slots"
-        assert str(3 * 131072) in error.message
+        assert str(2 * 131072) in error.message
     assert office.refused(CreateAdapter(name="wide", lora=replace(spec, rank=99))).code == "invalid_request"
     assert office.refused(CreateAdapter(name="../up", lora=spec)).code == "invalid_name"
 
-    first.forward_backward(1)
-    second.forward_backward(1)
     office.ask(DeleteAdapter(adapter=first.id), Done)
     third = create(office, "third")
     third.forward_backward(1)
