@@ -10,7 +10,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from ..bus.errors import InvalidRequest, NotFinite
 from .bank import MOMENTS, Row
@@ -19,7 +18,8 @@ from .passes import AdamParams, StepOutcome
 _CLIP_EPSILON = 1e-6  # megatron-core, optimizer/clip_grads.py
 # Beyond it, products and quotients of settings need not fit into float32, which torch refuses half way.
 _MOST = 1e6
-_CPU_PIECE = 1 << 18
+# So that a piece of everything fits into what a core has for itself: a megabyte.
+_CPU_PIECE = 3 << 14
 _CUDA_PIECE = 1 << 26
 
 
@@ -69,42 +69,45 @@ def gradient_norm(gradients: list[Tensor]) -> float:
     return float((torch.linalg.vector_norm(norms) ** 2).item() ** 0.5)
 
 
-def _update(row: Row, gradients: Tensor, params: AdamParams, norm: float) -> None:
-    coefficient = params.grad_clip_norm / (norm + _CLIP_EPSILON) if params.grad_clip_norm else 1.0
-    if coefficient < 1.0:
-        gradients.mul_(coefficient)
-    _adamw(row, gradients, params)
-    row.round_weights()
-
-
-def _adamw(row: Row, gradients: Tensor, params: AdamParams) -> None:
-    """torch's AdamW loop, the one that megatron-core runs where Transformer Engine is absent.
-
-    Its fused form is four times faster and ends in other last bits. Piece by piece, so that its
-    temporaries stay small and in the cache; the pieces do not change a bit.
-    """
-    size = _CPU_PIECE if row.main.device.type == "cpu" else _CUDA_PIECE
+def _update(row: Row, gradients_N: Tensor, params: AdamParams, norm: float) -> None:
+    """Clip, step and round, all of it for one piece after the other: what a piece needs stays in the cache."""
+    clip = params.grad_clip_norm / (norm + _CLIP_EPSILON) if params.grad_clip_norm else 1.0
+    on_cpu = row.main.device.type == "cpu"
+    size = _CPU_PIECE * torch.get_num_threads() if on_cpu else _CUDA_PIECE
+    denominator = torch.empty_like(row.main[:size])
     moments = (row.hold(piece) for piece in MOMENTS)
-    for main, gradient, exp_avg, exp_avg_sq in zip(
-        *(torch.split(each, size) for each in (row.main, gradients, *moments)), strict=True
+    for main, gradient, exp_avg, exp_avg_sq, weights in zip(
+        *(torch.split(each, size) for each in (row.main, gradients_N, *moments, row.weights)), strict=True
     ):
-        adamw(
-            [main],
-            [gradient],
-            [exp_avg],
-            [exp_avg_sq],
-            [],
-            [torch.tensor(float(row.step))],  # counted up inside
-            foreach=False,
-            fused=False,
-            amsgrad=False,
-            beta1=params.beta1,
-            beta2=params.beta2,
-            lr=params.learning_rate,
-            weight_decay=params.weight_decay,
-            eps=params.eps,
-            maximize=False,
-        )
+        if clip < 1.0:
+            gradient.mul_(clip)
+        adamw_piece(main, gradient, exp_avg, exp_avg_sq, denominator[: len(main)], params, row.step + 1)
+        if row.main is not row.weights:
+            weights.copy_(main)
+
+
+def adamw_piece(
+    main: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    denominator: Tensor,
+    params: AdamParams,
+    step: int,
+) -> None:
+    """Operation by operation what torch's AdamW loop does (2.13, optim/adam.py, _single_tensor_adam), the
+    one that megatron-core runs where Transformer Engine is absent, but with no temporaries of its own.
+
+    torch's fused form is faster and ends in other last bits. denominator: memory to work in.
+    """
+    first_correction = 1 - params.beta1**step
+    second_correction = 1 - params.beta2**step
+    if params.weight_decay != 0:
+        main.mul_(1 - params.learning_rate * params.weight_decay)
+    exp_avg.lerp_(gradient, 1 - params.beta1)
+    exp_avg_sq.mul_(params.beta2).addcmul_(gradient, gradient, value=1 - params.beta2)
+    torch.sqrt(exp_avg_sq, out=denominator).div_(second_correction**0.5).add_(params.eps)
+    main.addcdiv_(exp_avg, denominator, value=-(params.learning_rate / first_correction))
 
 
 def _check(params: AdamParams) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from loractl.bus.errors import InvalidRequest
 from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, begin, run, spec
-from loractl.trainer_actor.optimizer import gradient_norm
+from loractl.trainer_actor.optimizer import adamw_piece, gradient_norm
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.transformer.module import MegatronModule
@@ -182,3 +182,25 @@ def test_settings_out_of_range_are_refused(lab: Lab, changes: dict[str, float]) 
 
     with pytest.raises(InvalidRequest, match=next(iter(changes))):
         engine.optim_step(0, adam(**changes))
+
+
+def test_steps_of_pieces_are_those_of_torchs_loop_over_the_whole() -> None:
+    draw = torch.Generator().manual_seed(0)
+    main, first, second = torch.randn(5000, generator=draw), torch.zeros(5000), torch.zeros(5000)
+    theirs = torch.nn.Parameter(main.clone())
+    loop = torch.optim.AdamW(
+        [theirs], lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=False, fused=False
+    )
+    params = adam(learning_rate=3e-3, eps=1e-8, weight_decay=0.1)
+
+    for step in range(1, 5):
+        gradient = torch.randn(5000, generator=draw)
+        theirs.grad = gradient.clone()
+        loop.step()
+        for piece in (slice(0, 1001), slice(1001, 1003), slice(1003, 5000)):
+            memory = torch.empty_like(main[piece])
+            adamw_piece(main[piece], gradient[piece], first[piece], second[piece], memory, params, step)
+
+    assert torch.equal(main, theirs.data)
+    assert torch.equal(first, loop.state[theirs]["exp_avg"])
+    assert torch.equal(second, loop.state[theirs]["exp_avg_sq"])
