@@ -34,8 +34,8 @@ from simulation.simulate import WAYS, simulate
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One scenario, one way. Everything is of the virtual clock but us, which is measured: of each turn's
-    decisions in all, of each message in the broker."""
+    """One scenario, one way. Everything is of the virtual clock but us, which is measured: of all that is
+    decided in a turn, of all that lanes and notices do in it, and of each message in the broker."""
 
     scenario: str
     way: str
@@ -58,6 +58,7 @@ class Result:
     compared_tenants: int
     decision_us: float
     decision_p99_us: float
+    keeping_us: float
     broker_us: float
     answered: int
     unanswered: int
@@ -135,6 +136,7 @@ def result(made: Scenario, way: str, record: Record) -> Result:
         compared_tenants=len(record.served_in_window()),
         decision_us=record.deciding.mean(),
         decision_p99_us=record.deciding.p99(),
+        keeping_us=record.keeping.mean(),
         broker_us=record.brokering.mean(),
         answered=answered,
         unanswered=record.unanswered(),
@@ -161,9 +163,9 @@ def report(results: Sequence[Result], machine: Machine, arguments: argparse.Name
         f"a pass {machine.pass_ms:g} ms + {machine.token_ms:g} ms a position, {machine.pass_tokens} at most\n"
     )
     print(
-        f"{'':29}{'wait s':>13}{'light wait s':>17}{'pieces':>22}{'decision us':>44}\n"
+        f"{'':29}{'wait s':>13}{'light wait s':>17}{'pieces':>22}{'decision us':>45}\n"
         "scenario  way  tokens/s  gain    p50     p99    p50     p99   passes shared  a pass   swaps   GiB"
-        "  disk  Jain (of)    mean   p99  broker"
+        "  disk  Jain (of)    mean   p99 lanes broker"
     )
     for each in results:
         print(line(each))
@@ -178,7 +180,7 @@ def line(each: Result) -> str:
         f"{each.wait_p50_s:6.1f} {each.wait_p99_s:7.1f} {each.light_wait_p50_s:6.1f} {each.light_wait_p99_s:7.1f} "
         f"{each.passes:8} {each.shared_passes / max(each.passes, 1):6.0%} {each.pieces / max(each.passes, 1):7.1f} "
         f"{each.swaps:7} {each.copied_bytes / 2**30:5.0f} {each.disk_bytes / 2**30:5.0f}  {jain} "
-        f"{each.decision_us:6.0f} {each.decision_p99_us:5.0f} {each.broker_us:6.0f}"
+        f"{each.decision_us:6.0f} {each.decision_p99_us:5.0f} {each.keeping_us:5.0f} {each.broker_us:6.0f}"
     )
 
 

@@ -132,7 +132,7 @@ class VirtualDevice:
             self._states[adapter].ready_at = self._spend(self._perform(move))
 
     def _decided(self, adapter: AdapterId, beside: Collection[AdapterId]) -> Move | None:
-        with self._record.placing.measured():
+        with self._record.deciding.measured():
             return self._tiers.step_to_device(adapter, beside=beside)
 
     def _perform(self, move: Move) -> float:

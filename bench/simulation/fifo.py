@@ -35,6 +35,7 @@ class FifoTrainer:
                 self._take_in(envelope)
             if self._queue:
                 self._run(self._queue.popleft())
+            self._record.turn_ended()
 
     def _take_in(self, envelope: Envelope) -> None:
         match envelope.body:
@@ -51,7 +52,6 @@ class FifoTrainer:
         tenant = self._link.tenant(envelope)
         self._device.place_all([tenant.adapter])
         self._link.begun(envelope.request)
-        self._record.turns += 1
         match envelope.body:
             case ForwardBackward() as asked:
                 for positions in pieces_of(asked.lengths.tolist(), self._machine.pass_tokens):

@@ -17,15 +17,20 @@ from .tenants import Tenant
 
 @dataclass(slots=True)
 class Cost:
-    """Measured microseconds of processor time of each time that something was done."""
+    """Measured microseconds of processor time of each turn, or of each message: whatever `over` ends."""
 
     taken_us: list[float] = field(default_factory=list)
+    _open_us: float = 0.0
 
     @contextmanager
     def measured(self) -> Iterator[None]:
         started = time.process_time()
         yield
-        self.taken_us.append(1e6 * (time.process_time() - started))
+        self._open_us += 1e6 * (time.process_time() - started)
+
+    def over(self) -> None:
+        self.taken_us.append(self._open_us)
+        self._open_us = 0.0
 
     def mean(self) -> float:
         return statistics.fmean(self.taken_us) if self.taken_us else 0.0
@@ -77,7 +82,7 @@ class Record:
     passes: int = 0
     shared_passes: int = 0
     pieces: int = 0
-    turns: int = 0
+    turns: int = 0  # of the trainer's loop
     swaps: int = 0
     copied_bytes: int = 0
     disk_bytes: int = 0
@@ -85,7 +90,6 @@ class Record:
     busy_ms: float = 0.0
     alone_ms: float = 0.0
     deciding: Cost = field(default_factory=Cost)
-    placing: Cost = field(default_factory=Cost)
     keeping: Cost = field(default_factory=Cost)
     brokering: Cost = field(default_factory=Cost)
     ended_at: float = 0.0
@@ -137,6 +141,11 @@ class Record:
         self.alone_ms += alone_ms
         for tenant, positions in shares:
             self._accounts[tenant.number].served_ms += took_ms * positions / total
+
+    def turn_ended(self) -> None:
+        self.turns += 1
+        self.deciding.over()
+        self.keeping.over()
 
     def ran_step(self, tenant: Tenant, took_ms: float) -> None:
         self.busy_ms += took_ms

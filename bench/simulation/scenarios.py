@@ -1,8 +1,9 @@
 """The scenarios: tenants, how their steps arrive, and the settings of the service they meet."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from loractl.bus.config import Config
@@ -16,36 +17,15 @@ _BACKLOGGED = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """steps, until_s: no more are sent, and none later. recipe: how they arrive."""
+    """arrivals: made anew for each simulation, which uses them up. steps, until_s: no more are sent, and
+    none later."""
 
     name: str
     tenants: Sequence[Tenant]
-    steps: int
     config: Config
-    recipe: "Recipe"
+    arrivals: Callable[[], Arrivals]
+    steps: int = 10**9
     until_s: float = math.inf
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How steps arrive. per_s: steps a second, in an open loop. think_s: of the median tenant, in a closed one."""
-
-    seed: int
-    exponent: float = 0.0
-    per_s: float = 0.0
-    think_s: float = 0.0
-    in_flight: int = 1
-
-    def arrivals(self, tenants: Sequence[Tenant], steps: int) -> Arrivals:
-        if self.per_s:
-            return OpenLoop(tenants, steps=steps, per_s=self.per_s, exponent=self.exponent, seed=self.seed)
-        return ClosedLoop(
-            tenants,
-            think_s=self.think_s,
-            exponent=self.exponent,
-            seed=self.seed,
-            in_flight=self.in_flight,
-        )
 
 
 def scenario(
@@ -67,10 +47,11 @@ def scenario(
     per_s = load * 1000 * machine.pass_tokens / machine.pass_cost_ms(machine.pass_tokens) / positions
     if name == "closed":
         # If nobody ever waited, they would together send per_s steps a second.
-        recipe = Recipe(seed=seed, exponent=exponent, think_s=1 / (per_s * float(np.median(shares))))
+        think_s = [float(each) for each in 1 / (per_s * shares)]
+        arrivals = partial(ClosedLoop, crowd, think_s=think_s, seed=seed)
     else:
-        recipe = Recipe(seed=seed, exponent=exponent, per_s=per_s)
-    return Scenario(name=name, tenants=crowd, steps=steps, config=service(machine), recipe=recipe)
+        arrivals = partial(OpenLoop, crowd, steps=steps, per_s=per_s, exponent=exponent, seed=seed)
+    return Scenario(name=name, tenants=crowd, steps=steps, config=service(machine), arrivals=arrivals)
 
 
 def backlog(
@@ -84,20 +65,19 @@ def backlog(
     """Tenants of these sizes and weights in turn, with two steps under way always, for as long as so many
     full passes take."""
     crowd = [Tenant(i, sizes[i % len(sizes)], weight=weights[i % len(weights)]) for i in range(_BACKLOGGED)]
-    settings = ", ".join(f"{each.id}={each.weight:g}" for each in crowd if each.weight != 1)
     return Scenario(
         name="backlog",
         tenants=crowd,
-        steps=10**9,
         until_s=full_passes * machine.pass_cost_ms(machine.pass_tokens) / 1e3,
-        config=service(machine, weights=settings),
-        recipe=Recipe(seed=seed, in_flight=2),
+        config=service(machine, crowd),
+        arrivals=partial(ClosedLoop, crowd, think_s=[0.0] * len(crowd), seed=seed, in_flight=2),
     )
 
 
-def service(machine: Machine, *, weights: str = "") -> Config:
-    """The settings as they come, but for the machine's memory."""
+def service(machine: Machine, tenants: Sequence[Tenant] = ()) -> Config:
+    """The settings as they come, but for the machine's memory and these tenants' weights."""
     config = Config()
+    weights = ", ".join(f"{each.id}={each.weight:g}" for each in tenants if each.weight != 1)
     return replace(
         config,
         trainer=replace(

@@ -19,7 +19,7 @@ def simulate(scenario: Scenario, machine: Machine, way: Way) -> Record:
     world = World(
         scenario.config,
         scenario.tenants,
-        scenario.recipe.arrivals(scenario.tenants, scenario.steps),
+        scenario.arrivals(),
         record,
         steps=scenario.steps,
         until_s=scenario.until_s,

@@ -78,19 +78,16 @@ class OpenLoop:
 class ClosedLoop:
     """Each tenant has `in_flight` steps under way, and thinks for a while before each.
 
-    Think times are exponential. Their mean is think_s for the median tenant, and by Zipf's law for
-    others. A think_s of 0 keeps all of them backlogged.
+    think_s: of each tenant, the mean of an exponential distribution; 0 keeps it backlogged.
     """
 
     def __init__(
-        self, tenants: Sequence[Tenant], *, think_s: float, exponent: float, seed: int, in_flight: int = 1
+        self, tenants: Sequence[Tenant], *, think_s: Sequence[float], seed: int, in_flight: int = 1
     ) -> None:
         self._draw = np.random.default_rng([seed, 2])
         self._tenants = tenants
+        self._think_s = think_s
         self._in_flight = in_flight
-        shares = popularity(len(tenants), exponent)
-        longer = np.median(shares) / shares
-        self._think_s = {each.number: think_s * float(r) for each, r in zip(tenants, longer, strict=True)}
 
     def first(self) -> Iterator[tuple[float, Tenant]]:
         for tenant in self._tenants:

@@ -64,6 +64,7 @@ class FairTrainer:
                 due = [*self._lanes.expire(now), *self._notices.due(now)]
             self._send(due)
             patience_s = self._run_next(now)
+            self._record.turn_ended()
 
     def _run_next(self, now: float) -> float:
         """Run the next turn, if there is one. Returns for how many seconds there is nothing to do then."""
@@ -99,7 +100,6 @@ class FairTrainer:
     # --- running -----------------------------------------------------------------------------
 
     def _run_turn(self, turn: Turn) -> None:
-        self._record.turns += 1
         assert turn.single is None, "nobody asks for more than passes and steps"
         self._run_steps(turn.steps)
         if turn.late_steps:

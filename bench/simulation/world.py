@@ -167,6 +167,7 @@ class World:
         with self._record.brokering.measured():
             header = peek(frames[0], self._config.limits)
             decisions = self._broker.request(client, header, frames, self.now)
+        self._record.brokering.over()
         self._perform(decisions)
 
     def _hear_answer(self, answer: Envelope) -> None:
@@ -197,6 +198,7 @@ class World:
         with self._record.brokering.measured():
             header = peek(frames[0], self._config.limits)
             decisions = self._broker.heard(TRAINER, header, frames, self.now)
+        self._record.brokering.over()
         self._perform(decisions)
 
     def _perform(self, decisions: Iterable[Decision]) -> None:
