@@ -2,7 +2,7 @@
 
 Each count runs in a process of its own: a real engine on a tiny model made here, whose adapters are
 each created, trained for one step and left with gradients, in budgets that only a few of them fill. The
-peak of the process's resident memory (VmHWM) is taken from when the engine has run a pass until
+peak of the process's resident memory (VmHWM) is taken from when the engine has run a few passes until
 the end. The formula's bound, for adapters whose geometry has N numbers in float32:
 
     device   min(slots, device_bytes // 20 N, adapters) rows of 20 N bytes
@@ -45,8 +45,8 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 SLOTS, RANK = 8, 16
-DEVICE_BYTES = 64 * 2**20
-HOST_BYTES = 192 * 2**20
+DEVICE_BYTES = 32 * 2**20
+HOST_BYTES = 96 * 2**20
 COUNTS = "1,3,10,30,100,300,1000"
 QUICK_COUNTS = "1,10,100,1000"
 ADAM = AdamParams(learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0, grad_clip_norm=0.0)
@@ -79,11 +79,15 @@ def run_count(count: int) -> Found:
         engine = build_engine(Path(directory))
         budgets = Budgets(slots=SLOTS, device_bytes=DEVICE_BYTES, host_bytes=HOST_BYTES, disk_bytes=1 << 50)
         residents = Residents(engine.bank, budgets, SpillStore(Path(directory) / "spill"))
-        train(engine, residents, "warm-up", LoraSpec(rank=1, alpha=1.0, seed=0, train_mlp=False))
+        for number in range(3):
+            train(engine, residents, f"warm-up {number}", lora)
+            residents.remove(AdapterId(f"warm-up {number}"))
+        engine.bank.memory.release()
         forget_peak()
         before = memory("VmRSS")
         for number in range(count):
             train(engine, residents, str(number), lora)
+            residents.take_moves()
         rows = min(SLOTS, DEVICE_BYTES // engine.row_bytes(lora), count)
         state_bytes = engine.state_bytes(lora)
         return Found(
@@ -97,7 +101,7 @@ def run_count(count: int) -> Found:
 
 def build_engine(directory: Path) -> TrainEngine:
     logging.disable_progress_bar()
-    shape = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 512}
+    shape = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "vocab_size": 512}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 128}
     torch.manual_seed(1)
     LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True)).save_pretrained(
