@@ -71,7 +71,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, on stdout")
-    parser.add_argument("--quick", action="store_true", help="a fifth of the steps")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the steps")
     parser.add_argument("--tenants", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=0, help="of each scenario; default twice the tenants")
     parser.add_argument("--seed", type=int, default=0)
@@ -91,7 +91,7 @@ def main() -> None:
             name,
             machine,
             tenants=arguments.tenants,
-            steps=(arguments.steps or 2 * arguments.tenants) // (5 if arguments.quick else 1),
+            steps=(arguments.steps or 2 * arguments.tenants) // (10 if arguments.quick else 1),
             seed=arguments.seed,
             exponent=arguments.zipf,
             heavy=arguments.heavy,

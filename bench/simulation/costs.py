@@ -4,7 +4,6 @@ A pass over the base model takes `pass_ms + token_ms * positions`, whatever numb
 it; an optim_step goes by the adapter's parameters; a copy by its bytes.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -70,15 +69,3 @@ LARGE_GPU = Machine(
     disk_bytes=32 * 2**40,
 )
 PRESETS = {"two-cores": TWO_CORES, "large-gpu": LARGE_GPU}
-
-
-def pieces_of(lengths: Sequence[int], pass_tokens: int) -> Iterator[int]:
-    """Positions of each piece of an operation: whole datums, at most `pass_tokens`; a longer one alone."""
-    positions = 0
-    for length in lengths:
-        if positions and positions + length > pass_tokens:
-            yield positions
-            positions = 0
-        positions += length
-    if positions:
-        yield positions

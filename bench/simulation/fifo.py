@@ -10,9 +10,10 @@ from dataclasses import replace
 
 from loractl.bus.config import Config
 from loractl.bus.messages import CreateAdapter, Drain, Envelope, ForwardBackward, OptimStep
+from loractl.trainer_actor.queues import pieces
 
 from .answers import created, passed, stepped
-from .costs import Machine, pieces_of
+from .costs import Machine
 from .device import VirtualDevice
 from .record import Record
 from .world import World
@@ -54,7 +55,7 @@ class FifoTrainer:
         self._link.begun(envelope.request)
         match envelope.body:
             case ForwardBackward() as asked:
-                for positions in pieces_of(asked.lengths.tolist(), self._machine.pass_tokens):
+                for positions in pieces(asked.lengths, self._machine.pass_tokens):
                     took_ms = self._machine.pass_cost_ms(positions)
                     self._link.spend(took_ms)
                     self._record.ran_pass([(tenant, positions)], took_ms, took_ms)

@@ -45,6 +45,7 @@ def scenario(
     shares = popularity(tenants, exponent)
     positions = float(np.dot(shares, [each.positions for each in crowd]))
     per_s = load * 1000 * machine.pass_tokens / machine.pass_cost_ms(machine.pass_tokens) / positions
+    arrivals: Callable[[], Arrivals]
     if name == "closed":
         # If nobody ever waited, they would together send per_s steps a second.
         think_s = [float(each) for each in 1 / (per_s * shares)]

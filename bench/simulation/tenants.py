@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from loractl.bus.ids import AdapterId, TenantId
+from numpy.typing import NDArray
 
 LIGHT = (16,)
 HEAVY = (256,) * 64
@@ -49,10 +50,10 @@ def mixed_tenants(count: int, heavy_share: float, seed: int) -> list[Tenant]:
     return [Tenant(i, HEAVY if heavy[i] else LIGHT, int(ranks[i])) for i in range(count)]
 
 
-def popularity(count: int, exponent: float) -> np.ndarray:
+def popularity(count: int, exponent: float) -> NDArray[np.float64]:
     """Zipf's law: the share of the tenant of rank k goes as 1 / k**exponent."""
-    shares = 1.0 / np.arange(1, count + 1) ** exponent
-    return shares / shares.sum()
+    shares = np.arange(1, count + 1, dtype=np.float64) ** -exponent
+    return np.asarray(shares / shares.sum())
 
 
 class OpenLoop:

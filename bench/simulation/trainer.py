@@ -15,8 +15,8 @@ from loractl.trainer_actor.fingerprint import fingerprint
 from loractl.trainer_actor.lanes import Answer, Lanes
 from loractl.trainer_actor.notices import Notices
 from loractl.trainer_actor.plan import Share, Turn
-from loractl.trainer_actor.queues import Queued
-from loractl.trainer_actor.schedule import Schedule, Wait
+from loractl.trainer_actor.queues import Operation, Queued
+from loractl.trainer_actor.schedule import Schedule
 
 from .answers import created, lane_of, passed, stepped
 from .costs import Machine
@@ -70,14 +70,10 @@ class FairTrainer:
         """Run the next turn, if there is one. Returns for how many seconds there is nothing to do then."""
         with self._record.deciding.measured():
             decision = self._schedule.next_turn(self._device.room(), now)
-        match decision:
-            case Turn():
-                self._run_turn(decision)
-                return 0.0
-            case Wait(until=until):
-                return min(_IDLE_S, max(until - now, 0.0))
-            case None:
-                return _IDLE_S
+        if isinstance(decision, Turn):
+            self._run_turn(decision)
+            return 0.0
+        return min(_IDLE_S, max(decision.until - now, 0.0)) if decision else _IDLE_S
 
     # --- taking in ---------------------------------------------------------------------------
 
@@ -91,11 +87,11 @@ class FairTrainer:
                 self._device.admit(tenant)
                 self._lanes.open(tenant.adapter, lane_of(tenant))
                 self._link.reply(envelope, created(tenant, self._machine))
-            case operation:
-                assert self._lanes.knows(operation)
-                settled = self._lanes.admit(envelope, operation, fingerprint(operation), self._link.now)
+            case body if isinstance(body, Operation):
+                assert self._lanes.knows(body)
+                settled = self._lanes.admit(envelope, body, fingerprint(body), self._link.now)
                 assert not settled, "nothing is sent twice"
-                self._notices.arrived(envelope, operation)
+                self._notices.arrived(envelope, body)
 
     # --- running -----------------------------------------------------------------------------
 

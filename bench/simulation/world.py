@@ -7,12 +7,14 @@ answers are real frames that go through the real broker; sockets and sleeping ar
 import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 from loractl.bus.codec import decode, encode, peek
 from loractl.bus.config import Config
-from loractl.bus.ids import ActorId, LaneId, RequestId
+from loractl.bus.identities import unsolicited
+from loractl.bus.ids import ActorId, AdapterId, LaneId, RequestId
 from loractl.bus.messages import (
     ActorReady,
     AdapterCreated,
@@ -73,13 +75,7 @@ class World:
     # --- what the trainer sees ---------------------------------------------------------------
 
     def ready(self) -> None:
-        self._heard(
-            Envelope(
-                request=RequestId(""),
-                tenant="",
-                body=ActorReady(actor=TRAINER, role="trainer", pid=0, details=""),
-            )
-        )
+        self._heard(unsolicited(ActorReady(actor=TRAINER, role="trainer", pid=0, details="")))
         for tenant in self._tenants.values():
             lora = LoraSpec(rank=tenant.rank, alpha=16.0, seed=tenant.number)
             self._send(tenant, RequestId(f"create-{tenant.number}"), CreateAdapter(name="one", lora=lora))
@@ -145,10 +141,8 @@ class World:
         self._steps_left -= 1
         seq = self._seqs[tenant.number] = self._seqs.get(tenant.number, -1) + 2
         lane = self._lanes[tenant.number]
-        batch = _batch(tenant.lengths)
-        self._send_operation(
-            tenant, ForwardBackward(adapter=tenant.adapter, lane=lane, seq=seq, loss="cross_entropy", **batch)
-        )
+        whole = _batch(tenant.lengths)
+        self._send_operation(tenant, replace(whole, adapter=tenant.adapter, lane=lane, seq=seq))
         self._ends[self._asked] = tenant
         self._send_operation(
             tenant, OptimStep(adapter=tenant.adapter, lane=lane, seq=seq + 1, learning_rate=1e-4)
@@ -217,14 +211,18 @@ class World:
 
 
 @cache
-def _batch(lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """The arrays of a forward_backward. They travel without a copy, so all tenants share them."""
+def _batch(lengths: tuple[int, ...]) -> ForwardBackward:
+    """A forward_backward of nobody yet. Its arrays travel without a copy, so all tenants share them."""
     total = sum(lengths)
-    return {
-        "lengths": np.array(lengths, dtype=np.int64),
-        "tokens": np.zeros(total, dtype=np.int64),
-        "targets": np.zeros(total, dtype=np.int64),
-        "weights": np.ones(total, dtype=np.float32),
-        "old_logprobs": _NONE,
-        "advantages": _NONE,
-    }
+    return ForwardBackward(
+        adapter=AdapterId(""),
+        lane=LaneId(""),
+        seq=0,
+        lengths=np.array(lengths, dtype=np.int64),
+        tokens=np.zeros(total, dtype=np.int64),
+        targets=np.zeros(total, dtype=np.int64),
+        weights=np.ones(total, dtype=np.float32),
+        old_logprobs=_NONE,
+        advantages=_NONE,
+        loss="cross_entropy",
+    )
