@@ -34,9 +34,9 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu"
 
-# Others every time; SEED=... plays one of them again and tells it in full.
+# Others every time. SEED=... plays one of them again and tells it in full; COUNT=... plays so many.
 schedules: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python tests/trainer_actor/schedules/many.py $(if $(SEED),--seed $(SEED))
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/trainer_actor/schedules/many.py $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -14,9 +14,10 @@ import sys
 
 import structlog
 import torch
+from loractl.bus.errors import LoractlError
 from loractl.bus.messages import Usage
 from loractl.tests.trainer_actor.schedules.schedule import Schedule, draw_schedule
-from loractl.tests.trainer_actor.schedules.theatre import pool, shared_part, theatre
+from loractl.tests.trainer_actor.schedules.theatre import Theatre, pool, shared_part, theatre
 from loractl.tests.trainer_actor.schedules.trainers import VARIANTS
 
 # Lives are drawn anew after so many seeds, because each is also run alone.
@@ -35,7 +36,7 @@ def main() -> int:
     torch.set_num_threads(1)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     if arguments.seed is not None:
-        print(*schedule_of(arguments.seed), sep="\n")
+        _describe(*schedule_of(arguments.seed))
         seeds = range(arguments.seed, arguments.seed + 1)
     else:
         first = secrets.randbelow(10**6) * _SEEDS_PER_POOL
@@ -48,21 +49,38 @@ def main() -> int:
 def _play(seeds: range) -> int:
     """Play the schedules of these seeds and tell which differ. Returns how many do."""
     differing = 0
-    played: dict[str, list[Usage]] = {variant: [] for variant in VARIANTS}
+    played: dict[str, list[Usage]] = {}
     with theatre(layers=2) as stages:
         for seed in seeds:
             variant, schedule = schedule_of(seed)
-            outcome = stages.play(variant, schedule)
-            played[variant] += outcome.usage
-            if outcome.differences:
+            found = _differences(stages, variant, schedule, played.setdefault(variant, []))
+            if found:
                 differing += 1
-                print(f"seed {seed} ({variant}) differs:", *outcome.differences, sep="\n  ", flush=True)
+                print(f"seed {seed} ({variant}) differs:", *found, sep="\n  ", flush=True)
             if (seed - seeds.start) % 1000 == 999:
                 print(f"seeds {seeds.start} to {seed} played, {differing} differing", flush=True)
     for variant, usage in played.items():
         passes = sum(each.passes for each in usage)
-        print(f"{variant:30}{passes:8} parts of passes{shared_part(usage):8.0%} shared")
+        print(f"{variant:28}{passes:8} passes, counted for each adapter,{shared_part(usage):5.0%} shared")
     return differing
+
+
+def _differences(stages: Theatre, variant: str, schedule: Schedule, usage: list[Usage]) -> list[str]:
+    try:
+        outcome = stages.play(variant, schedule)
+    except (AssertionError, LoractlError) as error:  # a trainer that broke; the next schedule gets another
+        return [f"{type(error).__name__}: {error}"]
+    usage += outcome.usage
+    return outcome.differences
+
+
+def _describe(variant: str, schedule: Schedule) -> None:
+    print(variant, *VARIANTS[variant], sep="\n  ")
+    for track in schedule.tracks:
+        print(f"{track.name} of {track.tenant}{', deleted while it runs' if track.rude else ''}")
+        for life in track.lives:
+            print(f"  {life.lora}", *life.ops, sep="\n    ")
+    print("moves", *schedule.moves, sep="\n  ")
 
 
 def _arguments() -> argparse.Namespace:

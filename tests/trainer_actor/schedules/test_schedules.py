@@ -27,6 +27,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_adapter_of_a_crowd_ends_as_it_does_alone(stages: Theatre, variant: str) -> None:
     usage: list[Usage] = []
+    played: list[Schedule] = []
 
     # Seeded, and without a database: the same schedules every time.
     @seed(sorted(VARIANTS).index(variant))
@@ -41,10 +42,12 @@ def test_every_adapter_of_a_crowd_ends_as_it_does_alone(stages: Theatre, variant
     def plays(schedule: Schedule) -> None:
         outcome = stages.play(variant, schedule)
         usage.extend(outcome.usage)
+        played.append(schedule)
         assert not outcome.differences
 
     plays()
 
+    assert len(played) >= EACH
     if variant in LEAST_SHARED:
         assert shared_part(usage) >= LEAST_SHARED[variant]
     else:
