@@ -26,6 +26,7 @@ from ..bus.errors import StartFailed
 from .attention import PackedAttention, rotation
 from .hf_config import BaseModel
 from .hf_weights import load_weights
+from .layer_parts import RmsNorm, SwiGlu
 from .lora import LoraColumnParallelLinear, LoraRowParallelLinear
 from .lora_pass import LoraPass
 from .packing import Packing
@@ -49,7 +50,7 @@ class Backbone:
         self._frame = PassFrame()
         self._dtype = dtype
         self._inverse_frequencies = base.inverse_frequencies.to(device)
-        spec = _layer_spec(base, self._frame, recompute=recompute)
+        spec = _layer_spec(base, self._frame, device, recompute=recompute)
         self._model = _gpt_model(base, spec, dtype, device)
         for layer in self._model.decoder.layers:
             # Stock RMSNorms know no dtype of their own.
@@ -163,6 +164,7 @@ def _transformer_config(base: BaseModel, dtype: torch.dtype, device: torch.devic
         layernorm_epsilon=base.norm_eps,
         gated_linear_unit=True,
         activation_func=F.silu,
+        use_te_activation_func=True,  # which means: the one in the layer spec
         add_bias_linear=False,
         add_qkv_bias=base.family.qkv_bias,
         qk_layernorm=base.family.qk_norm,
@@ -181,7 +183,7 @@ def _transformer_config(base: BaseModel, dtype: torch.dtype, device: torch.devic
     )
 
 
-def _layer_spec(base: BaseModel, frame: PassFrame, *, recompute: bool) -> ModuleSpec:
+def _layer_spec(base: BaseModel, frame: PassFrame, device: torch.device, *, recompute: bool) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(qk_layernorm=base.family.qk_norm, normalization="RMSNorm")
     if recompute:
         spec.module = _RecomputedLayer
@@ -192,4 +194,9 @@ def _layer_spec(base: BaseModel, frame: PassFrame, *, recompute: bool) -> Module
     mlp = spec.submodules.mlp.submodules
     mlp.linear_fc1 = LoraColumnParallelLinear
     mlp.linear_fc2 = LoraRowParallelLinear
+    mlp.activation_func = SwiGlu
+    if device.type == "cpu":
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RmsNorm
+        if base.family.qk_norm:
+            attention.q_layernorm = attention.k_layernorm = RmsNorm
     return spec
