@@ -29,6 +29,9 @@ class Copies(Protocol):
     def host_piece(self, numel: int) -> Tensor:
         """Host memory that suits these copies: float32 [numel]. Raises OutOfSlots when there is none."""
 
+    def suits(self, piece: Tensor) -> bool:
+        """Whether copies to this host memory run as they should; other memory is right too, only slower."""
+
     def follow(self) -> None:
         """What is copied from here on comes after everything that the device was given to compute so far."""
 
@@ -57,6 +60,9 @@ class CopiesAtOnce:
 
     def host_piece(self, numel: int) -> Tensor:
         return host_piece(numel, pinned=False)
+
+    def suits(self, piece: Tensor) -> bool:  # noqa: ARG002
+        return True
 
     def follow(self) -> None:
         pass
@@ -90,6 +96,9 @@ class StreamCopies:
 
     def host_piece(self, numel: int) -> Tensor:
         return host_piece(numel, pinned=True)
+
+    def suits(self, piece: Tensor) -> bool:
+        return piece.is_pinned()
 
     def follow(self) -> None:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))

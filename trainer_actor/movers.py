@@ -44,6 +44,9 @@ class Movers:
         self._known: dict[AdapterId, _Known] = {}
         self._leaving: list[tuple[Mark, Row]] = []
 
+    def lora_of(self, adapter: AdapterId) -> LoraSpec:
+        return self._known[adapter].lora
+
     def fresh_bytes(self, lora: LoraSpec) -> int:
         """What an adapter takes in host memory as it begins: its main weights, float32."""
         return self._bank.layouts.of(lora).size * 4

@@ -93,23 +93,27 @@ class Residents:
             self.remove(adapter)
             raise
 
-    def make_room(self, adapter: AdapterId, state: HostState) -> None:
-        """Have room for another state of the adapter, so that `replace` cannot fail.
+    def make_room(self, adapter: AdapterId) -> None:
+        """Have room for any other state of the adapter: to be called before work on such a state begins.
 
         Raises:
             OutOfSlots, StorageFailed: nothing changed.
         """
-        self._run(partial(self._tiers.step_to_adopt, adapter, state.size_bytes))
+        size_bytes = self._bank.layouts.of(self._movers.lora_of(adapter)).host_state_bytes()
+        self._run(partial(self._tiers.step_to_adopt, adapter, size_bytes))
 
     def replace(self, adapter: AdapterId, state: HostState) -> None:
-        """Give an adapter another state, whose memory is the adapter's from here on.
+        """Give an adapter another state, whose memory is the adapter's from here on. Nothing is copied.
 
-        Nothing is copied, so nothing can fail half-way.
+        A disk that refuses to make room does not hinder it, for the state is in memory already.
 
         Raises:
-            OutOfSlots, StorageFailed: there was no room; nothing changed.
+            OutOfSlots: an adapter that never changed finds no room to begin to; nothing changed.
         """
-        self.make_room(adapter, state)
+        try:
+            self._run(partial(self._tiers.step_to_adopt, adapter, state.size_bytes))
+        except StorageFailed as error:
+            log.warning("state.beyond_host_bytes", adapter=adapter, reason=error.message)
         self._adopt(adapter, state)
 
     def remove(self, adapter: AdapterId) -> None:

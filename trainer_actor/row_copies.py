@@ -42,7 +42,8 @@ def write_back(row: Row, kept: HostState | None, copies: Copies) -> Copied:
             continue
         buffer: Tensor | None = None if kept is None else getattr(kept, name)
         if buffer is None or name in row.changed:
-            buffer = copies.host_piece(source.numel()) if buffer is None else buffer
+            if buffer is None or not copies.suits(buffer):  # as of a state that came from a checkpoint
+                buffer = copies.host_piece(source.numel())
             copies.copy(buffer, source)
             size += source.nbytes
         pieces[name] = buffer

@@ -23,6 +23,9 @@ class LateCopies:
     def host_piece(self, numel: int) -> Tensor:
         return torch.full((numel,), math.nan)
 
+    def suits(self, piece: Tensor) -> bool:
+        return True
+
     def follow(self) -> None:
         pass
 

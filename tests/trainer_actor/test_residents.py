@@ -233,6 +233,28 @@ def test_a_full_or_broken_disk_is_said_and_leaves_the_state_where_it_was(scene: 
     assert on.state(A).step == 1
 
 
+def test_a_state_that_was_loaded_is_kept_even_if_the_disk_refuses_to_make_room(scene: Open) -> None:
+    wide = spec(rank=12)
+    on = scene(slots=2, states=1.0)
+    on.admit(A, B, C, lora=wide)
+    for adapter in (A, B):
+        on.train(adapter, 1, lora=wide)
+        on.gather(adapter, 2, lora=wide)
+    expected, second = on.state(A), on.state(B)
+    on.residents.replace(C, on.state(A))  # host memory is full, and nothing else holds this
+    kept = on.spill.rename(on.spill.with_name("kept"))
+    on.spill.write_text("a file where the directory should be")
+    with pytest.raises(StorageFailed):
+        on.residents.make_room(A)
+
+    on.residents.replace(A, second)
+
+    on.spill.unlink()
+    kept.rename(on.spill)
+    assert all(same(on.state(adapter), second) for adapter in (A, B))
+    assert same(on.engine.copy_out(on.residents.place(C)), expected)
+
+
 def test_a_damaged_file_is_never_trained_on(scene: Open) -> None:
     on = scene(slots=1)
     on.admit(A)
