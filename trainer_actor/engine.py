@@ -73,8 +73,7 @@ class TrainEngine:
         )
         floor = floor_of(device)
         unembed = next(linear for linear in linears if linear.kind == "unembed")
-        chunk = max(settings.logits_chunk, floor)
-        head = OutputHead(self._backbone.output_weight, unembed, chunk, floor)
+        head = OutputHead.of(self._backbone.output_weight, unembed, settings.logits_chunk, floor)
         self._passes = PassRunner(self._backbone, head, self._bank.memory)
         self.pass_tokens = pass_tokens_of(config, device, self._backbone.parameters)
         self.slots = settings.slots

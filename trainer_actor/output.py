@@ -17,6 +17,7 @@ D = of those with a derivative, K = targets of a position, H = hidden, V = vocab
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +37,22 @@ WholeLoss = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
-    """weight [V, H]: frozen. linear: that of adapters on the unembedding. floor: see `row_floor`."""
+    """weight [V, H]: frozen. linear: that of adapters on the unembedding. floor: see `row_floor`.
+
+    logits: memory for those of one chunk, kept: tens of megabytes fresh from the operating system would
+    cost a CPU more in page faults than what is computed of them.
+    """
 
     weight_VH: Tensor
     linear: Linear
     chunk: int
     floor: int
+    logits_CV: Tensor
+
+    @classmethod
+    def of(cls, weight_VH: Tensor, linear: Linear, chunk: int, floor: int) -> Self:
+        rows = max(chunk, floor)
+        return cls(weight_VH, linear, rows, floor, weight_VH.new_empty(rows, len(weight_VH)))
 
 
 def _no_loss(_: slice, logprobs_c: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +200,8 @@ class _Chunks:
         # Fewer rows than the floor are multiplied with neighbours, whose products are not looked at.
         low = max(0, min(self._first, len(self._hidden_PH) - self._head.floor))
         high = max(last, low + self._head.floor)
-        logits_CV = self._hidden_PH[low:high] @ self._head.weight_VH.t()
+        logits_CV = self._head.logits_CV[: high - low]
+        torch.mm(self._hidden_PH[low:high], self._head.weight_VH.t(), out=logits_CV)
         logits_CV = logits_CV[self._first - low : last - low]
         for chunk in self._chunks:
             adapter = chunk.adapter(self._head.linear)
