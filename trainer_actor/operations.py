@@ -144,6 +144,7 @@ class Operations:
 
     def _replace(self, adapter: Adapter, read: Callable[[], HostState], lane: LaneId) -> Later:
         """Give the adapter another state, on disk first: a restart would else lose where it began."""
+        self._residents.make_room(adapter.id)
 
         def write() -> Callable[[], Message]:
             state = read()
