@@ -4,9 +4,10 @@ M. Shreedhar and G. Varghese, Efficient fair queueing using deficit round robin 
 three differences. What a turn costs is known only when it has run, so a tenant may go into debt and
 then waits until its credit is above zero again. And rounds are counted, not walked: in each round
 every tenant earns quantum * weight, which says at once in which round a debt is paid. A debt outlives
-its tenant's absence, credit does not: it never exceeds what one round earns. And whoever comes with all
-of a round's credit goes before those who took something of theirs, as new flows do in FQ-CoDel (RFC
-8290, section 4.2), so that a light tenant never waits for a whole round of heavy ones.
+its tenant's absence, credit does not: it never exceeds what one round earns. And among those who may
+run in a round, whoever would pay for its turn first goes first, as in weighted fair queueing (A. Demers, S.
+Keshav and S. Shenker, SIGCOMM 1989), so that a light tenant waits for one turn of a heavy one and not for
+a round of them. What a turn will take is expected from the tenant's last ones.
 
 A higher priority goes before a lower one always. Tenants are named here and nothing else is known of
 them. Pure; a charge and a look at the first k tenants cost O(log n) each.
@@ -23,15 +24,20 @@ from ..bus.ids import TenantId
 _ACCOUNTS = 100_000
 
 
+_Entry = tuple[float, int, int, TenantId]
+
+
 @dataclass(slots=True)
 class _Account:
-    """credit_ms as it stood in `round`. ready: the round in which it may run. place: rotation among those
-    who may run in the same round."""
+    """credit_ms as it stood in `round`. ready: the round in which its debt is paid. paid: in which its next
+    turn would be too, if that takes expected_ms. place: rotation among those of equal rounds."""
 
     credit_ms: float
     round: int
     ready: int = 0
+    paid: int = 0
     place: int = 0
+    expected_ms: float = 0.0
 
 
 class FairTurns:
@@ -48,23 +54,26 @@ class FairTurns:
         self._weights = weights or {}
         self._priorities = priorities or {}
         self._accounts: dict[TenantId, _Account] = {}
-        # (-priority, round in which it may run, place, tenant); entries of an older place are stale.
-        self._queue: list[tuple[float, int, int, TenantId]] = []
+        # (-priority, round, place, tenant), by the round in which the next turn would be paid for, and by
+        # that in which debts are; entries of an older place are stale.
+        self._queue: list[_Entry] = []
+        self._debts: list[_Entry] = []
         self._waiting: set[TenantId] = set()
         self._round = 0
         self._places = 0
 
-    def enter(self, tenant: TenantId) -> None:
-        """The tenant has work from now on; entering again changes nothing."""
+    def enter(self, tenant: TenantId, *, expected_ms: float = 0.0) -> None:
+        """The tenant has work from now on, whose first turn is expected to take so long; entering again
+        changes nothing."""
         if tenant not in self._waiting:
             self._waiting.add(tenant)
-            took_nothing = self.credit_ms(tenant) >= self._earned(tenant)
-            self._place(tenant, rounds_early=int(took_nothing))
+            self._account(tenant).expected_ms = expected_ms
+            self._place(tenant)
 
     def first(self, count: int, has_work: Callable[[TenantId], bool]) -> list[TenantId]:
         """Up to `count` tenants that have work, whose turn it is first. Those without leave: their debt
         stays, and they come back with `enter`."""
-        found: list[tuple[float, int, int, TenantId]] = []
+        found: list[_Entry] = []
         while self._queue and len(found) < count:
             entry = heapq.heappop(self._queue)
             tenant = entry[3]
@@ -81,11 +90,13 @@ class FairTurns:
     def rank(self, tenant: TenantId) -> tuple[float, int, int]:
         """Sorts tenants that have work as `first` does."""
         account = self._account(tenant)
-        return -self._priorities.get(tenant, 0.0), account.ready, account.place
+        return -self._priorities.get(tenant, 0.0), account.paid, account.place
 
     def charge(self, tenant: TenantId, ms: float) -> None:
         """Take what the tenant's work took, and send it to the back of its round."""
         account = self._account(tenant)
+        # Halved, and not forgotten: a step behind a long pass does not make the next pass short.
+        account.expected_ms = max(ms, account.expected_ms / 2)
         account.credit_ms = self._credit(tenant, account) - ms
         account.round = self._round
         if tenant in self._waiting:
@@ -98,27 +109,30 @@ class FairTurns:
 
     def _advance(self) -> None:
         """Begin the round in which somebody who waits may run."""
-        while self._queue:
-            if not self._stale(self._queue[0]):
-                self._round = max(self._round, self._queue[0][1])
+        while self._debts:
+            if not self._stale(self._debts[0]):
+                self._round = max(self._round, self._debts[0][1])
                 return
-            heapq.heappop(self._queue)
+            heapq.heappop(self._debts)
 
-    def _stale(self, entry: tuple[float, int, int, TenantId]) -> bool:
+    def _stale(self, entry: _Entry) -> bool:
         _, _, place, tenant = entry
         return tenant not in self._waiting or self._accounts[tenant].place != place
 
-    def _place(self, tenant: TenantId, *, rounds_early: int = 0) -> None:
-        """Put it behind all who may run in the same round."""
+    def _place(self, tenant: TenantId) -> None:
+        """Put it behind all of the same round."""
         account = self._account(tenant)
-        self._places += 1
-        account.place, account.ready = self._places, self._ready(tenant, account) - rounds_early
-        priority = self._priorities.get(tenant, 0.0)
-        heapq.heappush(self._queue, (-priority, account.ready, account.place, tenant))
-
-    def _ready(self, tenant: TenantId, account: _Account) -> int:
-        """The first round in which the tenant's credit is above zero."""
         credit = self._credit(tenant, account)
+        self._places += 1
+        account.place = self._places
+        account.ready = self._round_of(tenant, credit)
+        account.paid = self._round_of(tenant, credit - account.expected_ms)
+        priority = self._priorities.get(tenant, 0.0)
+        heapq.heappush(self._queue, (-priority, account.paid, account.place, tenant))
+        heapq.heappush(self._debts, (-priority, account.ready, account.place, tenant))
+
+    def _round_of(self, tenant: TenantId, credit: float) -> int:
+        """The first round in which this credit is above zero."""
         if credit > 0:
             return self._round
         return self._round + math.floor(-credit / self._earned(tenant)) + 1

@@ -60,7 +60,7 @@ class Holdings:
         self._held: dict[AdapterId, Held] = {}
         self._slots: list[AdapterId | None] = [None] * budgets.slots
         self._row_bytes: dict[AdapterId, int] = {}
-        self._copies: set[AdapterId] = set()
+        self._copies: dict[AdapterId, None] = {}  # least recently needed first
         self._files: set[AdapterId] = set()
         self._soon: dict[AdapterId, int] = {}
         self._reservations = Reservations(budgets)
@@ -162,6 +162,8 @@ class Holdings:
         self._needs += 1
         for adapter in adapters:
             self._held[adapter].needed = self._needs
+            if adapter in self._copies:
+                self._copies[adapter] = self._copies.pop(adapter)
         self._soon = {adapter: place for place, adapter in reversed(list(enumerate(soon)))}
 
     def changed(self, adapter: AdapterId, size: int) -> None:
@@ -226,7 +228,10 @@ class Holdings:
     def _resize_copy(self, adapter: AdapterId, held: Held, size: int) -> None:
         self.host_bytes += size - held.copy
         held.copy, held.behind = size, False
-        (self._copies.add if size else self._copies.discard)(adapter)
+        if size:
+            self._copies.setdefault(adapter)
+        else:
+            self._copies.pop(adapter, None)
 
     def _resize_file(self, adapter: AdapterId, held: Held, size: int) -> None:
         self.disk_bytes += size - held.file

@@ -99,6 +99,7 @@ class Residents:
         Raises:
             OutOfSlots, StorageFailed: nothing changed.
         """
+        self._look_at_rows()
         size_bytes = self._bank.layouts.of(self._movers.lora_of(adapter)).host_state_bytes()
         self._run(partial(self._tiers.step_to_adopt, adapter, size_bytes))
 
@@ -110,6 +111,7 @@ class Residents:
         Raises:
             OutOfSlots: an adapter that never changed finds no room to begin to; nothing changed.
         """
+        self._look_at_rows()
         try:
             self._run(partial(self._tiers.step_to_adopt, adapter, state.size_bytes))
         except StorageFailed as error:
@@ -132,6 +134,7 @@ class Residents:
             OutOfSlots: all slots are pinned, or there is no room for what the state may become.
             StorageFailed: the disk refused to make room, or to give the state back.
         """
+        self._look_at_rows()
         self._tiers.needed([adapter], soon)
         self._in_use |= {adapter}
         return self._placed(adapter, beside=frozenset())
@@ -143,6 +146,7 @@ class Residents:
             OutOfSlots: they do not fit beside what is pinned, or as `place`.
             StorageFailed: as `place`. Some of them may be there already.
         """
+        self._look_at_rows()
         self._tiers.needed(adapters, soon)
         self._tiers.check_together(adapters)
         self._in_use = frozenset(adapters)
@@ -154,6 +158,7 @@ class Residents:
         Call it before the pass is given to the device: copies then run behind it. What cannot be
         done is left to `place`, which can say so to whom it concerns.
         """
+        self._look_at_rows()
         beside = self._in_use.union(adapters)
         for adapter in filter(self.admitted, adapters):
             try:
@@ -177,6 +182,7 @@ class Residents:
         Raises:
             OutOfSlots, StorageFailed: as `place`.
         """
+        self._look_at_rows()
         self._run(partial(self._tiers.step_to_host, adapter))
         return self._movers.copy_of(adapter)
 
@@ -186,6 +192,7 @@ class Residents:
         Raises:
             StorageFailed: the disk refused.
         """
+        self._look_at_rows()
         self._run(partial(self._tiers.step_to_disk, adapter))
 
     # --- moving ------------------------------------------------------------------------------------
@@ -199,7 +206,6 @@ class Residents:
         return slot
 
     def _run(self, step: Callable[[], Move | None]) -> None:
-        self._look_at_rows()
         while (move := step()) is not None:
             size_bytes = self._movers.perform(move)
             self._tiers.performed(move)

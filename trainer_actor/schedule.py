@@ -53,7 +53,7 @@ class Schedule:
     def next_turn(self, device: Room, now: float, *, disk_is_free: bool = True) -> Turn | Wait | None:
         """What to do now; None: there is nothing to do. disk_is_free: no disk job is under way."""
         for tenant in self._queues.woken():
-            self._fair.enter(tenant)
+            self._fair.enter(tenant, expected_ms=self._expected_ms(tenant))
         if (holder := self.lease.held(now)) is not None:
             return self._turn_of(holder, device, disk_is_free) or Wait(self.lease.until)
         turn = self._turn(device, disk_is_free)
@@ -120,6 +120,11 @@ class Schedule:
         if not plan.placeable(alone):
             return None
         return plan.turn(replace(alone, heavy=None, pieces=()) if alone.steps else alone)
+
+    def _expected_ms(self, tenant: TenantId) -> float:
+        """What a turn of the tenant takes at most, as far as its queues tell."""
+        queues = self._queues.of_tenant(tenant).values()
+        return max((self._costs.pass_of(queue[0].left[0]) for queue in queues if queue[0].left), default=0.0)
 
     def _credit_ms(self, each: Candidate) -> float:
         """What its tenant may take before it is in debt."""

@@ -10,11 +10,16 @@ in `budgets`.
 """
 
 from collections.abc import Collection
+from itertools import islice
 
 from ..bus.errors import OutOfSlots
 from ..bus.ids import AdapterId
 from .holdings import Held, Holdings
 from .moves import Draw, DropCopy, DropFile, Load, Move, Read, Spill, Vacate, WriteBack
+
+# Copies that are looked at, least recently needed first, so that a decision takes as long with thousands
+# as with a hundred.
+_LOOKED_AT = 64
 
 
 class Tiers(Holdings):
@@ -83,7 +88,9 @@ class Tiers(Holdings):
         """Free `size` bytes of host memory without touching the copy of `but`; None once they are free."""
         if self.host_bytes + size <= self.budgets.host_bytes:
             return None
-        others = self._copies - {but}
+        lying = [each for each in self._on_device() if each in self._copies and each != but]
+        # Copies of what is on the device cost a write-back later and no more: they go first.
+        others = lying or [each for each in islice(self._copies, _LOOKED_AT + 1) if each != but]
         assert others, f"{size} bytes were never reserved"
         move = self._drop(min(others, key=self._cost))
         assert move is not None, "bytes of the disk were never reserved"
@@ -127,7 +134,10 @@ class Tiers(Holdings):
             return DropFile(adapter, held.file)
         if self.disk_bytes + held.size <= self.budgets.disk_bytes:
             return Spill(adapter, held.size)
-        spare = [each for each in self._files if self._held[each].slot is not None or self._held[each].copy]
+        near = (*self._on_device(), *islice(self._copies, _LOOKED_AT))
+        spare = [each for each in near if each in self._files] or [
+            each for each in self._copies if each in self._files
+        ]
         if not spare:
             return None
         victim = min(spare, key=lambda each: (self._held[each].has_file, self._turn(each)))

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 from simulation.costs import LARGE_GPU, TWO_CORES, Machine
 from simulation.record import Record
-from simulation.scenarios import Scenario, backlog, scenario
+from simulation.scenarios import Scenario, backlog, scenario, service
 from simulation.simulate import simulate
-from simulation.tenants import HEAVY, LIGHT, Tenant
+from simulation.tenants import HEAVY, LIGHT, ClosedLoop, Tenant
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 MIDDLING = (256, 256)
@@ -109,3 +109,26 @@ def report(hash_seed: str) -> list[dict[str, object]]:
         {name: value for name, value in each.items() if not name.endswith("_us")}
         for each in json.loads(run.stdout)["results"]
     ]
+
+
+def test_a_light_tenant_waits_for_one_pass_of_the_heavy_ones_and_its_own() -> None:
+    heavy = [Tenant(number, HEAVY) for number in range(8)]
+    light = [Tenant(number, LIGHT) for number in range(8, 12)]
+    tenants = [*heavy, *light]
+    think_s = [0.0 if tenant in heavy else 20.0 for tenant in tenants]
+    mixed = Scenario(
+        name="light among heavy",
+        tenants=tenants,
+        config=service(TWO_CORES),
+        arrivals=partial(ClosedLoop, tenants, think_s=think_s, seed=5),
+        until_s=800.0,
+    )
+
+    record = simulate(mixed, TWO_CORES, "fair")
+
+    waits_s = record.waits_s(light=True)
+    full_pass_s = TWO_CORES.pass_cost_ms(TWO_CORES.pass_tokens) / 1e3
+    own_pass_s = TWO_CORES.pass_cost_ms(len(light) * 16) / 1e3
+    assert len(waits_s) > 100
+    assert max(waits_s) < 1.1 * full_pass_s + own_pass_s
+    assert max(simulate(mixed, TWO_CORES, "fifo").waits_s(light=True)) > 10 * max(waits_s)
