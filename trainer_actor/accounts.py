@@ -68,6 +68,10 @@ class Accounts:
         """Any other operation took ms."""
         return self._add(adapter, tenant, Usage(trainer_ms=ms, operations=1))
 
+    def placed(self, adapter: AdapterId, tenant: TenantId, ms: float) -> Charged:
+        """Bringing it to the device kept the trainer for ms, with what had to leave for it."""
+        return self._add(adapter, tenant, Usage(trainer_ms=ms))
+
     def moved(self, adapter: AdapterId, tenant: TenantId, size_bytes: int, loaded: bool) -> None:
         """Its state, or a part of it, went to the device (loaded) or away from it."""
         self._add(adapter, tenant, Usage(swaps=int(loaded), swapped_bytes=size_bytes))

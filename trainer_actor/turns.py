@@ -200,8 +200,15 @@ class Turns:
 
     def _place(self, turn: Turn) -> None:
         """Have all members on the device together. If that fails, each is told by its own placing."""
+        adapters = [share.adapter for share in (*turn.late_steps, *turn.members)]
+        coming = [each for each in adapters if not self._residents.on_device(each)]
+        begin = time.perf_counter()
         with suppress(LoractlError):
-            self._residents.place_all([share.adapter for share in (*turn.late_steps, *turn.members)])
+            self._residents.place_all(adapters)
+        ms = (time.perf_counter() - begin) * 1000
+        for each in coming:
+            tenant = self._head(each).tenant
+            self._schedule.charge(self._accounts.placed(each, tenant, ms / len(coming)))
 
     def _prefetch(self, turn: Turn) -> None:
         """Bring in whose turn comes next, behind the pass where the device can do both."""

@@ -152,8 +152,16 @@ class FairTrainer:
             self._queues.rotate(share.adapter)
 
     def _place(self, turn: Turn) -> None:
-        """Have all members on the device together."""
-        self._device.place_all([share.adapter for share in (*turn.late_steps, *turn.members)])
+        """Have all members on the device together; who is brought there is charged for it."""
+        adapters = [share.adapter for share in (*turn.late_steps, *turn.members)]
+        coming = [each for each in adapters if not self._device.on_device(each)]
+        began = self._link.now
+        self._device.place_all(adapters)
+        ms = (self._link.now - began) * 1000
+        with self._record.deciding.measured():
+            for each in coming:
+                tenant = self._tenants[each].id
+                self._schedule.charge(self._accounts.placed(each, tenant, ms / len(coming)))
 
     def _prefetch(self, turn: Turn) -> None:
         with self._record.deciding.measured():

@@ -65,6 +65,13 @@ def test_steps_other_operations_and_moved_bytes_are_counted_each_for_itself():
     assert accounts.of_tenant(ALICE) == accounts.of(A)
 
 
+def test_whoever_is_brought_to_the_device_is_charged_for_it():
+    accounts = Accounts()
+
+    assert accounts.placed(A, ALICE, 2.5) == {ALICE: 2.5}
+    assert accounts.of(A) == Usage(trainer_ms=2.5)
+
+
 def test_a_deleted_adapter_stays_in_its_tenants_sum():
     accounts = Accounts()
     accounts.did(A, ALICE, 3.0)
