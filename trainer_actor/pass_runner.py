@@ -19,12 +19,21 @@ class PassRunner:
         self._memory = memory
 
     def run(self, runs: Sequence[PartRun]) -> None:
-        """The next piece of each in one pass. Runs without room beside others have passes of their own."""
+        """The next piece of each in one pass. Runs without room beside others have passes of their own.
+
+        Of several of one slot all are at their last piece; after a restart the first may be no more, and
+        those behind it wait.
+        """
         assert all(run.left for run in runs), "each has a piece left"
-        self._attempt([run for run in runs if not run.alone])
+        slots_alone = {run.part.slot for run in runs if run.alone}
+        self._attempt([run for run in runs if run.part.slot not in slots_alone])
+        unfinished: set[int] = set()
         for run in runs:
-            if run.alone and run.left:
+            slot = run.part.slot
+            if (run.alone or slot in slots_alone) and run.left and slot not in unfinished:
                 self._attempt([run])
+                if run.left:
+                    unfinished.add(slot)
 
     def _attempt(self, runs: Sequence[PartRun]) -> None:
         if not runs or fits(self._memory, lambda: self._pass(runs)):

@@ -184,6 +184,32 @@ def test_a_pass_without_room_for_all_runs_them_one_by_one_to_the_same_end(
     assert_ended_as(engine, runs, expected)
 
 
+def test_runs_of_one_slot_that_begin_anew_for_want_of_room_end_in_their_order(engine: TrainEngine) -> None:
+    short = batch(5, [8], slot=0, lora=LORAS[0])
+    expected = [run(engine, part)[0] for part in (PARTS[0], short)]
+    gathered = engine.copy_out(0).gradients
+    begin(engine, 0, LORAS[0])
+    first = engine.begin(PARTS[0])
+    while first.left > 1:
+        engine.run([first])
+    second = engine.begin(short)
+
+    with NoRoom(rows=45, after=9) as memory:
+        while first.left:
+            engine.run([first, second] if first.left == 1 else [first])
+            assert first.outcome is not None or second.outcome is None
+    finish(engine, [second])
+
+    assert memory.times == 1
+    for each, result in zip((first, second), expected, strict=True):
+        assert isinstance(each.outcome, PartResult)
+        assert each.outcome.logprobs.tobytes() == result.logprobs.tobytes()
+    assert gathered is not None
+    ended = engine.copy_out(0).gradients
+    assert ended is not None
+    assert torch.equal(ended, gathered)
+
+
 def test_a_piece_without_room_fails_by_name_and_leaves_no_trace(engine: TrainEngine) -> None:
     in_use = engine._bank.memory.in_use_bytes
     first = engine.begin(PARTS[0])
