@@ -58,6 +58,8 @@ log = structlog.get_logger()
 
 # The loop turns at least this often, so that whoever watches it sees it live.
 _IDLE_S = 1.0
+# In whose name the trainer does what nobody asked for.
+_OURS = unsolicited(Drain())
 
 
 class TrainerActor:
@@ -136,7 +138,7 @@ class TrainerActor:
         if isinstance(decision, Turn):
             self._turns.run(decision)
             return 0.0
-        self._adapters.sink_idle(now)
+        self._boundary.outcome(_OURS, (), partial(self._adapters.sink_idle, now))
         dues = (self._lanes.next_expiry(), self._desk.next_due(), decision.until if decision else None)
         idle_s = _IDLE_S if disk_is_free else LOOK_S
         return min(idle_s, *(max(due - now, 0.0) for due in dues if due is not None), idle_s)
@@ -227,7 +229,7 @@ class TrainerActor:
 
     def _save(self, adapter: Adapter) -> None:
         work = partial(self._adapters.save_unsaved, adapter)
-        trouble = self._boundary.outcome(unsolicited(Drain()), [adapter.id], work)
+        trouble = self._boundary.outcome(_OURS, [adapter.id], work)
         if isinstance(trouble, Failed):
             log.error("adapter.not_saved", adapter=adapter.id, reason=trouble.message)
 

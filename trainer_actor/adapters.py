@@ -13,7 +13,7 @@ from typing import Self
 import structlog
 
 from ..bus.config import Config
-from ..bus.errors import CheckpointMismatch, StorageFailed
+from ..bus.errors import CheckpointMismatch, LoractlError
 from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.layout import StateLayout
 from ..bus.messages import AdapterDetails, LoraSpec
@@ -175,7 +175,7 @@ class Adapters:
             size_bytes += self.state_bytes(self._live[idle].lora)
             try:
                 self.residents.sink(idle)
-            except StorageFailed as error:
+            except LoractlError as error:  # the disk, or a host without memory for the way there
                 log.warning("adapter.not_sunk", adapter=idle, reason=error.message)
                 return
 

@@ -79,9 +79,14 @@ class Batches:
                 del self._begun[key]
 
     def run_steps(self, steps: Sequence[tuple[TenantId, OptimStep]]) -> list[Message]:
-        """Run optim_steps of different adapters, which are on the device together. Each fails alone."""
+        """Run optim_steps of different adapters, which lie on the device together if they can. Each fails alone."""
         found = [self._adapters.owned(tenant, step.adapter) for tenant, step in steps]
-        slots = self._residents.place_all([adapter.id for adapter in found])
+        try:
+            slots = self._residents.place_all([adapter.id for adapter in found])
+        except LoractlError as error:
+            if len(steps) == 1:
+                return [_stepped(found[0], steps[0][1], error)]
+            return [answer for step in steps for answer in self.run_steps([step])]
         params = [_adam_params(step) for _, step in steps]
         outcomes = self._engine.optim_steps(list(zip(slots, params, strict=True)))
         return [

@@ -57,12 +57,12 @@ class Turns:
     def run(self, turn: Turn) -> None:
         """Carry a turn out. What fails is answered; after a bug (`boundary.broken`) the rest does not run."""
         self._run_steps(turn.steps)
-        if turn.late_steps:
+        if turn.late_steps and not self._boundary.broken:
             self._place(turn)
             self._run_steps(turn.late_steps)
-        if turn.members:
+        if turn.members and not self._boundary.broken:
             self._run_pass(turn)
-        elif turn.single is not None:
+        elif turn.single is not None and not self._boundary.broken:
             self._run_single(turn.single)
         self._charge_moves()
 
@@ -112,7 +112,7 @@ class Turns:
         members = [each for share in turn.members for each in self._begun(share)]
         if not members or self._boundary.broken:
             return
-        self._prefetch(turn)
+        self._prefetch(turn, members[0][0])
         outcomes: list[Message | None] = []
 
         def work() -> None:
@@ -140,6 +140,8 @@ class Turns:
         """The adapter's first forward_backwards, begun. What cannot begin is answered, as is all of a
         turn behind it: it would run before its turn in the order of the lane."""
         members: list[tuple[Queued, ForwardBackward]] = []
+        if self._boundary.broken:
+            return members
         for queued in islice(list(self._lanes.queues.of(share.adapter)), share.count):
             operation = queued.operation
             assert isinstance(operation, ForwardBackward)
@@ -155,9 +157,8 @@ class Turns:
         return members
 
     def _run_single(self, adapter: AdapterId) -> None:
-        if not self._boundary.broken:
-            self._run_one(self._head(adapter))
-            self._lanes.queues.rotate(adapter)
+        self._run_one(self._head(adapter))
+        self._lanes.queues.rotate(adapter)
 
     def _run_one(self, queued: Queued) -> None:
         if self._boundary.broken:
@@ -202,19 +203,21 @@ class Turns:
         """Have all members on the device together. If that fails, each is told by its own placing."""
         adapters = [share.adapter for share in (*turn.late_steps, *turn.members)]
         coming = [each for each in adapters if not self._residents.on_device(each)]
-        begin = time.perf_counter()
-        with suppress(LoractlError):
-            self._residents.place_all(adapters)
-        ms = (time.perf_counter() - begin) * 1000
+
+        def work() -> None:
+            with suppress(LoractlError):
+                self._residents.place_all(adapters)
+
+        ms, _ = self._timed(self._head(adapters[0]), adapters, work)
         for each in coming:
             tenant = self._head(each).tenant
             self._schedule.charge(self._accounts.placed(each, tenant, ms / len(coming)))
 
-    def _prefetch(self, turn: Turn) -> None:
+    def _prefetch(self, turn: Turn, first: Queued) -> None:
         """Bring in whose turn comes next, behind the pass where the device can do both."""
         away = [name for name in self._schedule.upcoming(turn) if not self._residents.on_device(name)]
         if away:
-            self._residents.prefetch(away)
+            self._boundary.outcome(first.askers[0], away, partial(self._residents.prefetch, away))
 
     def _charge_moves(self) -> None:
         for moved in self._residents.take_moves():
