@@ -153,14 +153,17 @@ class Residents:
         return [self._placed(adapter, beside=self._in_use) for adapter in adapters]
 
     def prefetch(self, adapters: Sequence[AdapterId]) -> None:
-        """Bring in whom the next turns need, as far as they fit beside those of this turn.
+        """Bring in whom the next turns need, nearest first, as far as they fit beside those of this turn.
 
+        Nobody leaves for one whose turn is later, so those that lie on the device are among `adapters`, too.
         Call it before the pass is given to the device: copies then run behind it. What cannot be
         done is left to `place`, which can say so to whom it concerns.
         """
         self._look_at_rows()
-        beside = self._in_use.union(adapters)
+        self._tiers.needed((), soon=adapters)
+        beside = set(self._in_use)
         for adapter in filter(self.admitted, adapters):
+            beside.add(adapter)
             try:
                 self._run(partial(self._tiers.step_to_device, adapter, beside=beside))
             except (OutOfSlots, StorageFailed) as error:

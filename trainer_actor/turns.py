@@ -108,11 +108,12 @@ class Turns:
 
     def _run_pass(self, turn: Turn) -> None:
         """One pass over the base model, for the next piece of each operation that begins or has begun."""
-        self._place(turn)
+        upcoming = self._schedule.upcoming(turn)
+        self._place(turn, soon=upcoming)
         members = [each for share in turn.members for each in self._begun(share)]
         if not members or self._boundary.broken:
             return
-        self._prefetch(turn, members[0][0])
+        self._prefetch(upcoming, members[0][0])
         outcomes: list[Message | None] = []
 
         def work() -> None:
@@ -199,25 +200,25 @@ class Turns:
     def _head(self, adapter: AdapterId) -> Queued:
         return self._lanes.queues.of(adapter)[0]
 
-    def _place(self, turn: Turn) -> None:
-        """Have all members on the device together. If that fails, each is told by its own placing."""
+    def _place(self, turn: Turn, soon: Sequence[AdapterId] = ()) -> None:
+        """Have all members on the device together; who is needed `soon` leaves last. If that fails, each is
+        told by its own placing."""
         adapters = [share.adapter for share in (*turn.late_steps, *turn.members)]
         coming = [each for each in adapters if not self._residents.on_device(each)]
 
         def work() -> None:
             with suppress(LoractlError):
-                self._residents.place_all(adapters)
+                self._residents.place_all(adapters, soon)
 
         ms, _ = self._timed(self._head(adapters[0]), adapters, work)
         for each in coming:
             tenant = self._head(each).tenant
             self._schedule.charge(self._accounts.placed(each, tenant, ms / len(coming)))
 
-    def _prefetch(self, turn: Turn, first: Queued) -> None:
+    def _prefetch(self, upcoming: Sequence[AdapterId], first: Queued) -> None:
         """Bring in whose turn comes next, behind the pass where the device can do both."""
-        away = [name for name in self._schedule.upcoming(turn) if not self._residents.on_device(name)]
-        if away:
-            self._boundary.outcome(first.askers[0], away, partial(self._residents.prefetch, away))
+        if not all(map(self._residents.on_device, upcoming)):
+            self._boundary.outcome(first.askers[0], upcoming, partial(self._residents.prefetch, upcoming))
 
     def _charge_moves(self) -> None:
         for moved in self._residents.take_moves():

@@ -82,9 +82,9 @@ class VirtualDevice:
 
     # --- what the trainer's loop does --------------------------------------------------------
 
-    def place_all(self, adapters: Sequence[AdapterId]) -> None:
+    def place_all(self, adapters: Sequence[AdapterId], soon: Sequence[AdapterId] = ()) -> None:
         """Bring these to the device; the time that is waited for it passes."""
-        self._tiers.needed(adapters)
+        self._tiers.needed(adapters, soon)
         self._tiers.check_together(adapters)
         self._in_use = frozenset(adapters)
         for adapter in adapters:
@@ -92,9 +92,11 @@ class VirtualDevice:
         self._wait_until(max((self._states[each].ready_at for each in adapters), default=0.0))
 
     def prefetch(self, adapters: Sequence[AdapterId]) -> None:
-        """Bring these in behind the pass, as far as they fit beside it."""
-        beside = self._in_use.union(adapters)
+        """Bring these in behind the pass, nearest first, as far as they fit beside it."""
+        self._tiers.needed((), soon=adapters)
+        beside = set(self._in_use)
         for adapter in adapters:
+            beside.add(adapter)
             try:
                 self._bring(adapter, beside=beside)
             except OutOfSlots:

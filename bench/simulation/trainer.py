@@ -122,7 +122,9 @@ class FairTrainer:
                 self._finish(queued, open_window=False)
 
     def _run_pass(self, turn: Turn) -> None:
-        self._place(turn)
+        with self._record.deciding.measured():
+            upcoming = self._schedule.upcoming(turn)
+        self._place(turn, soon=upcoming)
         members = [
             queued for share in turn.members for queued in [*self._queues.of(share.adapter)][: share.count]
         ]
@@ -130,7 +132,7 @@ class FairTrainer:
             self._link.begun(queued.askers[0].request)
             if not queued.ran:
                 self._device.pin(queued.operation.adapter)
-        self._prefetch(turn)
+        self._device.prefetch(upcoming)
         pieces = [(self._tenant(queued), queued.left[0]) for queued in members]
         took_ms = self._machine.pass_cost_ms(sum(positions for _, positions in pieces))
         self._link.spend(took_ms)
@@ -151,22 +153,17 @@ class FairTrainer:
         for share in turn.members:
             self._queues.rotate(share.adapter)
 
-    def _place(self, turn: Turn) -> None:
+    def _place(self, turn: Turn, soon: Sequence[AdapterId] = ()) -> None:
         """Have all members on the device together; who is brought there is charged for it."""
         adapters = [share.adapter for share in (*turn.late_steps, *turn.members)]
         coming = [each for each in adapters if not self._device.on_device(each)]
         began = self._link.now
-        self._device.place_all(adapters)
+        self._device.place_all(adapters, soon)
         ms = (self._link.now - began) * 1000
         with self._record.deciding.measured():
             for each in coming:
                 tenant = self._tenants[each].id
                 self._schedule.charge(self._accounts.placed(each, tenant, ms / len(coming)))
-
-    def _prefetch(self, turn: Turn) -> None:
-        with self._record.deciding.measured():
-            upcoming = self._schedule.upcoming(turn)
-        self._device.prefetch([name for name in upcoming if not self._device.on_device(name)])
 
     def _finish(self, queued: Queued, *, open_window: bool) -> None:
         operation = queued.operation

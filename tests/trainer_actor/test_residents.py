@@ -353,6 +353,20 @@ def test_a_turn_has_all_its_members_on_the_device_or_is_refused(scene: Open) -> 
     assert not on.residents.on_device(A)
 
 
+def test_nobody_leaves_the_device_for_one_whose_turn_is_later(scene: Open) -> None:
+    on = scene(slots=3)
+    far, later = AdapterId("far"), AdapterId("later")
+    on.admit(A, B, C, far, later)
+    on.residents.place_all([B])
+    on.residents.place_all([far])
+    on.residents.place_all([A])
+
+    on.residents.prefetch([B, C, later, far])
+
+    assert [on.residents.on_device(each) for each in (A, B, C)] == [True] * 3
+    assert [moved.loaded for moved in on.moves(B)] == [True]
+
+
 def test_prefetching_touches_neither_the_turns_members_nor_what_is_pinned(scene: Open) -> None:
     on = scene(slots=3)
     on.admit(A, B, C)
