@@ -21,6 +21,8 @@ from .queues import Queues
 # Adapters that are looked at beside those on the device, so that a decision takes as long with ten
 # thousand waiting as with a hundred.
 _LOOKED_AT = 64
+# The same where all of those wait for the disk, which is taken: whoever could run is looked for behind them.
+_LOOKED_AT_BEHIND = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,9 @@ class Schedule:
         candidates = self._candidates()
         plan = Plan(device, self._costs, self._pass_tokens, self._fuse, begun, disk_is_free)
         leader = next(filter(plan.placeable, candidates), None)
+        if leader is None and not disk_is_free:
+            candidates = self._candidates(_LOOKED_AT_BEHIND)
+            leader = next(filter(plan.placeable, candidates), None)
         if leader is None:  # what has begun can always go on
             leader = next((each for each in lying if each.adapter in begun), None)
         if leader is None:
@@ -130,11 +135,12 @@ class Schedule:
         """What its tenant may take before it is in debt."""
         return self._fair.credit_ms(self._queues.of(each.adapter)[0].tenant)
 
-    def _candidates(self) -> list[Candidate]:
-        """Adapters with work in the order of their turns, as many as are looked at."""
+    def _candidates(self, most: int = _LOOKED_AT) -> list[Candidate]:
+        """Adapters with work in the order of their turns, as many as are looked at, of no tenant more than
+        _LOOKED_AT."""
         found: list[Candidate] = []
-        for tenant in self._fair.first(_LOOKED_AT, lambda each: bool(self._queues.of_tenant(each))):
-            adapters = islice(self._queues.of_tenant(tenant).items(), _LOOKED_AT - len(found))
+        for tenant in self._fair.first(most, lambda each: bool(self._queues.of_tenant(each))):
+            adapters = islice(self._queues.of_tenant(tenant).items(), min(most - len(found), _LOOKED_AT))
             found += [candidate(adapter, queue, self._pass_tokens) for adapter, queue in adapters]
         return found
 

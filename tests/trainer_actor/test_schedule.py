@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from loractl.bus.config import Config, FairnessConfig, TrainerConfig
 from loractl.bus.ids import AdapterId, LaneId, RequestId, TenantId
-from loractl.bus.messages import Done, Envelope, ForwardBackward, OptimStep
+from loractl.bus.messages import Done, Envelope, ForwardBackward, OptimStep, SaveCheckpoint
 from loractl.trainer_actor.budgets import Room
 from loractl.trainer_actor.costs import Costs
 from loractl.trainer_actor.lanes import Lanes
@@ -27,7 +27,7 @@ class Floor:
     resident: list[AdapterId] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     served_ms: dict[str, float] = field(default_factory=dict)
-    open_windows: set[AdapterId] = field(default_factory=set)
+    disk_is_free: bool = True
 
     def __post_init__(self) -> None:
         self.lanes = Lanes(gap_timeout_s=100.0, kept_bytes=1 << 30, pass_tokens=BUDGET, max_ahead=1 << 20)
@@ -41,7 +41,7 @@ class Floor:
 
     def send(self, name: str, *kinds: int | str) -> None:
         """A number is a forward_backward over so many positions, cut into datums of at most 50; "o" an
-        optim_step. An adapter belongs to the tenant of its name's first letter."""
+        optim_step, "s" a save. An adapter belongs to the tenant of its name's first letter."""
         if name not in self.seqs:
             self.lanes.open(AdapterId(name), LaneId(name))
         for kind in kinds:
@@ -52,7 +52,7 @@ class Floor:
 
     def turn(self) -> str:
         """Run the next turn. Returns the members of its pass, or what else there was."""
-        decision = self.schedule.next_turn(self.room(), self.now)
+        decision = self.schedule.next_turn(self.room(), self.now, disk_is_free=self.disk_is_free)
         if not isinstance(decision, Turn):
             return f"wait {decision.until:g}" if isinstance(decision, Wait) else ""
         for share in (*decision.steps, *decision.late_steps):
@@ -111,6 +111,8 @@ class Floor:
 
 def operation(name: str, seq: int, kind: int | str) -> Operation:
     at = {"adapter": AdapterId(name), "lane": LaneId(name), "seq": seq}
+    if kind == "s":
+        return SaveCheckpoint(**at, name=f"at-{seq}")  # type: ignore[arg-type]
     if isinstance(kind, str):
         return OptimStep(**at, learning_rate=0.1)  # type: ignore[arg-type]
     datums, rest = divmod(kind, 50)
@@ -317,3 +319,15 @@ def test_of_thousands_that_wait_each_gets_its_turn() -> None:
         served.update(floor.turn().split())
 
     assert len(served) == 50 * (BUDGET // 16)
+
+
+def test_a_pass_does_not_wait_behind_a_hundred_who_wait_for_the_disk() -> None:
+    floor = Floor(disk_is_free=False)
+    for index in range(100):
+        floor.send(f"a{index}", "s")
+        floor.send(chr(0x4E00 + index), "s")
+    assert floor.turn() == ""
+
+    floor.send("b", 16)
+
+    assert floor.turns(2) == ["b", ""]
