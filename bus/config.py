@@ -8,6 +8,7 @@ error that names the nearest known one. This is the only file that reads `os.env
 import dataclasses
 import difflib
 import json
+import math
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -56,6 +57,8 @@ __all__ = [
 _PREFIX = "LORACTL_"
 # Read by name below; every other LORACTL_ variable is a key of the tree.
 _PLAIN_VARIABLES = {"LORACTL_STATE_DIR", "LORACTL_CONFIG"}
+# Weights and the quantum: further apart, products of them and counts of rounds need not fit into a float.
+_LEAST_SHARE, _LARGEST_SHARE = 1e-6, 1e6
 
 
 def load_config(
@@ -170,18 +173,18 @@ def _convert(tree: Mapping[str, Any]) -> Config:
 
 def _checked(config: Config) -> Config:
     for section, value in _numbers(config):
-        if value < 0:
-            raise InvalidConfig(f"{section} is {value}: it must not be negative")
+        if not 0 <= value < math.inf:
+            raise InvalidConfig(f"{section} is {value}: it must be a finite number and not negative")
     for dotted in _AT_LEAST_ONE:
         section, _, key = dotted.partition(".")
         if getattr(getattr(config, section), key) < 1:
             raise InvalidConfig(f"{dotted} must be at least 1")
     if not 0 < config.sampler.gpu_memory_utilization <= 1:
         raise InvalidConfig("sampler.gpu_memory_utilization must lie in (0, 1]")
-    tenant_numbers(config.fairness.weights, what="fairness.weights", above=0)
+    tenant_numbers(config.fairness.weights, what="fairness.weights", least=_LEAST_SHARE, most=_LARGEST_SHARE)
     tenant_numbers(config.fairness.priorities, what="fairness.priorities")
-    if config.fairness.quantum_ms <= 0:
-        raise InvalidConfig("fairness.quantum_ms must be above 0")
+    if not _LEAST_SHARE <= config.fairness.quantum_ms <= _LARGEST_SHARE:
+        raise InvalidConfig(f"fairness.quantum_ms must lie from {_LEAST_SHARE:g} to {_LARGEST_SHARE:g}")
     if config.daemon.serves_http and config.daemon.http != "auto":
         http_address(config.daemon.http)
     return config

@@ -7,11 +7,13 @@ from .errors import InvalidConfig
 from .ids import TenantId
 
 
-def tenant_numbers(text: str, *, what: str, above: float = -math.inf) -> Mapping[TenantId, float]:
+def tenant_numbers(
+    text: str, *, what: str, least: float = -math.inf, most: float = math.inf
+) -> Mapping[TenantId, float]:
     """The number of each tenant that the text names.
 
     Raises:
-        InvalidConfig: what cannot be read, a tenant named twice, a number that is not above `above`.
+        InvalidConfig: what cannot be read, a tenant named twice, a number below `least` or above `most`.
     """
     numbers: dict[TenantId, float] = {}
     for item in filter(None, (piece.strip() for piece in text.split(","))):
@@ -19,8 +21,8 @@ def tenant_numbers(text: str, *, what: str, above: float = -math.inf) -> Mapping
         number = _number(written)
         if not (name and equals) or number is None:
             raise InvalidConfig(f'{what}: {item!r} is not NAME=NUMBER; write "alice=2, bob=0.5"')
-        if number <= above:
-            raise InvalidConfig(f"{what}: {name} has {written}; it must be above {above:g}")
+        if not least <= number <= most:
+            raise InvalidConfig(f"{what}: {name} has {written}; it must lie from {least:g} to {most:g}")
         if name in numbers:
             raise InvalidConfig(f"{what}: {name} is named twice")
         numbers[TenantId(name)] = number

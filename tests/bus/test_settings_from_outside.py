@@ -1,5 +1,6 @@
 """Settings as the environment gives them: mistakes are told with the name that was meant."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,26 @@ def test_http_is_off_for_programs_unless_they_ask_for_it(tmp_path: Path, http: s
 
     assert config.daemon.serves_http is served
     assert not Config().daemon.serves_http
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("trainer.slots=0", "trainer.slots must be at least 1"),
+        ("trainer.gather_s=-1", "trainer.gather_s is -1.0: it must be a finite number and not negative"),
+        ("quotas.wait_s=nan", "quotas.wait_s is nan: it must be a finite number"),
+        ("fairness.quantum_ms=inf", "fairness.quantum_ms is inf: it must be a finite number"),
+        ("fairness.quantum_ms=0", "fairness.quantum_ms must lie from 1e-06 to 1e+06"),
+        ("fairness.weights=alice=1e-320", "alice has 1e-320; it must lie from 1e-06 to 1e+06"),
+        ("fairness.weights=alice=1e308", "alice has 1e308; it must lie from 1e-06 to 1e+06"),
+        ("fairness.weights=alice=1, alice=2", "alice is named twice"),
+        ("fairness.priorities=alice", "is not NAME=NUMBER"),
+        ("fairness.priorities=alice=nan", "is not NAME=NUMBER"),
+    ],
+)
+def test_a_number_with_which_nobody_could_be_served_is_refused(tmp_path: Path, setting: str, said: str):
+    with pytest.raises(InvalidConfig, match=re.escape(said)):
+        load_config(state_dir=str(tmp_path), environ={}, overrides=[setting])
 
 
 @pytest.mark.parametrize(
