@@ -101,7 +101,8 @@ class Desk:
 
     def _create(self, asked: Envelope, request: CreateAdapter, now: float) -> Answer:
         """At once where there is room and nobody of the tenant waits for it; else when there is."""
-        shortage = self._shortage(asked.tenant, request)
+        state_bytes = self._adapters.check(asked.tenant, request.name, request.lora)
+        shortage = self._creations.shortage(self._belongings(asked.tenant), state_bytes)
         if not shortage and not self._creations.waiting(asked.tenant):
             return Answer(asked, self._created(asked.tenant, request))
         held = self._creations.hold(asked, shortage, now)
@@ -119,27 +120,26 @@ class Desk:
     def _go_on(self, tenant: TenantId) -> list[Answer]:
         """A tenant has room again: its creations go on in their order, as far as there is."""
         answers: list[Answer] = []
-        full = False
+        has, full = self._belongings(tenant), False
         for held in self._creations.waiting(tenant):
             request = held.asker.body
             assert isinstance(request, CreateAdapter)
             try:
-                full = bool(self._shortage(tenant, request)) or full
+                state_bytes = self._adapters.check(tenant, request.name, request.lora)
+                full = bool(self._creations.shortage(has, state_bytes)) or full
                 if full:
                     continue
                 outcome: Message = self._created(tenant, request)
+                has = Belongings(has.adapters + 1, has.state_bytes + state_bytes)
             except LoractlError as error:  # such as a name that one before it took
                 outcome = failed(error)
             self._creations.remove(held)
             answers.append(Answer(held.asker, outcome))
         return answers
 
-    def _shortage(self, tenant: TenantId, request: CreateAdapter) -> str:
-        """Raises LoractlError: it cannot be created whatever the tenant deletes."""
-        state_bytes = self._adapters.check(tenant, request.name, request.lora)
+    def _belongings(self, tenant: TenantId) -> Belongings:
         mine = self._adapters.of(tenant, None)
-        has = Belongings(len(mine), sum(self._adapters.state_bytes(each.lora) for each in mine))
-        return self._creations.shortage(has, state_bytes)
+        return Belongings(len(mine), sum(self._adapters.state_bytes(each.lora) for each in mine))
 
     def _created(self, tenant: TenantId, request: CreateAdapter) -> AdapterCreated:
         opened = self._open_lane(self._adapters.create(tenant, request.name, request.lora))

@@ -92,6 +92,20 @@ def test_b3_12_the_cap_is_each_tenants_own_and_also_one_of_bytes(serve: Serve) -
     assert (error.code, f"one tenant may have {size:,}" in error.message) == ("invalid_request", True)
 
 
+def test_a_deletion_makes_room_for_as_many_as_fit_into_its_bytes(serve: Serve) -> None:
+    small = create(serve(), "small").details.state_bytes
+    office = serve(f"quotas.state_bytes={3 * small}")
+    large = create(office, "large", rank=8, train_unembed=True)
+    assert small < large.details.state_bytes <= 3 * small
+    requests = creations(office, 5)
+    assert "(quotas.state_bytes)" in office.wait_for_notice(requests[-1])
+
+    office.ask(DeleteAdapter(adapter=large.id), Done)
+
+    made(office, requests[:3])
+    assert [each.name for each in listed(office).adapters] == ["poet-0", "poet-1", "poet-2"]
+
+
 def test_a_creation_for_which_no_room_comes_is_refused_in_time_with_the_numbers(serve: Serve) -> None:
     office = serve("quotas.adapters=1", "quotas.wait_s=0.05")
     create(office, "first")
