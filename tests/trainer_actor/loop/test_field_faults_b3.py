@@ -133,11 +133,12 @@ def test_b3_11_a_light_tenant_waits_for_few_passes_of_a_heavy_one(serve: Serve, 
     """Where windows are exclusive, until the heavy one's step."""
     office = serve("trainer.fuse=false", f"trainer.window={window}")
     heavy, light = trained(office, "heavy"), create(office, "light", tenant=LIGHT)
-    waiting = [office.send(over(heavy, [20, 20], seed)) for seed in range(3)]
-    waiting.append(office.send(OptimStep(learning_rate=0.1, **heavy.next())))  # type: ignore[arg-type]
-    waiting += [office.send(over(heavy, [20, 20], seed)) for seed in range(30)]
-    waiting += [office.send(SaveCheckpoint(name=f"at-{number}", **heavy.next())) for number in range(3)]  # type: ignore[arg-type]
-    mine = office.send(over(light, [5]), LIGHT)
+    waiting = []
+    for seed in range(10):
+        waiting += [office.send(over(heavy, [20, 20], seed)) for _ in range(3)]
+        waiting.append(office.send(OptimStep(learning_rate=0.1, **heavy.next())))  # type: ignore[arg-type]
+        waiting.append(office.send(SaveCheckpoint(name=f"at-{seed}", **heavy.next())))  # type: ignore[arg-type]
+    mine = office.send(over(light, [5], forward_only=True), LIGHT)
 
     checked(office.wait(mine), PassResult)
 

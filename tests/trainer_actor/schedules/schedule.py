@@ -55,7 +55,7 @@ class Schedule:
 
 def draw_schedule(choose: Choose, lives: Sequence[Life]) -> Schedule:
     """lives: simple ones first. The size is skewed to few tracks, so that crowds stay affordable."""
-    count = (2, 3, 3, 4, 4, 5, 6, MOST_TRACKS)[choose(8)]
+    count = (2, 2, 3, 3, 4, 4, 5, MOST_TRACKS)[choose(8)]
     tracks = tuple(_draw_track(choose, lives, number) for number in range(count))
     moves = tuple(_draw_move(choose, count) for _ in range(choose(12)))
     return Schedule(tracks, moves)

@@ -23,7 +23,7 @@ LEASE = "trainer.window_lease_s=0.003"
 VARIANTS: Mapping[str, Sequence[str]] = {
     "shared, fused": ("trainer.slots=3",),
     "shared, fused, few bytes": ("trainer.slots=2", TIGHT),
-    "shared, fused, in pieces": ("trainer.slots=3", "trainer.pass_tokens=16", "trainer.sink_after_s=0.002"),
+    "shared, fused, in pieces": ("trainer.slots=3", "trainer.pass_tokens=24", "trainer.sink_after_s=0.002"),
     "shared, fused, recomputed": ("trainer.slots=3", "trainer.recompute=true", TIGHT),
     "shared, unfused": ("trainer.slots=2", "trainer.fuse=false", TIGHT),
     "exclusive": ("trainer.slots=3", "trainer.window=exclusive", LEASE),
