@@ -22,6 +22,8 @@ from ..bus.ids import TenantId
 
 # Accounts without debt are forgotten once there are so many, so that past tenants take no memory.
 _ACCOUNTS = 100_000
+# Entries of no use any more that may stay before they are looked for.
+_STALE = 1024
 
 
 _Entry = tuple[float, int, int, TenantId]
@@ -90,7 +92,10 @@ class FairTurns:
     def rank(self, tenant: TenantId) -> tuple[float, int, int]:
         """Sorts tenants that have work as `first` does."""
         account = self._account(tenant)
-        return -self._priorities.get(tenant, 0.0), account.paid, account.place
+        return -self.priority(tenant), account.paid, account.place
+
+    def priority(self, tenant: TenantId) -> float:
+        return self._priorities.get(tenant, 0.0)
 
     def charge(self, tenant: TenantId, ms: float) -> None:
         """Take what the tenant's work took, and send it to the back of its round."""
@@ -123,13 +128,21 @@ class FairTurns:
         """Put it behind all of the same round."""
         account = self._account(tenant)
         credit = self._credit(tenant, account)
+        if len(self._queue) + len(self._debts) > 4 * len(self._waiting) + _STALE:
+            self._drop_the_stale()
         self._places += 1
         account.place = self._places
         account.ready = self._round_of(tenant, credit)
         account.paid = self._round_of(tenant, credit - account.expected_ms)
-        priority = self._priorities.get(tenant, 0.0)
+        priority = self.priority(tenant)
         heapq.heappush(self._queue, (-priority, account.paid, account.place, tenant))
         heapq.heappush(self._debts, (-priority, account.ready, account.place, tenant))
+
+    def _drop_the_stale(self) -> None:
+        """Those of lower priorities would stay for as long as somebody of a higher one waits."""
+        for entries in (self._queue, self._debts):
+            entries[:] = [entry for entry in entries if not self._stale(entry)]
+            heapq.heapify(entries)
 
     def _round_of(self, tenant: TenantId, credit: float) -> int:
         """The first round in which this credit is above zero."""

@@ -6,7 +6,7 @@ turns out says what became of them with `ran`, `charge` and `gone`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 
 from ..bus.config import Config
 from ..bus.ids import AdapterId, TenantId
@@ -100,8 +100,9 @@ class Schedule:
         if leader is None and not disk_is_free:
             candidates = self._candidates(_LOOKED_AT_BEHIND)
             leader = next(filter(plan.placeable, candidates), None)
-        if leader is None:  # what has begun can always go on
-            leader = next((each for each in lying if each.adapter in begun), None)
+        if leader is None or self._in_the_way(leader, candidates, disk_is_free):
+            # What has begun can always go on.
+            leader = next((each for each in lying if each.adapter in begun), leader)
         if leader is None:
             return None
         if self.lease.exclusive:
@@ -114,6 +115,13 @@ class Schedule:
         deepest = -self._costs.pass_of(self._pass_tokens)
         riders = [each for each in others if self._credit_ms(each) > deepest]
         return plan.turn(leader, others, eligible, riders)
+
+    def _in_the_way(self, leader: Candidate, candidates: list[Candidate], disk_is_free: bool) -> bool:
+        """Whether one of a higher priority finds no place on the device: were the leader to go first now, it
+        would wait for as long as anybody of the leader's priority has work."""
+        before = takewhile(lambda each: each.adapter != leader.adapter, candidates)
+        without_place = [each for each in before if each.steps or each.pieces or disk_is_free]
+        return any(self._priority(each) > self._priority(leader) for each in without_place)
 
     def _turn_of(self, adapter: AdapterId, device: Room, disk_is_free: bool) -> Turn | None:
         """A turn of this adapter alone, up to where its window may close; None if nothing is ready."""
@@ -134,6 +142,9 @@ class Schedule:
     def _credit_ms(self, each: Candidate) -> float:
         """What its tenant may take before it is in debt."""
         return self._fair.credit_ms(self._queues.of(each.adapter)[0].tenant)
+
+    def _priority(self, each: Candidate) -> float:
+        return self._fair.priority(self._queues.of(each.adapter)[0].tenant)
 
     def _candidates(self, most: int = _LOOKED_AT) -> list[Candidate]:
         """Adapters with work in the order of their turns, as many as are looked at, of no tenant more than

@@ -84,6 +84,16 @@ def test_a_debt_outlives_its_tenants_absence_and_credit_does_not() -> None:
     assert fair.credit_ms(C) == 10.0
 
 
+def test_a_tenant_that_rides_along_behind_a_higher_priority_takes_no_more_memory() -> None:
+    fair = waiting(A, B, priorities={B: 1.0})
+
+    for _ in range(20_000):
+        fair.charge(A, 1.0)
+
+    assert len(fair._queue) + len(fair._debts) < 2000
+    assert fair.first(2, everyone) == [B, A]
+
+
 def test_who_has_no_work_is_left_out_and_comes_back_when_it_has() -> None:
     fair = waiting(A, B)
 

@@ -331,3 +331,13 @@ def test_a_pass_does_not_wait_behind_a_hundred_who_wait_for_the_disk() -> None:
     floor.send("b", 16)
 
     assert floor.turns(2) == ["b", ""]
+
+
+def test_a_priority_does_not_wait_for_those_between_it_and_whoever_holds_its_place() -> None:
+    floor = Floor(TrainerConfig(gather_s=0.0, slots=2), FairnessConfig(priorities="h=2, m=1"))
+    floor.send("l", 500)
+    assert floor.turn() == "l"
+    floor.send("h", 500)
+    floor.send("m", *[100] * 20)
+
+    assert floor.turns(5) == ["l"] * 4 + ["h"]
