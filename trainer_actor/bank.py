@@ -1,10 +1,11 @@
 """The bank: every resident adapter's whole training state, one row each, exactly as large as the adapter.
 
 Pieces, all [N] over the adapter's own layout: weights (what a pass multiplies with; the model's type, but
-float32 on a CPU, where small products in bfloat16 take ten times as long), main weights, gradients, exp_avg and exp_avg_sq (float32). In float32 the weights are their own main
-weights, one tensor: a copy would cost 4 bytes an element and could only ever differ by mistake. In
-bfloat16 the weights are always the main weights rounded, so they never travel: host states leave
-them out. Gradients and moments take memory from their first use on; absent, they are all zero.
+float32 on a CPU, where small products in bfloat16 take ten times as long), main weights, gradients,
+exp_avg and exp_avg_sq (float32). In float32 the weights are their own main weights, one tensor: a copy
+would cost 4 bytes an element and could only ever differ by mistake. In bfloat16 the weights are always
+the main weights rounded, so they never travel: host states leave them out. Gradients and moments take
+memory from their first use on; absent, they are all zero.
 
 Beside the pieces: LoraSpec (with the seed), step, and positions since the last step. No random state:
 nothing is drawn after an adapter's birth (dropout is 0). Padding is zero in every piece and stays so: its
@@ -13,7 +14,7 @@ gradients are zero, and AdamW turns a zero with zero gradient and zero moments i
 Who lies where is not decided here.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -43,13 +44,6 @@ class HostState:
     gradients: Tensor | None
     exp_avg: Tensor | None
     exp_avg_sq: Tensor | None
-
-    @property
-    def has_gradients(self) -> bool:
-        return self.gradients is not None
-
-    def without_gradients(self) -> "HostState":
-        return replace(self, gradients=None, tokens=0)
 
     @property
     def size_bytes(self) -> int:

@@ -31,7 +31,6 @@ class Held:
     size: int
     seed: bool = True
     slot: int | None = None
-    generation: int = 0
     copy: int = 0
     behind: bool = False
     file: int = 0
@@ -65,7 +64,6 @@ class Holdings:
         self._soon: dict[AdapterId, int] = {}
         self._reservations = Reservations(budgets)
         self._needs = 0
-        self._generations = 0
         self.device_bytes = 0
         self.host_bytes = 0
         self.disk_bytes = 0
@@ -78,10 +76,6 @@ class Holdings:
     def slot_of(self, adapter: AdapterId) -> int | None:
         held = self._held.get(adapter)
         return None if held is None else held.slot
-
-    def generation(self, adapter: AdapterId) -> int:
-        """Of its stay on the device: a number that never recurs, 0 before the first."""
-        return self._held[adapter].generation
 
     def occupied(self) -> list[tuple[int, AdapterId]]:
         return [(slot, adapter) for slot, adapter in enumerate(self._slots) if adapter is not None]
@@ -199,8 +193,7 @@ class Holdings:
         assert held.slot is None, f"{adapter} lies in another slot"
         assert held.has_copy
         self._reserve(held)
-        self._generations += 1
-        held.slot, held.generation = slot, self._generations
+        held.slot = slot
         self._slots[slot] = adapter
         self.device_bytes += held.sizes.row
 

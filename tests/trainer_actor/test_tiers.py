@@ -1,4 +1,4 @@
-"""Where states lie, and which move is next: decisions, budgets, pins, generations."""
+"""Where states lie, and which move is next: decisions, budgets, pins."""
 
 from collections.abc import Callable, Sequence
 
@@ -214,16 +214,6 @@ def test_another_state_replaces_row_copy_and_file() -> None:
 
     assert (on.place_of(A), on.slot_of(A), on.host_bytes) == ("host", None, 6)
     assert perform(on, lambda: on.step_to_disk(A)) == [DropFile(A, 8), Spill(A, 6), DropCopy(A, 6)]
-
-
-def test_a_stay_in_a_slot_has_a_number_that_never_recurs() -> None:
-    on = tiers(A, B, slots=1)
-    seen = []
-    for adapter in (A, B, A, A, B):
-        place(on, adapter)
-        seen.append(on.generation(adapter))
-
-    assert seen == [1, 2, 3, 3, 4]
 
 
 @pytest.mark.parametrize(
