@@ -124,16 +124,22 @@ class Checkpoints:
         """Read the tensors (on the CPU) and their metadata.
 
         Raises:
-            CheckpointMismatch: the file is not the one that was written.
+            CheckpointMismatch: the file is not the one that was written, or not there any more: whoever owns
+                a checkpoint may delete it while others read it.
         """
         file = self._directory(record) / _TENSORS
-        if not file.is_file() or file_digest(file) != record.digest:
-            raise CheckpointMismatch(
-                f"checkpoint {record.name!r} of step {record.step} is damaged: "
-                "its file is not the one that was saved; load another"
-            )
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+        try:
+            if file_digest(file) == record.digest:
+                with safe_open(file, framework="pt", device="cpu") as opened:
+                    tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+                    return tensors, opened.metadata() or {}
+            reason = "its file is not the one that was saved"
+        except (OSError, SafetensorError, RuntimeError) as error:  # the last from torch, as it opens the file
+            log.warning("checkpoint.not_read", adapter=record.adapter, name=record.name, reason=str(error))
+            reason = "its file cannot be read"
+        raise CheckpointMismatch(
+            f"checkpoint {record.name!r} of step {record.step} is damaged: {reason}; load another"
+        )
 
     def delete(self, adapter: AdapterId, name: str) -> None:
         """Delete a checkpoint. Of those of its name the newest goes last: until then it stands for all.

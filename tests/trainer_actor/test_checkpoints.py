@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -165,6 +166,24 @@ def test_a_damaged_file_is_refused(checkpoints: Checkpoints, directory: Path, da
 
     with pytest.raises(CheckpointMismatch, match="damaged"):
         checkpoints.load(record)
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_whole_or_refused(checkpoints: Checkpoints) -> None:
+    def read(record: CheckpointRecord) -> str:
+        try:
+            return "whole" if torch.equal(checkpoints.load(record)[0]["main"], tensors(1)["main"]) else "torn"
+        except CheckpointMismatch:
+            return "refused"
+
+    ends = set()
+    with ThreadPoolExecutor(1) as reader:
+        for _ in range(40):
+            record = save(checkpoints, "first", step=1)
+            reading = reader.submit(read, record)
+            checkpoints.delete(A, "first")
+            ends.add(reading.result())
+
+    assert ends <= {"whole", "refused"}
 
 
 def test_a_full_disk_is_refused_before_any_damage(
