@@ -21,7 +21,8 @@ class ModelConfig:
 class TrainerConfig:
     """slots, device_bytes: how many adapters, and how many bytes of their states, lie on the device at
     one time; device_bytes 0 is what suits the device. Others wait in host_bytes of host memory, and
-    behind it on disk, in disk_bytes. An adapter that nothing was asked of for sink_after_s goes to disk.
+    behind it on disk, in disk_bytes. An adapter that nothing was asked of for sink_after_s goes to disk as
+    soon as the trainer has nothing else to do. With one slot, a long batch that began has it to its end.
 
     threads 0: one fewer than the machine has, at least 1. pass_tokens: positions that run through the
     model at one time, 0 for what suits model and device; a longer sequence runs alone. logits_chunk:

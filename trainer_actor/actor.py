@@ -77,7 +77,7 @@ class TrainerActor:
         self._schedule = Schedule(
             config, costs=engine.measure(), pass_tokens=engine.pass_tokens, queues=self._lanes.queues
         )
-        self._notices = Notices(self._lanes, self._schedule.lease, fuse=config.trainer.fuse)
+        self._notices = Notices(self._lanes, self._schedule.lease, fuse=self._schedule.fuse)
         self._boundary = Boundary()
         accounts = Accounts()
         self._desk = Desk(

@@ -33,14 +33,14 @@ class Wait:
 
 
 class Schedule:
-    """pass_tokens: positions of one pass."""
+    """pass_tokens: positions of one pass. fuse: adapters share passes."""
 
     def __init__(self, config: Config, *, costs: Costs, pass_tokens: int, queues: Queues) -> None:
         trainer, fairness = config.trainer, config.fairness
         self._costs = costs
         self._pass_tokens = pass_tokens
         self._queues = queues
-        self._fuse = trainer.fuse and trainer.window == "shared"
+        self.fuse = trainer.fuse and trainer.window == "shared"
         self._fair = FairTurns(
             quantum_ms=fairness.quantum_ms,
             weights=tenant_numbers(fairness.weights, what="fairness.weights"),
@@ -48,7 +48,7 @@ class Schedule:
         )
         self.lease = Lease(trainer.window == "exclusive", trainer.window_lease_s)
         # Waiting for company longer than a part of what a pass costs beyond its positions gains nothing.
-        self._gather_s = min(trainer.gather_s, costs.pass_ms / 1000 / 4) if self._fuse else 0.0
+        self._gather_s = min(trainer.gather_s, costs.pass_ms / 1000 / 4) if self.fuse else 0.0
         self._answered: dict[AdapterId, float] = {}
         self._held_since: float | None = None
 
@@ -95,7 +95,7 @@ class Schedule:
         if self.lease.exclusive and begun:
             return self._turn_of(next(iter(begun)), device, disk_is_free)
         candidates = self._candidates()
-        plan = Plan(device, self._costs, self._pass_tokens, self._fuse, begun, disk_is_free)
+        plan = Plan(device, self._costs, self._pass_tokens, self.fuse, begun, disk_is_free)
         leader = next(filter(plan.placeable, candidates), None)
         if leader is None and not disk_is_free:
             candidates = self._candidates(_LOOKED_AT_BEHIND)

@@ -46,7 +46,7 @@ class FairTrainer:
             copy_bytes_per_ms=machine.copy_bytes_per_ms,
         )
         self._schedule = Schedule(config, costs=costs, pass_tokens=machine.pass_tokens, queues=self._queues)
-        self._notices = Notices(self._lanes, self._schedule.lease, fuse=config.trainer.fuse)
+        self._notices = Notices(self._lanes, self._schedule.lease, fuse=self._schedule.fuse)
         self._accounts = Accounts()
         self._device = VirtualDevice(config, machine, world, record)
         self._tenants: dict[AdapterId, Tenant] = {}

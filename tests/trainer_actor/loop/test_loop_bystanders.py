@@ -66,7 +66,7 @@ def on_disk(office: Office, *adapters: Adapter) -> bool:
 def hold_the_trainer(office: Office, adapter: Adapter) -> None:
     """Have it busy with a pass until `opened`."""
     GatedEngine.shut = True
-    office.send(pass_over(1, **adapter.next()))
+    office.send(pass_over(1, **adapter.next(), forward_only=True))
     assert GatedEngine.entered.wait(WAIT_S)
 
 
@@ -114,3 +114,19 @@ def test_after_a_bug_in_a_turns_first_steps_all_that_it_held_is_answered(open_of
     codes = [answer.code for answer in map(office.wait, waiting) if isinstance(answer, Failed)]
     assert codes == ["internal", "actor_restarting", "actor_restarting"]
     assert trainer.join() == 1
+
+
+def test_adapters_with_windows_of_their_own_are_told_that_they_take_turns(open_office: OpenOffice) -> None:
+    office = open_office("trainer.window=exclusive", "trainer.slots=3")
+    trainer, _ = start(office, GatedEngine)
+    first, second, busy = (create(office, name) for name in ("first", "second", "busy"))
+    hold_the_trainer(office, busy)
+
+    waiting = [office.send(pass_over(2, **adapter.next())) for adapter in (first, second)]
+    GatedEngine.opened.set()
+
+    assert office.wait_for_notice(waiting[1]) == "takes turns with another adapter"
+    checked(office.wait(waiting[0]), PassResult)
+    step(office, first)
+    checked(office.wait(waiting[1]), PassResult)
+    stop(office, trainer)
