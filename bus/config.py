@@ -165,10 +165,18 @@ def _convert(tree: Mapping[str, Any]) -> Config:
         # Not strict: environment and flags give text, which may stand for a number.
         return msgspec.convert(tree, Config, strict=False)
     except msgspec.ValidationError as error:
-        reason, _, dotted = str(error).partition(" - at `$.")
-        dotted = dotted.rstrip("`")
-        allowed = ", ".join(map(str, get_args(_KNOWN_KEYS.get(dotted))))
-        raise InvalidConfig(f"{dotted}: {reason}{allowed and f'; it can be {allowed}'}") from error
+        _, _, dotted = str(error).rstrip("`").partition(" - at `$.")
+        if dotted not in _KNOWN_KEYS:
+            raise InvalidConfig(str(error)) from error
+        section, _, key = dotted.rpartition(".")
+        value = (tree[section] if section else tree)[key]
+        raise InvalidConfig(f"{dotted} is {value!r}: it must be {_wanted(_KNOWN_KEYS[dotted])}") from error
+
+
+def _wanted(kind: Any) -> str:
+    """What a setting of this type takes, in words."""
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return names.get(kind) or " or ".join(map(str, get_args(kind)))
 
 
 def _checked(config: Config) -> Config:

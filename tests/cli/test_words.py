@@ -75,8 +75,20 @@ def test_the_commands_without_arguments_show_their_help_as_a_mistake(call):
         (["train", "x.jsonl", "--adapter", "a", "--rank", "many"], "'many' is not a valid integer"),
         (["train", "x.jsonl", "--adapter", "a", "--loss", "mse"], "'mse' is not one of"),
         (["daemon", "status", "--config", "trainer.slot=3"], "the nearest is 'trainer.slots'"),
-        (["daemon", "status", "--config", "trainer.slots=few"], "trainer.slots: Expected `int`, got `str`"),
-        (["daemon", "status", "--config", "sampler.engine=onnx"], "it can be auto, vllm, torch"),
+        (
+            ["daemon", "status", "--config", "trainer.slots=few"],
+            "trainer.slots is 'few': it must be a whole number",
+        ),
+        (
+            ["daemon", "status", "--config", "trainer.device_bytes=2GiB"],
+            "is '2GiB': it must be a whole number",
+        ),
+        (["daemon", "status", "--config", "trainer.gather_s=soon"], "is 'soon': it must be a number"),
+        (["daemon", "status", "--config", "trainer.fuse=maybe"], "is 'maybe': it must be true or false"),
+        (
+            ["daemon", "status", "--config", "sampler.engine=onnx"],
+            "is 'onnx': it must be auto or vllm or torch",
+        ),
         (["daemon", "start"], "--base-model NAME=PATH"),
         (["daemon", "start", "--base-model", "Qwen/Qwen3-0.6B"], "--base-model Qwen/Qwen3-0.6B=PATH"),
         (["daemon", "start", "--base-model", "x=/nowhere", "--http", "localhost"], "write HOST:PORT"),
