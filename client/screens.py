@@ -31,10 +31,13 @@ def show_status(console: Console, status: DaemonStatus, adapters: Sequence[Adapt
     console.print()
     if adapters is None:
         console.print(f"{status.adapters} adapters; the trainer cannot list them at the moment")
-    elif adapters:
+        return
+    if adapters:
         show_adapters(console, adapters)
     else:
         console.print(NO_ADAPTERS)
+    if (others := status.adapters - len(adapters)) > 0:
+        console.print(f"{counted(others, 'adapter')} of other tenants")
 
 
 def show_actors(console: Console, actors: Sequence[ActorStatus]) -> None:
@@ -87,11 +90,11 @@ def show_adapter(console: Console, a: AdapterDetails, versions: Sequence[Version
             "step": f"{a.step}, saved at {_saved(a)}"
             + ("; gradients wait for the next one" if a.open_window else ""),
             "phase": a.phase + (f", {counted(a.queued, 'operation')} under way" if a.queued else ""),
-            **({"waits for": a.waits_for} if a.waits_for else {}),
+            **({"waiting": a.waits_for} if a.waits_for else {}),
             "parameters": count_text(a.parameters),
             "state": f"{_PLACES[a.place]}; takes {size_text(a.row_bytes)} on the device, at most "
             f"{size_text(a.state_bytes)} elsewhere",
-            **usage_facts(a.usage),
+            **usage_facts(a.usage, since=" since the trainer started"),
             "created": f"{created:%Y-%m-%d %H:%M:%S}",
             "served by": a.served_by
             or f"nobody: {'no sampler has it' if a.version else 'it was not published yet'}",
@@ -103,14 +106,14 @@ def show_adapter(console: Console, a: AdapterDetails, versions: Sequence[Version
         show_table(console, ("VERSION", "STEP", "MODULES", "SHA-256", "FILES"), rows)
 
 
-def usage_facts(usage: Usage) -> dict[str, str]:
+def usage_facts(usage: Usage, *, since: str = "") -> dict[str, str]:
     """What was taken of the trainer since it started."""
     seconds = usage.trainer_ms / 1000
     speed = (
         f", {count_text(round(usage.tokens / seconds))} a second of it" if seconds and usage.tokens else ""
     )
     return {
-        "trainer time": f"{seconds:.1f} s" if seconds < 60 else duration_text(seconds),
+        "trainer time": (f"{seconds:.1f} s" if seconds < 60 else duration_text(seconds)) + since,
         "tokens": f"{usage.tokens:,}{speed}",
         "operations": f"{usage.operations:,}, of them {counted(usage.steps, 'optimizer step')}",
         "passes": f"{usage.passes:,}, {usage.shared_passes:,} of them shared with other adapters",
@@ -121,7 +124,7 @@ def usage_facts(usage: Usage) -> dict[str, str]:
 def usage_line(usage: Usage) -> str:
     """All of a tenant's adapters in one line, deleted ones too."""
     facts = usage_facts(usage)
-    return "in all: " + "; ".join(f"{name} {text}" for name, text in facts.items())
+    return "in all since the trainer started: " + "; ".join(f"{name} {text}" for name, text in facts.items())
 
 
 def _saved(a: AdapterDetails) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..bus.errors import ActorRestarting, LaneLost, LoractlError, SequenceConflict
+from ..bus.errors import ActorRestarting, AdapterNotFound, LaneLost, LoractlError, SequenceConflict
 from ..bus.messages import (
     AdapterDetails,
     CheckpointSaved,
@@ -227,6 +227,8 @@ class TrainingRun:
         failed = f"step {self._step + 1}: {error.message}"
         try:
             self._load()
+        except AdapterNotFound:  # deleted: its checkpoints are gone, too
+            return type(error)(failed)
         except LoractlError:
             return type(error)(
                 f"{failed}; {name!r} was saved at step {self._saved_step}: --resume goes on there"

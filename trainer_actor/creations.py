@@ -22,10 +22,11 @@ class Belongings:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A creation that waits, and why. until: when it is given up."""
+    """A creation that waits. reason: why, and until when. until: when it is refused with `refusal`."""
 
     asker: Envelope
     reason: str
+    refusal: str
     until: float
 
 
@@ -59,8 +60,10 @@ class Creations:
         """Let a creation wait behind those of its tenant that wait already."""
         queue = self._held.setdefault(asker.tenant, deque())
         first = shortage or f"{len(queue)} creations of this tenant wait before it"
-        reason = f"{first}; it goes on when an adapter is deleted, within {self._quotas.wait_s:g} s"
-        queue.append(Held(asker, reason, until=now + self._quotas.wait_s))
+        wait_s = self._quotas.wait_s
+        reason = f"{first}; it goes on when an adapter is deleted, within {wait_s:g} s"
+        refusal = f"{first}, and {wait_s:g} s brought no room: delete an adapter, then ask again"
+        queue.append(Held(asker, reason, refusal, until=now + wait_s))
         return queue[-1]
 
     def waiting(self, tenant: TenantId) -> list[Held]:

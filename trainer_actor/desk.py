@@ -85,8 +85,7 @@ class Desk:
     def due(self, now: float) -> list[Answer]:
         """Refuse the creations that waited for long enough."""
         return [
-            Answer(held.asker, failed(QuotaExceeded(f"no room came in time: {held.reason}")))
-            for held in self._creations.expired(now)
+            Answer(held.asker, failed(QuotaExceeded(held.refusal))) for held in self._creations.expired(now)
         ]
 
     def next_due(self) -> float | None:

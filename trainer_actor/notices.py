@@ -103,7 +103,7 @@ class Notices:
 
 
 def _gap(number: int) -> str:
-    return f"waits for operation {number} of this adapter, which has not arrived yet"
+    return f"operation {number} of this adapter has not arrived yet"
 
 
 def _operations(count: int) -> str:

@@ -4,8 +4,8 @@ import io
 from dataclasses import replace
 
 from loractl.bus.ids import AdapterId, TenantId
-from loractl.bus.messages import AdapterDetails, LoraSpec, Usage
-from loractl.client.screens import show_adapter, show_adapters, usage_line
+from loractl.bus.messages import AdapterDetails, DaemonStatus, LoraSpec, Usage
+from loractl.client.screens import show_adapter, show_adapters, show_status, usage_line
 from rich.console import Console
 
 WHY = "torch: the adapter trains the unembedding, which vllm cannot serve exactly"
@@ -71,9 +71,9 @@ def test_a_busy_adapter_says_what_it_waits_for_where_it_lies_and_what_it_took():
     facts = {line[:14].strip(): line[14:] for line in lines}
     assert facts["step"] == "1200, saved at 1200; gradients wait for the next one"
     assert facts["phase"] == "running, 3 operations under way"
-    assert facts["waits for"] == "takes turns with 2 other adapters"
+    assert facts["waiting"] == "takes turns with 2 other adapters"
     assert facts["state"] == "on the device; takes 1.0 MiB on the device, at most 128.0 MiB elsewhere"
-    assert facts["trainer time"] == "2.5 s"
+    assert facts["trainer time"] == "2.5 s since the trainer started"
     assert facts["tokens"] == "5,000, 2.0k a second of it"
     assert facts["operations"] == "12, of them 3 optimizer steps"
     assert facts["passes"] == "9, 7 of them shared with other adapters"
@@ -83,9 +83,30 @@ def test_a_busy_adapter_says_what_it_waits_for_where_it_lies_and_what_it_took():
 def test_an_idle_adapter_waits_for_nothing():
     text = shown(lambda console: show_adapter(console, details(), []))
 
-    assert "waits for" not in text
+    assert "waiting" not in text
     assert "phase         registered" in text
 
 
 def test_a_tenants_total_is_one_line():
-    assert usage_line(BUSY.usage).startswith("in all: trainer time 2.5 s; tokens 5,000")
+    assert usage_line(BUSY.usage).startswith(
+        "in all since the trainer started: trainer time 2.5 s; tokens 5,000"
+    )
+
+
+def test_a_status_counts_the_adapters_of_others_and_names_ones_own():
+    status = DaemonStatus(
+        daemon_version="1",
+        pid=1,
+        uptime_s=1.0,
+        state_dir="/s",
+        base_model="tiny",
+        http="",
+        actors=(),
+        adapters=3,
+        versions=0,
+        last_event=0,
+    )
+
+    assert "2 adapters of other tenants" in shown(lambda console: show_status(console, status, [details()]))
+    assert "3 adapters of other tenants" in shown(lambda console: show_status(console, status, []))
+    assert "other tenants" not in shown(lambda console: show_status(console, status, [details()] * 3))

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from loractl.bus.errors import LaneLost, LoractlError, NotFinite, PublishFailed, SequenceConflict
+from loractl.bus.errors import (
+    Aborted,
+    AdapterNotFound,
+    LaneLost,
+    LoractlError,
+    NotFinite,
+    PublishFailed,
+    SequenceConflict,
+)
 from loractl.bus.ids import LOCAL_TENANT, AdapterId
 from loractl.bus.messages import (
     AdapterDetails,
@@ -273,6 +281,18 @@ def test_a_failed_step_undoes_the_one_that_ran_behind_it():
 
     assert adapter.state.weights == expected_weights(2)
     assert adapter.state.gradients == ()
+
+
+def test_an_adapter_that_was_deleted_meanwhile_is_not_said_to_be_saved():
+    def deleted_after_step_3(kind: str, number: int) -> LoractlError | None:
+        if len(adapter.state.weights) < 3:
+            return None
+        return AdapterNotFound("gone") if kind == "load" else Aborted("the adapter was deleted")
+
+    adapter = FakeAdapter(fail=deleted_after_step_3)
+
+    with pytest.raises(Aborted, match=r"^step 4: the adapter was deleted$"):
+        list(run_of(adapter, max_steps=9, save_every=2).events())
 
 
 def test_a_failed_publish_leaves_the_trained_adapter_as_it_is():

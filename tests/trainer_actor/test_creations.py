@@ -53,6 +53,9 @@ def test_one_that_waits_is_told_the_way_out():
     assert held.reason == (
         "this tenant has 1 of at most 1 adapters; it goes on when an adapter is deleted, within 60 s"
     )
+    assert held.refusal == (
+        "this tenant has 1 of at most 1 adapters, and 60 s brought no room: delete an adapter, then ask again"
+    )
 
 
 def test_they_wait_in_the_order_in_which_they_came_each_tenant_for_itself():

@@ -53,7 +53,7 @@ def test_an_operation_behind_a_missing_number_names_it() -> None:
     hall.send("a", 3)
     hall.send("a", 2)
 
-    expected = "waits for operation 1 of this adapter, which has not arrived yet"
+    expected = "operation 1 of this adapter has not arrived yet"
     assert hall.told() == {"a2": expected, "a3": expected}
     assert hall.told() == {}
 
@@ -143,7 +143,7 @@ def test_an_operation_that_ended_behind_its_gap_is_not_spoken_of_again() -> None
 
 
 def _missing(number: int) -> str:
-    return f"waits for operation {number} of this adapter, which has not arrived yet"
+    return f"operation {number} of this adapter has not arrived yet"
 
 
 def test_programs_read_whether_others_or_operations_of_the_same_adapter_come_first() -> None:

@@ -451,7 +451,7 @@ def test_who_waits_is_told_what_for(open_office: Serve) -> None:
 
     late = office.send(pass_over(3, **poet.next()))
 
-    assert office.wait_for_notice(late) == "waits for operation 2 of this adapter, which has not arrived yet"
+    assert office.wait_for_notice(late) == "operation 2 of this adapter has not arrived yet"
     answers = [office.wait(request) for request in (*others, first)]
     assert all(isinstance(answer, PassResult) for answer in answers)
     assert office.notices[first] == ["takes turns with another adapter"]

@@ -181,7 +181,7 @@ def test_an_adapter_runs_while_operations_of_it_are_under_way_and_says_what_they
 
     assert (idle.phase, idle.queued, idle.waits_for) == ("registered", 0, "")
     assert (busy.phase, busy.queued) == ("running", 1)
-    assert "operation 1 of this adapter, which has not arrived yet" in busy.waits_for
+    assert "operation 1 of this adapter has not arrived yet" in busy.waits_for
     adapter.office.ask(pass_over(1, **missing), PassResult)
     adapter.office.wait(behind)
     assert described(adapter).phase == "registered"
