@@ -24,9 +24,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loractl.bus.config import set_process_environment
+from loractl.trainer_actor.absent_libraries import silence_absent_libraries
 
 # Before torch is imported. One arena: memory that malloc keeps for other threads is not ours to count.
 set_process_environment({"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"})
+silence_absent_libraries()
 
 import numpy as np  # noqa: E402
 import structlog  # noqa: E402

@@ -8,6 +8,7 @@ lists. Every version must get the numbers of the installed one. Ends with 1 when
 work does not.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -37,11 +38,18 @@ def install(version: str, root: Path) -> Path:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "versions", nargs="*", metavar="VERSION", help="default: those where the wire changed"
+    )
+    wanted: list[str] = parser.parse_args().versions
     table = Table("version", "works", "absent in it", "what is wrong")
     broken = []
     with serving() as served, tempfile.TemporaryDirectory() as root:
         installed = tried(served)
-        for version in sys.argv[1:] or VERSIONS:
+        for version in wanted or VERSIONS:
             found = tried(served, install(version, Path(root)))
             problems = wrong(found, installed)
             works = "no" if problems else "yes"

@@ -8,9 +8,11 @@ from typing import Protocol
 
 import numpy as np
 from loractl.bus.config import Config, ModelConfig, TrainerConfig, set_process_environment
+from loractl.trainer_actor.absent_libraries import silence_absent_libraries
 
 # Before torch is imported, and so that megatron-core imports no compiler.
 set_process_environment({"TORCHDYNAMO_DISABLE": "1"})
+silence_absent_libraries()
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402

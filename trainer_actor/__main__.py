@@ -8,7 +8,6 @@ import argparse
 import os
 import signal
 import sys
-import warnings
 from pathlib import Path
 
 import structlog
@@ -18,6 +17,7 @@ from ..bus.config import Config, config_from_json, set_process_environment
 from ..bus.errors import InvalidConfig, LoractlError
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
+from .absent_libraries import silence_absent_libraries
 
 # The base model cannot be loaded or the daemon is not there: trying again changes nothing.
 CANNOT_START = 3
@@ -59,7 +59,7 @@ def _serve(config: Config, actor: str) -> int:
             "TOKENIZERS_PARALLELISM": "false",
         }
     )
-    _silence_absent_libraries()
+    silence_absent_libraries()
     with ActorLink(config, actor, "trainer") as link:
         # Here, not above: torch reads its settings when it is imported.
         from .actor import TrainerActor
@@ -68,20 +68,6 @@ def _serve(config: Config, actor: str) -> int:
         trainer = TrainerActor.build(config, link, TrainEngine.build(config))
         signal.signal(signal.SIGTERM, lambda *_: trainer.stop())
         return trainer.run()
-
-
-def _silence_absent_libraries() -> None:
-    """Drop what megatron-core says, once per module, of libraries that we do without.
-
-    It would push a start's real trouble out of the last lines of output that the daemon shows.
-    """
-    for absent in ("Transformer Engine and Apex are", "Apex is"):
-        warnings.filterwarnings(
-            "ignore",
-            rf"{absent} not installed\. Falling back to ",
-            category=UserWarning,
-            module=r"megatron\.core\.",
-        )
 
 
 if __name__ == "__main__":

@@ -74,12 +74,13 @@ class Reservations:
         if sizes.row > budgets.device_bytes:
             raise OutOfSlots(
                 f"the adapter takes {sizes.row} bytes on the device, and trainer.device_bytes is "
-                f"{budgets.device_bytes}; choose a smaller rank or raise trainer.device_bytes"
+                f"{budgets.device_bytes}; choose a smaller rank, in steps of 8, or raise trainer.device_bytes"
             )
         if sizes.state > budgets.host_bytes:
             raise OutOfSlots(
                 f"the adapter's training state takes {sizes.state} bytes of host memory, and "
-                f"trainer.host_bytes is {budgets.host_bytes}; choose a smaller rank or raise trainer.host_bytes"
+                f"trainer.host_bytes is {budgets.host_bytes}; choose a smaller rank, in steps of 8, or raise "
+                "trainer.host_bytes"
             )
         self.check(sizes, given_up=given_up)
         self._sizes[sizes.state] += 1
