@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .lora_pass import LoraPass
 from .pass_frame import PassFrame
+from .row_floor import back_through
 from .row_layout import Linear
 
 
@@ -38,7 +39,7 @@ class _LoraLinear(torch.autograd.Function):
         x, weight_OI, *saved = ctx.saved_tensors
         at: _Place = ctx.at
         dy_TO = dy.reshape(-1, len(weight_OI))
-        dx_TI = dy_TO @ weight_OI if ctx.needs_input_grad[0] else None
+        dx_TI = back_through(dy_TO, weight_OI) if ctx.needs_input_grad[0] else None
         at.lora.backward(at.linear, x.flatten(0, -2), saved, dy_TO, dx_TI)
         return None if dx_TI is None else dx_TI.view_as(x), None, None, None, None
 

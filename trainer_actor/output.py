@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .lora_pass import LoraSegment, add_product, put_product
-from .row_floor import rows_at_least
+from .row_floor import back_through, rows_at_least
 from .row_layout import Linear
 from .row_views import SiteViews
 from .softmax import normalizers, turn_into_gradient
@@ -232,7 +232,7 @@ class _Chunks:
         # The weight as it lies: with a transposed right side of 49152 rows, oneDNN's bfloat16 product
         # ends the process with a SIGFPE.
         model_DV = rows_at_least(self._head.floor, dlogits_DV.to(dhidden_PH.dtype))
-        dhidden_DH = (model_DV @ self._head.weight_VH)[: len(rows_D)]
+        dhidden_DH = back_through(model_DV, self._head.weight_VH)[: len(rows_D)]
         self._back_adapters(kept, dlogits_DV, dhidden_DH)
         dhidden_PH[self._first + rows_D] = dhidden_DH
 
