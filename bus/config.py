@@ -218,6 +218,7 @@ def _known_keys() -> dict[str, Any]:
 _KNOWN_KEYS = _known_keys()
 _AT_LEAST_ONE = (
     "trainer.slots",
+    "trainer.host_bytes",
     "trainer.max_rank",
     "trainer.logits_chunk",
     "model.max_sequence_tokens",

@@ -44,6 +44,7 @@ def test_http_is_off_for_programs_unless_they_ask_for_it(tmp_path: Path, http: s
     ("setting", "said"),
     [
         ("trainer.slots=0", "trainer.slots must be at least 1"),
+        ("trainer.host_bytes=0", "trainer.host_bytes must be at least 1"),
         ("trainer.gather_s=-1", "trainer.gather_s is -1.0: it must be a finite number and not negative"),
         ("quotas.wait_s=nan", "quotas.wait_s is nan: it must be a finite number"),
         ("fairness.quantum_ms=inf", "fairness.quantum_ms is inf: it must be a finite number"),
