@@ -4,12 +4,12 @@ Knows tickets, actors and places, and nothing of what a request means (that is `
 returns decisions; the pins of requests that ended are left in `unpinned` for the version table.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ..bus.config import LimitsConfig, QuotasConfig
 from ..bus.errors import ActorRestarting, ActorStopping, ActorUnavailable, LoractlError
 from ..bus.failures import failed
-from ..bus.ids import ActorId, TenantId
+from ..bus.ids import ActorId, LaneId, TenantId
 from ..bus.messages import ActorRole, Envelope, Failed, Message, WaitCause, Waiting
 from .actors import Actor, ActorTable, Hold
 from .decisions import ClientId, Decision, Forward, Key, Relay, Reply
@@ -82,13 +82,13 @@ class Dispatch:
             return []
         ticket.counted = False
         self.waitlist.freed(ticket)
-        return self._advance(ticket.key[0])
+        return self._advance(ticket.key[0], None if ticket.place is None else ticket.place.lane)
 
     def advance_all(self, now: float) -> list[Decision]:
         """Something changed about the actors: hand out, or end, what no longer has to wait."""
         decisions: list[Decision] = []
         for tenant in self.waitlist.tenants():
-            while ticket := self._take(tenant, self._hopeless):
+            while ticket := _off_the_list(self.waitlist.take(tenant, self._hopeless)):
                 decisions += self.place(ticket, now)
             decisions += self._advance(tenant)
         return decisions
@@ -118,9 +118,10 @@ class Dispatch:
             decisions += self.end(ticket, failed(error), now)
         return decisions
 
-    def _advance(self, tenant: TenantId) -> list[Decision]:
+    def _advance(self, tenant: TenantId, lane: LaneId | None = None) -> list[Decision]:
+        """Hand out what may go now. lane: of which the trainer ended an operation, if it did."""
         decisions: list[Decision] = []
-        while not self.waitlist.full(tenant) and (ticket := self._take(tenant, self._ready)):
+        while ticket := _off_the_list(self._next(tenant, lane)):
             actor = self.actors.choose(ticket.destination)
             assert isinstance(actor, Actor), "it was ready a moment ago"
             decisions.append(self._hand_over(ticket, actor))
@@ -129,11 +130,12 @@ class Dispatch:
                 decisions += [_notice(client, ticket) for client in ticket.waiters]
         return decisions
 
-    def _take(self, tenant: TenantId, runnable: Callable[[Destination], bool]) -> Ticket | None:
-        ticket = self.waitlist.take(tenant, runnable)
-        if ticket is not None:
-            ticket.waits_for = ""
-        return ticket
+    def _next(self, tenant: TenantId, lane: LaneId | None) -> Ticket | None:
+        if not self.waitlist.full(tenant):
+            return self.waitlist.take(tenant, self._ready)
+        if lane is None or not self._ready(Destination.TRAINER):
+            return None
+        return self.waitlist.take_awaited(tenant, lane)
 
     def _ready(self, destination: Destination) -> bool:
         return not self._hopeless(destination) and isinstance(self.actors.choose(destination), Actor)
@@ -159,6 +161,12 @@ class Dispatch:
         actor.holds[ticket.key] = ticket
         frames, ticket.frames = ticket.frames, ()
         return Forward(actor.name, frames)
+
+
+def _off_the_list(ticket: Ticket | None) -> Ticket | None:
+    if ticket is not None:
+        ticket.waits_for = ""
+    return ticket
 
 
 def _loss(actor: Actor, ticket: Ticket) -> LoractlError:

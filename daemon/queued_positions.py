@@ -70,4 +70,10 @@ class QueuedPositions:
         if has is None or not numbers:
             return False
         overtaken = place.seq < max(numbers) and has.positions + place.positions <= 2 * self.limit
-        return overtaken or place.seq < min(numbers)
+        return overtaken or self.is_awaited(tenant, place)
+
+    def is_awaited(self, tenant: TenantId, place: LanePlace) -> bool:
+        """Whether it comes before all that the trainer holds of its lane, which may then run nothing else."""
+        has = self._tenants.get(tenant)
+        numbers = has.lanes.get(place.lane) if has is not None else None
+        return bool(numbers) and all(place.seq < number for number in numbers or ())

@@ -8,7 +8,7 @@ from .waitlist import Waitlist
 def quota_reason(waitlist: Waitlist, ticket: Ticket) -> str:
     """Why the tenant's own requests keep this one back, in words; empty when they do not."""
     tenant = ticket.key[0]
-    if waitlist.full(tenant):
+    if waitlist.full(tenant) and not waitlist.awaited(ticket):
         return f"{waitlist.limit} requests of this tenant are under way, as many as may be"
     if (first := waitlist.ahead(ticket)) is not None:
         return first.waits_for

@@ -61,9 +61,6 @@ class Waitlist:
         """Those who have something waiting."""
         return [*self._held]
 
-    def with_actors(self, tenant: TenantId) -> int:
-        return self._with_actors.get(tenant, 0)
-
     def waiting(self, tenant: TenantId) -> list[Ticket]:
         return [*self._held.get(tenant, ())]
 
@@ -80,6 +77,10 @@ class Waitlist:
 
     def full(self, tenant: TenantId) -> bool:
         return self._with_actors.get(tenant, 0) >= self.limit
+
+    def awaited(self, ticket: Ticket) -> bool:
+        """Whether its lane at the trainer may stand still until it comes: it needs no place of its tenant's."""
+        return ticket.place is not None and self.positions.is_awaited(ticket.key[0], ticket.place)
 
     def ahead(self, ticket: Ticket) -> Ticket | None:
         """The operation of its lane that waits here and comes before it."""
@@ -153,6 +154,16 @@ class Waitlist:
         if not heads:
             return None
         first = min(heads, key=lambda ticket: ticket.arrival)
+        self.remove(first)
+        return first
+
+    def take_awaited(self, tenant: TenantId, lane: LaneId) -> Ticket | None:
+        """What the lane at the trainer may stand still for, off the list."""
+        held = self._held.get(tenant)
+        waiting = held.lanes.get(lane) if held is not None else None
+        if not waiting or not self.awaited(waiting[0]):
+            return None
+        first = waiting[0]
         self.remove(first)
         return first
 

@@ -165,6 +165,30 @@ def test_a_number_that_was_overtaken_on_its_way_goes_at_once_for_its_lane_waits_
     assert forwarded(office, office.ask(forward_backward(1, positions=9), request="r1"))
 
 
+def test_what_a_lane_at_the_trainer_waits_for_goes_though_its_tenant_has_no_place_left():
+    office = Office(config=small(inflight=2)).all_ready()
+    for seq in (3, 4):
+        office.ask(step(seq), request=f"r{seq}")
+
+    assert not forwarded(office, office.ask(step(5), request="r5"))
+    assert not forwarded(office, office.ask(step(1, "other"), request="other"))
+    assert forwarded(office, office.ask(step(1), request="r1")) == [("ln-1", 1)]
+    assert not forwarded(office, office.ask(step(2), request="r2"))
+    assert forwarded(office, office.answer(TRAINER, Done(), request="r1")) == [("ln-1", 2)]
+    assert not forwarded(office, office.answer(TRAINER, Done(), request="r2"))
+    assert forwarded(office, office.answer(TRAINER, Done(), request="r3")) == [("ln-1", 5)]
+    assert forwarded(office, office.answer(TRAINER, Done(), request="r4")) == [("other", 1)]
+
+
+def test_what_a_lane_waited_for_waits_for_the_next_trainer_when_this_one_dies():
+    office = Office(config=small(inflight=2)).all_ready()
+    for seq in (3, 4, 1, 2):
+        office.ask(step(seq), request=f"r{seq}")
+
+    assert not forwarded(office, office.lose(TRAINER))
+    assert forwarded(office, office.ready(TRAINER)) == [("ln-1", 2)]
+
+
 def test_sending_the_last_number_first_gets_nobody_around_the_quota():
     office = quota_of(10)
     office.ask(step(100), request="r100")
@@ -209,11 +233,11 @@ def arrivals(draw: st.DrawFn) -> list[Arrival]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(sent=arrivals(), random=st.randoms(use_true_random=False))
+@given(sent=arrivals(), inflight=st.sampled_from([1, 2, 4096]), random=st.randoms(use_true_random=False))
 def test_whatever_order_operations_come_in_all_of_them_run_in_their_lanes_order(
-    sent: list[Arrival], random: Random
+    sent: list[Arrival], inflight: int, random: Random
 ):
-    office, trainer = quota_of(10), Lanes()
+    office, trainer = Office(config=small(queued=10, inflight=inflight)).all_ready(), Lanes()
     for lane, seq, positions in sent:
         body = forward_backward(seq, positions=positions, lane=lane) if positions else step(seq, lane)
         trainer.take(office, office.ask(body, request=f"{lane}/{seq}"))
