@@ -61,7 +61,7 @@ class Schedule:
         turn = self._turn(device, disk_is_free)
         if turn is None or not turn.members or turn.tokens >= self._pass_tokens:
             return turn
-        until = self._better_at(now)
+        until = self._better_at(turn, now)
         if until is None:
             self._held_since = None
             return turn
@@ -162,10 +162,14 @@ class Schedule:
         ready.sort(key=lambda each: (self._fair.rank(each[0]), each[1]))
         return [candidate(adapter, queue, self._pass_tokens) for _, adapter, queue in ready]
 
-    def _better_at(self, now: float) -> float | None:
-        """Until when those who were just answered may come back to share the pass; None: go on at once."""
+    def _better_at(self, turn: Turn, now: float) -> float | None:
+        """Until when those who were just answered, or are by the turn's steps, may come back to share its
+        pass; None: go on at once."""
         self._answered = {adapter: at for adapter, at in self._answered.items() if now < at + self._gather_s}
         if self._held_since is not None and now >= self._held_since + 2 * self._gather_s:
             return None
         missing = [at for adapter, at in self._answered.items() if adapter not in self._queues]
+        # Who waits for each answer before it goes on: its step first, or it stays one pass behind for ever.
+        if self._gather_s and any(share.count == len(self._queues.of(share.adapter)) for share in turn.steps):
+            missing.append(now)
         return max(missing) + self._gather_s if missing else None

@@ -252,6 +252,20 @@ def test_a_client_that_goes_on_sending_light_operations_holds_nobody_up() -> Non
     assert "a" in said[:7]
 
 
+def test_two_who_wait_for_each_answer_before_they_go_on_come_to_share_their_passes() -> None:
+    floor = Floor(TrainerConfig(gather_s=0.01))
+    floor.send("a", 16)
+    floor.turn()
+    floor.send("a", "o")
+    floor.send("b", 16)
+
+    assert floor.turn() == "steps"
+    assert floor.turn().startswith("wait")
+    floor.send("a", 16)
+
+    assert floor.turn() == "b a"
+
+
 def test_an_exclusive_window_is_served_alone_until_its_step() -> None:
     floor = Floor(TrainerConfig(window="exclusive"))
     floor.send("a", 16, 16, "o", 16, "o")
