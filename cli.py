@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from . import __version__
-from .bus.ids import checked_name
-from .client import access, commands
+from .bus.ids import LOCAL_TENANT, TenantId, checked_name
+from .client import commands
+from .client.access_commands import env, keys, tokenizer_cache
 from .client.boundary import guarded
-from .client.options import placed, sampling_options, training_options
+from .client.options import example, placed, sampling_options, training_options
 from .client.rows import read_rows
 from .client.run_plan import GivenSettings
 from .client.runs import Job
@@ -31,11 +32,6 @@ from .client.startup import (
 )
 from .client.terminal import EXIT_USER_ERROR, error_text, talk_console
 from .daemon import launch
-
-
-def example(*lines: str) -> str:
-    r"""Lines that `--help` shows as they are, below everything else (\b keeps click from filling them)."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 @click.group(
@@ -182,11 +178,16 @@ def adapters() -> None:
 
 
 @adapters.command("list")
+@click.option("--tenant", metavar="NAME", help=f"Whose.  [default: {LOCAL_TENANT}]")
+@click.option("--all", "everybody", is_flag=True, help="Everybody's.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @placed
-def list_(place: Place, as_json: bool) -> int:
-    """List all adapters, and what they took of the trainer together."""
-    return commands.list_adapters(place.config(), as_json=as_json)
+def list_(place: Place, tenant: str | None, everybody: bool, as_json: bool) -> int:
+    """List a tenant's adapters, and what they took together."""
+    if tenant is not None and everybody:
+        raise click.UsageError("choose --tenant or --all")
+    wanted = None if everybody else TenantId(checked_name(tenant or LOCAL_TENANT, what="a tenant"))
+    return commands.list_adapters(place.config(), wanted, as_json=as_json)
 
 
 @adapters.command()
@@ -225,52 +226,16 @@ def import_(place: Place, directory: Path, name: str) -> int:
     return commands.import_directory(place.config(), directory, checked_name(name, what="an adapter"))
 
 
-@loractl.group()
-def keys() -> None:
-    """Make, list and revoke API keys for HTTP."""
-
-
-@keys.command()
-@click.argument("name")
-@placed
-def create(place: Place, name: str) -> int:
-    """Make a key for the user NAME, and show it this once."""
-    return access.create_key(place.config(), name)
-
-
-@keys.command("list")
+@loractl.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @placed
-def list_keys(place: Place, as_json: bool) -> int:
-    """List whose keys there are: each name is a tenant.
-
-    Nobody can read the keys themselves again.
-    """
-    return access.list_keys(place.config(), as_json=as_json)
+def usage(place: Place, as_json: bool) -> int:
+    """Show what each tenant took of the trainer so far."""
+    return commands.show_usage(place.config(), as_json=as_json)
 
 
-@keys.command()
-@click.argument("name")
-@placed
-def revoke(place: Place, name: str) -> int:
-    """Forget the key of NAME at once; their adapters stay."""
-    return access.revoke_key(place.config(), name)
-
-
-@loractl.command(epilog=example('eval "$(loractl env)"'))
-@placed
-def env(place: Place) -> int:
-    """Print what points the Tinker SDK at the running daemon."""
-    return access.show_environment(place.config())
-
-
-@loractl.command(epilog=example('eval "$(loractl tokenizer-cache Qwen/Qwen3-0.6B ~/models/qwen3)"'))
-@click.argument("name")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="[default: Hugging Face's own]")
-def tokenizer_cache(name: str, directory: Path, cache: Path | None) -> int:
-    """Let clients find the tokenizer in DIR by NAME, offline."""
-    return access.cache_tokenizer(name, directory, cache)
+for _command in (keys, env, tokenizer_cache):
+    loractl.add_command(_command)
 
 
 @loractl.group()

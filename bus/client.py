@@ -96,8 +96,10 @@ class Client:
         """Send a request and wait for its answer; raises as `submit` and `Pending.result` do."""
         return self.submit(body, request=request).result(timeout_s)
 
-    def submit(self, body: Message, *, request: RequestId | None = None) -> Pending:
-        """Send a request without waiting. request: its id, to send one again.
+    def submit(
+        self, body: Message, *, request: RequestId | None = None, tenant: TenantId | None = None
+    ) -> Pending:
+        """Send a request without waiting. request: its id, to send one again. tenant: for whom, if another.
 
         Raises:
             InvalidData: an array of the wrong dtype, or more data than one message may carry.
@@ -107,8 +109,9 @@ class Client:
             check_daemon(self._layout)
             self._gone = False
         request = request or new_request_id()
-        frames = encode_request(Envelope(request=request, tenant=self._tenant, body=body), self._limits)
-        asked = self._conversations.ask(request, time.monotonic(), self._tenant)
+        tenant = tenant or self._tenant
+        frames = encode_request(Envelope(request=request, tenant=tenant, body=body), self._limits)
+        asked = self._conversations.ask(request, time.monotonic(), tenant)
         send(self._socket, frames)
         return Pending(self, asked)
 

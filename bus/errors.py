@@ -100,7 +100,7 @@ class ResultExpired(LoractlError):
 
 
 class AccessDenied(LoractlError):
-    """No API key, or one that is not known here."""
+    """No API key, one that is not known here, or something that only the daemon's owner may do."""
 
     code = "access_denied"
 

@@ -14,6 +14,7 @@ from typing import Unpack
 
 from ..bus.config import Config
 from ..bus.errors import InvalidData, LoractlError
+from ..bus.ids import LOCAL_TENANT, TenantId
 from ..bus.layout import StateLayout
 from ..bus.messages import DaemonStatus
 from . import doctor, screens
@@ -97,16 +98,33 @@ def _standard_input() -> str:
         raise InvalidData(f"stdin is not {error.encoding} text at byte {error.start + 1}") from error
 
 
-def list_adapters(config: Config, *, as_json: bool) -> int:
+def list_adapters(config: Config, tenant: TenantId | None, *, as_json: bool) -> int:
+    """tenant: None for all of them."""
     with _service(config) as service:
-        listed = service.listed()
+        tenants = [tenant] if tenant else [each.tenant for each in service.tenants() if each.adapters]
+        listed = service.listed_of(tenants)
+    adapters = [each for found in listed for each in found.adapters]
     if as_json:
-        show_json(data_console(), screens.plain_data(listed.adapters))
-    elif listed.adapters:
-        screens.show_adapters(data_console(), listed.adapters)
-        talk_console().print(screens.usage_line(listed.usage))
+        show_json(data_console(), screens.plain_data(adapters))
+    elif not adapters:
+        others = f"{tenant} has no adapters: `loractl usage` lists who has some"
+        talk_console().print(screens.NO_ADAPTERS if tenant in (None, LOCAL_TENANT) else others)
     else:
-        talk_console().print(screens.NO_ADAPTERS)
+        screens.show_adapters(data_console(), adapters, with_tenants=tenant is None)
+        if tenant:
+            talk_console().print(screens.usage_line(listed[0].usage))
+    return 0
+
+
+def show_usage(config: Config, *, as_json: bool) -> int:
+    with _service(config) as service:
+        tenants = service.tenants()
+    if as_json:
+        show_json(data_console(), screens.plain_data(tenants))
+    elif tenants:
+        screens.show_tenants(data_console(), tenants)
+    else:
+        talk_console().print("nobody has adapters, or took anything of the trainer since it started")
     return 0
 
 

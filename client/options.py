@@ -12,6 +12,11 @@ from .startup import Place
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
+def example(*lines: str) -> str:
+    r"""Lines that `--help` shows as they are, below everything else (\b keeps click from filling them)."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
 def placed(command: CommandT) -> CommandT:
     """Add the options that say which daemon is meant; the command gets them as its `place`."""
 

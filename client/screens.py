@@ -7,7 +7,15 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from ..bus.messages import ActorStatus, AdapterDetails, DaemonStatus, Receipt, Usage, VersionRecord
+from ..bus.messages import (
+    ActorStatus,
+    AdapterDetails,
+    DaemonStatus,
+    Receipt,
+    TenantUsage,
+    Usage,
+    VersionRecord,
+)
 from .terminal import count_text, counted, duration_text, show_facts, show_table, size_text
 
 NO_ADAPTERS = "no adapters yet: make one with `loractl train DATA.jsonl --adapter NAME`"
@@ -57,9 +65,13 @@ def _actor_row(actor: ActorStatus) -> tuple[str | Text, ...]:
     )
 
 
-def show_adapters(console: Console, adapters: Sequence[AdapterDetails]) -> None:
+def show_adapters(
+    console: Console, adapters: Sequence[AdapterDetails], *, with_tenants: bool = False
+) -> None:
     columns = ("ADAPTER", "RANK", "STEP", "SAVED", "VERSION", "PHASE", "PLACE", "PARAMS", "SERVED BY")
-    show_table(console, columns, [_adapter_row(a) for a in adapters])
+    first = ("TENANT",) if with_tenants else ()
+    rows = [(*((a.tenant,) if with_tenants else ()), *_adapter_row(a)) for a in adapters]
+    show_table(console, (*first, *columns), rows)
 
 
 def _adapter_row(a: AdapterDetails) -> tuple[str, ...]:
@@ -113,12 +125,37 @@ def usage_facts(usage: Usage, *, since: str = "") -> dict[str, str]:
         f", {count_text(round(usage.tokens / seconds))} a second of it" if seconds and usage.tokens else ""
     )
     return {
-        "trainer time": (f"{seconds:.1f} s" if seconds < 60 else duration_text(seconds)) + since,
+        "trainer time": _time_text(usage.trainer_ms) + since,
+        "disk time": _time_text(usage.disk_ms),
         "tokens": f"{usage.tokens:,}{speed}",
         "operations": f"{usage.operations:,}, of them {counted(usage.steps, 'optimizer step')}",
         "passes": f"{usage.passes:,}, {usage.shared_passes:,} of them shared with other adapters",
         "swaps": f"{usage.swaps:,} to the device, {size_text(usage.swapped_bytes)} moved both ways",
     }
+
+
+def _time_text(ms: float) -> str:
+    return f"{ms / 1000:.1f} s" if ms < 60_000 else duration_text(ms / 1000)
+
+
+def show_tenants(console: Console, tenants: Sequence[TenantUsage]) -> None:
+    """What each took of the trainer since it started."""
+    took = ("TRAINER", "DISK", "TOKENS", "OPERATIONS", "STEPS", "PASSES", "SHARED", "SWAPS", "MOVED")
+    show_table(console, ("TENANT", "ADAPTERS", *took), [_tenant_row(each) for each in tenants])
+
+
+def _tenant_row(each: TenantUsage) -> tuple[str, ...]:
+    usage = each.usage
+    counts = (usage.operations, usage.steps, usage.passes, usage.shared_passes, usage.swaps)
+    return (
+        each.tenant,
+        f"{each.adapters:,}",
+        _time_text(usage.trainer_ms),
+        _time_text(usage.disk_ms),
+        count_text(usage.tokens),
+        *(f"{count:,}" for count in counts),
+        size_text(usage.swapped_bytes),
+    )
 
 
 def usage_line(usage: Usage) -> str:

@@ -13,7 +13,7 @@ and its adapters belong to one thread; another thread connects for itself.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Self, TypedDict, Unpack
 
@@ -22,7 +22,7 @@ import numpy as np
 from ..bus.client import Client
 from ..bus.config import Config, load_config
 from ..bus.errors import AdapterNotFound, VersionNotFound
-from ..bus.ids import AdapterId
+from ..bus.ids import AdapterId, TenantId
 from ..bus.messages import (
     AdapterCreated,
     AdapterDetails,
@@ -36,6 +36,7 @@ from ..bus.messages import (
     GetVersions,
     LaneOpened,
     ListAdapters,
+    ListTenants,
     LoraSpec,
     ModelDescribed,
     ModelDetails,
@@ -43,6 +44,8 @@ from ..bus.messages import (
     Sample,
     SampleChunk,
     SampleResult,
+    TenantList,
+    TenantUsage,
     VersionRecord,
     VersionTable,
 )
@@ -105,11 +108,17 @@ class Service:
         """Raises:
         TimeoutError: the trainer, whose they are, did not answer in time.
         """
-        return self.listed(timeout_s).adapters
+        return Future(self._client.submit(ListAdapters()), AdapterList).result(timeout_s).adapters
 
-    def listed(self, timeout_s: float | None = None) -> AdapterList:
-        """All adapters, and what all of them together took of the trainer; raises as `adapters`."""
-        return Future(self._client.submit(ListAdapters()), AdapterList).result(timeout_s)
+    def tenants(self) -> tuple[TenantUsage, ...]:
+        """All tenants of this daemon and what each took of the trainer, by name."""
+        return ask(self._client, ListTenants(), TenantList).tenants
+
+    def listed_of(self, tenants: Iterable[TenantId]) -> list[AdapterList]:
+        """For each of some tenants all adapters, and what they took of the trainer together. Whoever
+        reaches the daemon's socket owns the daemon, and may ask for everybody."""
+        asked = [self._client.submit(ListAdapters(), tenant=tenant) for tenant in tenants]
+        return [checked(each.result(), AdapterList) for each in asked]
 
     def find(self, name: str) -> AdapterDetails | None:
         """The adapter of that name, if there is one."""

@@ -1,14 +1,11 @@
 """Work under way and its results: a POST starts work and returns an id, a poll waits for its result.
 
-Owns the ids, who may read which, and how long a result can be read again. The same key with the
+Owns who may read which, and how long a result can be read again. The same key with the
 same content joins the first future and runs nothing twice. A future runs as a task of the bridge's
 loop; what it does, and what its result looks like, is its starter's.
 """
 
 import asyncio
-import hashlib
-import hmac
-import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -28,6 +25,7 @@ from ..bus.errors import (
 from ..bus.ids import TenantId
 from ..bus.messages import WaitCause
 from .completions import Completion, Completions
+from .future_ids import FutureIds
 
 log = structlog.get_logger()
 
@@ -106,7 +104,7 @@ class Futures:
     """kept_bytes, kept_s: bounds on results that can be read again."""
 
     def __init__(self, *, secret: bytes, kept_bytes: int, kept_s: float, clock: Callable[[], float]) -> None:
-        self._secret = secret
+        self._ids = FutureIds(secret)
         self._kept_bytes = kept_bytes
         self._kept_s = kept_s
         self._clock = clock
@@ -147,7 +145,7 @@ class Futures:
         """
         if (known := self.known(tenant, key, digest)) is not None:
             return known
-        future = Future(self._new_id(tenant), tenant, key, digest, scope, group)
+        future = Future(self._ids.new(tenant), tenant, key, digest, scope, group)
         self._futures[future.id] = future
         self._by_key[tenant, key] = future
         if scope:
@@ -180,7 +178,7 @@ class Futures:
         future = self._futures.get(future_id)
         if future is not None and future.tenant == tenant:
             return future
-        if future is None and self._is_ours(tenant, future_id):
+        if future is None and self._ids.given_to(tenant, future_id):
             raise ResultExpired("this result is no longer kept: send the request again")
         raise ResultNotFound("there is no such request id")
 
@@ -265,18 +263,6 @@ class Futures:
         self._by_key.pop((future.tenant, future.key), None)
         if future.group:
             self._completions.tidy(future.group)
-
-    def _new_id(self, tenant: TenantId) -> str:
-        nonce = secrets.token_hex(16)
-        return f"{nonce}.{self._mark(tenant, nonce)}"
-
-    def _is_ours(self, tenant: TenantId, future_id: str) -> bool:
-        nonce, _, mark = future_id.partition(".")
-        return hmac.compare_digest(mark.encode(), self._mark(tenant, nonce).encode())
-
-    def _mark(self, tenant: TenantId, nonce: str) -> str:
-        """Proof that this id was given to this tenant, also after a restart forgot the future."""
-        return hmac.new(self._secret, f"{tenant}/{nonce}".encode(), hashlib.sha256).hexdigest()[:16]
 
 
 async def _outcome(future: Future, work: Work) -> Result:

@@ -39,6 +39,10 @@ class Accounts:
         """With its adapters that are deleted by now; a pass that several of them shared counts once."""
         return self._tenants.get(tenant, Usage())
 
+    def tenants(self) -> Mapping[TenantId, Usage]:
+        """All that took something; each as `of_tenant`."""
+        return self._tenants
+
     def forget(self, adapter: AdapterId) -> None:
         """The adapter is gone; what it took stays in its tenant's sum."""
         self._adapters.pop(adapter, None)
@@ -75,6 +79,10 @@ class Accounts:
     def moved(self, adapter: AdapterId, tenant: TenantId, size_bytes: int, loaded: bool) -> None:
         """Its state, or a part of it, went to the device (loaded) or away from it."""
         self._add(adapter, tenant, Usage(swaps=int(loaded), swapped_bytes=size_bytes))
+
+    def kept_disk(self, adapter: AdapterId, tenant: TenantId, ms: float) -> None:
+        """A job of it kept the disk's thread for ms. Nobody's turn waited for that: none is charged."""
+        self._add(adapter, tenant, Usage(disk_ms=ms))
 
     def _add(self, adapter: AdapterId, tenant: TenantId, took: Usage) -> Charged:
         self._adapters[adapter] = _sum(self.of(adapter), took)

@@ -34,6 +34,7 @@ from ..bus.messages import (
     Envelope,
     Failed,
     ListAdapters,
+    ListTenants,
     Message,
     OpenLane,
     UnloadAdapter,
@@ -155,7 +156,7 @@ class TrainerActor:
                     self.stop()
                 case _ if self._leaving:
                     self._reply(envelope, self._parting())
-                case CreateAdapter() | ListAdapters() | DescribeModel() | Echo():
+                case CreateAdapter() | ListAdapters() | ListTenants() | DescribeModel() | Echo():
                     self._handle(envelope, (), partial(self._control, envelope))
                 case OpenLane() as request:
                     self._handle(envelope, [request.adapter], partial(self._control, envelope))

@@ -4,14 +4,15 @@ Owns what they mean for adapters and lanes, and the creations that wait for room
 quota. What runs in lanes is left to `operations`.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
 
 from ..bus.config import Config
-from ..bus.errors import Aborted, LoractlError, QuotaExceeded
+from ..bus.errors import Aborted, AccessDenied, LoractlError, QuotaExceeded
 from ..bus.failures import failed
-from ..bus.ids import AdapterId, TenantId, new_lane_id
+from ..bus.ids import LOCAL_TENANT, AdapterId, TenantId, new_lane_id
 from ..bus.messages import (
     AdapterCreated,
     AdapterDetails,
@@ -26,10 +27,13 @@ from ..bus.messages import (
     Envelope,
     LaneOpened,
     ListAdapters,
+    ListTenants,
     Message,
     ModelDescribed,
     ModelDetails,
     OpenLane,
+    TenantList,
+    TenantUsage,
     UnloadAdapter,
     Waiting,
 )
@@ -38,7 +42,7 @@ from .adapters import Adapter, Adapters
 from .creations import Belongings, Creations
 from .lanes import Answer, Lanes
 
-_Question = OpenLane | DeleteCheckpoint | ListAdapters | DescribeModel | Echo
+_Question = OpenLane | DeleteCheckpoint | ListAdapters | ListTenants | DescribeModel | Echo
 Request = CreateAdapter | DeleteAdapter | UnloadAdapter | _Question
 
 
@@ -158,12 +162,24 @@ class Desk:
             case ListAdapters(name=wanted_name):
                 found = tuple(map(self._described, self._adapters.of(tenant, wanted_name)))
                 return AdapterList(adapters=found, usage=self._accounts.of_tenant(tenant))
+            case ListTenants():
+                if tenant != LOCAL_TENANT:
+                    raise AccessDenied(f"only {LOCAL_TENANT} is told what all tenants took")
+                return TenantList(tenants=self._tenants())
             case DescribeModel():
                 return ModelDescribed(model=self._model)
             case Echo(payload=payload):
                 return Echoed(payload=payload)
             case _:
                 assert_never(request)
+
+    def _tenants(self) -> tuple[TenantUsage, ...]:
+        counts = Counter(each.record.tenant for each in self._adapters.all())
+        names = sorted({*counts, *self._accounts.tenants()})
+        return tuple(
+            TenantUsage(tenant=name, adapters=counts[name], usage=self._accounts.of_tenant(name))
+            for name in names
+        )
 
     def _open_lane(self, adapter: Adapter) -> LaneOpened:
         lane = new_lane_id()

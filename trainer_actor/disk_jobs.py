@@ -5,8 +5,9 @@ it found out it hands back as a function, which the loop calls. Whoever submits 
 do nothing else until then.
 """
 
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from ..bus.ids import AdapterId
@@ -27,14 +28,36 @@ class Later:
     job: Job
 
 
+class _Timed:
+    """A job; `ms`, once it has ended or failed, is how long it kept the thread."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.ms = 0.0
+
+    def __call__(self) -> Callable[[], Message]:
+        begin = time.perf_counter()
+        try:
+            return self._job()
+        finally:
+            self.ms = (time.perf_counter() - begin) * 1000
+
+
 @dataclass(frozen=True, slots=True)
 class UnderWay:
     queued: Queued
+    timed: _Timed
     future: "Future[Callable[[], Message]]"
 
     @property
     def adapter(self) -> AdapterId:
         return self.queued.operation.adapter
+
+    def kept_ms(self) -> float:
+        """Wait for the job's end; milliseconds for which it kept the thread."""
+        # Safe to read then: the thread wrote it before the future was done.
+        wait([self.future])
+        return self.timed.ms
 
     def outcome(self) -> Message:
         """Wait for the job and make the reply. Raises what either raises."""
@@ -48,7 +71,8 @@ class DiskJobs:
 
     def submit(self, queued: Queued, later: Later) -> None:
         assert self.under_way is None, "one job at a time"
-        self.under_way = UnderWay(queued, self._thread.submit(later.job))
+        timed = _Timed(later.job)
+        self.under_way = UnderWay(queued, timed, self._thread.submit(timed))
 
     def take_done(self, *, wait: bool = False) -> UnderWay | None:
         """The job that has ended, once; with `wait` the one under way, when it ends."""

@@ -71,6 +71,7 @@ class Turns:
         job = self._jobs.take_done(wait=wait)
         if job is None:
             return
+        self._accounts.kept_disk(job.adapter, job.queued.tenant, job.kept_ms())
         settled = self._boundary.outcome(job.queued.askers[0], [job.adapter], job.outcome)
         assert settled is not None
         self._lanes.queues.restore(job.adapter)

@@ -16,8 +16,10 @@ from .adapters import (
     DescribeModel,
     LaneOpened,
     ListAdapters,
+    ListTenants,
     ModelDescribed,
     OpenLane,
+    TenantList,
     UnloadAdapter,
 )
 from .base import (
@@ -51,6 +53,7 @@ from .descriptions import (
     AdapterDetails,
     LoraSpec,
     ModelDetails,
+    TenantUsage,
     Usage,
     VersionRecord,
 )
@@ -120,6 +123,7 @@ __all__ = [
     "Ints",
     "LaneOpened",
     "ListAdapters",
+    "ListTenants",
     "LoadCheckpoint",
     "LoadVersion",
     "LoraSpec",
@@ -143,6 +147,8 @@ __all__ = [
     "StateLoaded",
     "StepResult",
     "StopReason",
+    "TenantList",
+    "TenantUsage",
     "UnloadAdapter",
     "Usage",
     "VersionRecord",

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from ..ids import AdapterId, LaneId
 from .base import Message
-from .descriptions import AdapterDetails, LoraSpec, ModelDetails, Usage
+from .descriptions import AdapterDetails, LoraSpec, ModelDetails, TenantUsage, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +73,13 @@ class ListAdapters(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListTenants(Message):
+    """All tenants that have adapters or took something of the trainer. For `local` only, whose daemon it is."""
+
+    kind: ClassVar[str] = "list_tenants"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DescribeModel(Message):
     kind: ClassVar[str] = "describe_model"
 
@@ -98,6 +105,14 @@ class AdapterList(Message):
     kind: ClassVar[str] = "adapter_list"
     adapters: tuple[AdapterDetails, ...]
     usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantList(Message):
+    """By name."""
+
+    kind: ClassVar[str] = "tenant_list"
+    tenants: tuple[TenantUsage, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,9 +22,10 @@ class LoraSpec:
 class Usage:
     """What an adapter, or a tenant, took of the trainer since the trainer started.
 
-    trainer_ms: measured time, its share where several had part in a pass. tokens: positions that
-    ran through the model. passes, shared_passes: runs over the base model, and those of them that other
-    adapters had part in. swaps, swapped_bytes: its state brought to the device, and bytes moved both ways.
+    trainer_ms: measured time, its share where several had part in a pass. disk_ms: for which its saves, loads
+    and publishes kept the disk's thread, while others trained. tokens: positions that ran through the model.
+    passes, shared_passes: runs over the base model, and those of them that other adapters had part in.
+    swaps, swapped_bytes: its state brought to the device, and bytes moved both ways.
     """
 
     trainer_ms: float = 0.0
@@ -35,6 +36,16 @@ class Usage:
     steps: int = 0
     swaps: int = 0
     swapped_bytes: int = 0
+    disk_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantUsage:
+    """A tenant, how many adapters it has, and what they took, with those that are deleted by now."""
+
+    tenant: TenantId
+    adapters: int
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

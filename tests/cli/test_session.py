@@ -7,6 +7,10 @@ import re
 import signal
 
 import pytest
+from loractl.bus.client import Client
+from loractl.bus.ids import TenantId
+from loractl.bus.layout import StateLayout
+from loractl.bus.messages import CreateAdapter, LoraSpec
 from loractl.client import connect, supervised_datum
 
 STEPS = 24
@@ -272,6 +276,32 @@ def test_adapters_are_listed_shown_and_removed(loractl, train):
     assert loractl("adapters", "rm", "brief").code == 2
     assert "brief" not in [a["name"] for a in json.loads(loractl("adapters", "list", "--json").out)]
     assert loractl(*train, "brief", "--max-steps", "1").code == 0
+
+
+def test_the_adapters_and_the_usage_of_every_tenant_are_the_owners_to_see(loractl, uninterrupted):
+    with Client(StateLayout(loractl.state_dir), TenantId("ann")) as ann:
+        ann.request(CreateAdapter(name="poet", lora=LoraSpec(rank=4, alpha=8.0, seed=1)), timeout_s=60)
+
+    own, hers, everybodys = (
+        {
+            (each["tenant"], each["name"])
+            for each in json.loads(loractl("adapters", "list", "--json", *whose).out)
+        }
+        for whose in ((), ("--tenant", "ann"), ("--all",))
+    )
+    usage = {each["tenant"]: each for each in json.loads(loractl("usage", "--json").out)}
+
+    assert hers == {("ann", "poet")}
+    assert ("local", "straight") in own
+    assert everybodys == own | hers
+    assert usage.keys() == {"ann", "local"}
+    assert (usage["ann"]["adapters"], usage["ann"]["usage"]["tokens"]) == (1, 0)
+    assert usage["local"]["usage"]["steps"] >= STEPS
+    assert usage["local"]["usage"]["disk_ms"] > 0
+    assert loractl("usage").out.splitlines()[1].startswith("ann\t1\t")
+    assert loractl("adapters", "list", "--all").out.startswith("TENANT\tADAPTER\t")
+    assert "nobody has no adapters" in loractl("adapters", "list", "--tenant", "nobody").err
+    assert loractl("adapters", "list", "--tenant", "ann", "--all").code == 2
 
 
 def test_policy_losses_learn_from_what_sample_prints(loractl, uninterrupted, tmp_path):

@@ -4,8 +4,8 @@ import io
 from dataclasses import replace
 
 from loractl.bus.ids import AdapterId, TenantId
-from loractl.bus.messages import AdapterDetails, DaemonStatus, LoraSpec, Usage
-from loractl.client.screens import show_adapter, show_adapters, show_status, usage_line
+from loractl.bus.messages import AdapterDetails, DaemonStatus, LoraSpec, TenantUsage, Usage
+from loractl.client.screens import show_adapter, show_adapters, show_status, show_tenants, usage_line
 from rich.console import Console
 
 WHY = "torch: the adapter trains the unembedding, which vllm cannot serve exactly"
@@ -61,6 +61,7 @@ BUSY = replace(
         steps=3,
         swaps=2,
         swapped_bytes=3 * 2**20,
+        disk_ms=90_000.0,
     ),
 )
 
@@ -74,6 +75,7 @@ def test_a_busy_adapter_says_what_it_waits_for_where_it_lies_and_what_it_took():
     assert facts["waiting"] == "takes turns with 2 other adapters"
     assert facts["state"] == "on the device; takes 1.0 MiB on the device, at most 128.0 MiB elsewhere"
     assert facts["trainer time"] == "2.5 s since the trainer started"
+    assert facts["disk time"] == "1 min 30 s"
     assert facts["tokens"] == "5,000, 2.0k a second of it"
     assert facts["operations"] == "12, of them 3 optimizer steps"
     assert facts["passes"] == "9, 7 of them shared with other adapters"
@@ -87,9 +89,28 @@ def test_an_idle_adapter_waits_for_nothing():
     assert "phase         registered" in text
 
 
+def test_everybodys_adapters_say_whose_they_are():
+    text = shown(
+        lambda console: show_adapters(console, [replace(details(), name="pirate")], with_tenants=True)
+    )
+
+    assert [line.split()[0] for line in text.splitlines()] == ["TENANT", "local"]
+
+
+def test_each_tenants_usage_is_one_line():
+    tenants = [TenantUsage(tenant=TenantId("ann"), adapters=2, usage=BUSY.usage)]
+
+    head, line = shown(lambda console: show_tenants(console, tenants)).splitlines()
+
+    assert head.split()[:4] == ["TENANT", "ADAPTERS", "TRAINER", "DISK"]
+    assert line.split("  ")[0] == "ann"
+    assert "1 min 30 s" in line
+    assert line.rstrip().endswith("3.0 MiB")
+
+
 def test_a_tenants_total_is_one_line():
     assert usage_line(BUSY.usage).startswith(
-        "in all since the trainer started: trainer time 2.5 s; tokens 5,000"
+        "in all since the trainer started: trainer time 2.5 s; disk time 1 min 30 s; tokens 5,000"
     )
 
 

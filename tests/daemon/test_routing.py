@@ -9,7 +9,7 @@ ANSWERS = {
     messages.Failed, messages.Waiting, messages.Done, messages.Pong, messages.Echoed, messages.DaemonStatus,
     messages.AdapterCreated, messages.LaneOpened, messages.PassResult, messages.StepResult,
     messages.CheckpointSaved, messages.StateLoaded, messages.VersionWritten, messages.Receipt,
-    messages.AdapterList, messages.ModelDescribed, messages.SampleChunk, messages.SampleResult,
+    messages.AdapterList, messages.TenantList, messages.ModelDescribed, messages.SampleChunk, messages.SampleResult,
     messages.VersionTable, messages.WeightsExported,
 }  # fmt: skip
 EVENTS = {messages.AdapterPublished, messages.VersionRetired, messages.AdapterDeleted}

@@ -22,10 +22,12 @@ from loractl.bus.messages import (
     Done,
     ForwardBackward,
     ListAdapters,
+    ListTenants,
     LoraSpec,
     OptimStep,
     PassResult,
     StepResult,
+    TenantList,
 )
 from loractl.daemon import launch
 from loractl.tests.trainer_actor.loop.harness import make_config, make_model, pass_over, same
@@ -214,3 +216,19 @@ def test_usage_is_told_per_adapter_and_per_tenant(config: Config):
         assert (found.usage.tokens, found.usage.operations, found.usage.steps) == (36, 4, 1)
         assert listed.usage == found.usage
         assert (found.phase, found.place, found.open_window) == ("registered", "device", False)
+
+
+def test_the_daemons_owner_reads_all_tenants_sums_and_a_tenant_only_its_own(config: Config):
+    with Client(config, TenantId("seen")) as client, Client(config) as owner:
+        run = created(client, creation(client, "poet"))
+        client.request(run.operation(1), timeout_s=PATIENCE_S)
+
+        told = owner.request(ListTenants(), timeout_s=PATIENCE_S)
+        listed = owner.submit(ListAdapters(), tenant=TenantId("seen")).result(PATIENCE_S)
+
+        assert isinstance(told, TenantList)
+        assert isinstance(listed, AdapterList)
+        found = next(each for each in told.tenants if each.tenant == "seen")
+        assert (found.adapters, found.usage) == (1, listed.usage)
+        assert [each.name for each in listed.adapters] == ["poet"]
+        assert outcome(client.submit(ListTenants())) == "access_denied"

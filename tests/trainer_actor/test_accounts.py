@@ -65,6 +65,15 @@ def test_steps_other_operations_and_moved_bytes_are_counted_each_for_itself():
     assert accounts.of_tenant(ALICE) == accounts.of(A)
 
 
+def test_time_on_the_disk_is_a_figure_of_its_own_that_nobodys_turn_pays_for():
+    accounts = Accounts()
+
+    accounts.kept_disk(A, ALICE, 40.0)
+
+    assert accounts.of(A) == accounts.of_tenant(ALICE) == Usage(disk_ms=40.0)
+    assert accounts.tenants() == {ALICE: Usage(disk_ms=40.0)}
+
+
 def test_whoever_is_brought_to_the_device_is_charged_for_it():
     accounts = Accounts()
 

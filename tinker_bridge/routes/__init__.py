@@ -12,6 +12,7 @@ from . import (
     sessions,
     settings,
     training,
+    usage,
 )
 
 ROUTERS = (
@@ -25,5 +26,6 @@ ROUTERS = (
     checkpoints.router,
     exports.router,
     account.router,
+    usage.router,
     founding.router,
 )

@@ -1,15 +1,18 @@
 """What the disk takes its time for holds up nobody but the adapter that asked for it."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 from loractl.bus.messages import (
+    AdapterList,
     CheckpointSaved,
     DeleteAdapter,
     Done,
     Drain,
+    ListAdapters,
     LoadCheckpoint,
     OptimStep,
     PassResult,
@@ -97,6 +100,21 @@ def test_neighbours_train_on_while_a_checkpoint_is_written(stage: Stage) -> None
     assert saving not in stage.office.arrived
     GATE.open()
     assert checked(stage.office.wait(saving), CheckpointSaved).step == 1  # type: ignore[arg-type]
+
+
+def test_the_time_that_a_save_keeps_the_disk_is_told_of_whoever_saves(stage: Stage) -> None:
+    saving = stage.save()
+    begin = time.perf_counter()
+    stage.neighbour.forward_backward(1)
+    waited_ms = (time.perf_counter() - begin) * 1000
+    GATE.open()
+    checked(stage.office.wait(saving), CheckpointSaved)  # type: ignore[arg-type]
+
+    listed = stage.office.ask(ListAdapters(), AdapterList)
+
+    disk_ms = {each.name: each.usage.disk_ms for each in listed.adapters}
+    assert disk_ms["neighbour"] == 0.0
+    assert disk_ms["saver"] == listed.usage.disk_ms >= waited_ms
 
 
 def test_what_comes_behind_a_save_waits_for_it_and_is_not_in_it(stage: Stage) -> None:

@@ -14,9 +14,11 @@ from loractl.bus.messages import (
     Done,
     Failed,
     ListAdapters,
+    ListTenants,
     LoraSpec,
     OptimStep,
     PassResult,
+    TenantList,
     Usage,
 )
 from loractl.tests.trainer_actor.loop.harness import (
@@ -204,6 +206,23 @@ def test_what_an_adapter_took_is_told_and_the_tenants_sum_outlives_it(serve: Ser
     office.ask(DeleteAdapter(adapter=poet.id), Done)
     assert listed(office).usage.tokens == 24
     assert listed(office, BOB).usage == Usage()
+
+
+def test_local_is_told_what_all_tenants_took_and_nobody_else_is(serve: Serve) -> None:
+    office = serve()
+    create(office, "idle")
+    poet = create(office, "poet", tenant=BOB)
+    poet.forward_backward(1)
+
+    bob, local = office.ask(ListTenants(), TenantList).tenants
+
+    assert (bob.tenant, bob.adapters, local.tenant, local.adapters) == (BOB, 1, LOCAL_TENANT, 1)
+    assert bob.usage == listed(office, BOB).usage
+    assert (bob.usage.tokens, local.usage) == (12, Usage())
+    assert office.refused(ListTenants(), BOB).code == "access_denied"
+    office.ask(DeleteAdapter(adapter=poet.id), Done, BOB)
+    [bob, _] = office.ask(ListTenants(), TenantList).tenants
+    assert (bob.adapters, bob.usage.tokens) == (0, 12)
 
 
 def test_a_list_shows_only_ones_own(serve: Serve) -> None:
