@@ -37,6 +37,7 @@ from loractl.bus.identities import unsolicited, work_identity
 from loractl.bus.ids import LOCAL_TENANT, ActorId, new_request_id
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import ActorReady, Echo, Echoed, Envelope
+from loractl.client.interrupts import interrupt_when_ended
 from loractl.daemon.launch import run_foreground
 from loractl.daemon.supervisor import ActorCommand
 
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role is None:
+        interrupt_when_ended()
         report(measure(quick=arguments.quick), as_json=arguments.json)
         return
     config = config_from_json(arguments.config.read_text())

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from loractl.client.interrupts import interrupt_when_ended
 
 _RESULTS = Path(__file__).parent / "results"
 _SHAPES = ("qwen3-0.6b", "qwen3-8b")
@@ -21,6 +22,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         sys.stderr.write("no CUDA device here: `make bench` measures on the CPU\n")
         return 1
+    interrupt_when_ended()
     device = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     for shape in _SHAPES:
         on_cuda = ["--device", "cuda", "--shape", shape]
@@ -42,9 +44,13 @@ def _keep(name: str, command: list[str]) -> None:
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = [f"$ {said}\n"]
-        for line in process.stdout:
-            sys.stdout.write(line)
-            lines.append(line)
+        try:
+            for line in process.stdout:
+                sys.stdout.write(line)
+                lines.append(line)
+        except KeyboardInterrupt:
+            process.terminate()
+            raise
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, said)
     file.write_text("".join(lines), encoding="utf-8")

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
 from loractl.bus.config import load_config
 from loractl.bus.keys import ensure_local_key
 from loractl.bus.layout import StateLayout
+from loractl.client.interrupts import interrupt_when_ended
 from loractl.client.tiny_model import make_tiny_model
 from loractl.daemon import launch
 from rich.console import Console
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--polls", type=int, default=2000)
     arguments = parser.parse_args()
+    interrupt_when_ended()
     with tempfile.TemporaryDirectory(prefix="loractl-") as root:
         make_tiny_model(Path(root) / "model", steps=0)
         settings = [

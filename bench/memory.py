@@ -36,6 +36,7 @@ import torch  # noqa: E402
 from loractl.bus.config import Config, ModelConfig, TrainerConfig  # noqa: E402
 from loractl.bus.ids import AdapterId  # noqa: E402
 from loractl.bus.messages import LoraSpec  # noqa: E402
+from loractl.client.interrupts import interrupt_when_ended  # noqa: E402
 from loractl.trainer_actor.budgets import Budgets  # noqa: E402
 from loractl.trainer_actor.engine import TrainEngine  # noqa: E402
 from loractl.trainer_actor.passes import AdamParams, PassPart  # noqa: E402
@@ -190,6 +191,7 @@ def main() -> None:
     if options.count is not None:
         print(json.dumps(asdict(run_count(options.count))))
         return
+    interrupt_when_ended()
     counts = options.counts or (QUICK_COUNTS if options.quick else COUNTS)
     found = measure([int(count) for count in counts.split(",")])
     if options.json:

@@ -22,6 +22,7 @@ from loractl.bus.config import set_process_environment
 from loractl.bus.errors import EngineFailed
 from loractl.bus.ids import LOCAL_TENANT, AdapterId
 from loractl.bus.messages import EngineName, LoraSpec, VersionRecord
+from loractl.client.interrupts import interrupt_when_ended
 from loractl.sampler_actor.engine import Engine, EngineSettings, Job, VersionKey, key_of
 from loractl.sampler_actor.engines import open_engine
 from loractl.sampler_actor.environment import thread_environment
@@ -246,6 +247,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short round, 1 and 8 at a time")
     parser.add_argument("--json", action="store_true", help="numbers for programs on standard output")
     arguments = parser.parse_args()
+    interrupt_when_ended()
     torch.set_num_threads(1)
     counts, new_tokens, rounds = ((1, 8), 16, 1) if arguments.quick else ((1, 8, 32), 48, arguments.rounds)
     found = asyncio.run(run(arguments.shape, counts, new_tokens, rounds))

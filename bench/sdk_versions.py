@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
 
+from loractl.client.interrupts import interrupt_when_ended
 from loractl.tests.tinker_bridge.sdk_tried import Tried, tried
 from loractl.tests.tinker_bridge.served import serving
 from loractl.tinker_bridge.sdk_versions import version_warning
@@ -45,6 +46,7 @@ def main() -> int:
         "versions", nargs="*", metavar="VERSION", help="default: those where the wire changed"
     )
     wanted: list[str] = parser.parse_args().versions
+    interrupt_when_ended()
     table = Table("version", "works", "absent in it", "what is wrong")
     broken = []
     with serving() as served, tempfile.TemporaryDirectory() as root:

@@ -13,7 +13,6 @@ import asyncio
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from demo_screen import show_answers, stage
 from loractl.bus.config import Config, load_config
 from loractl.bus.errors import DaemonGone, DaemonNotRunning, LoractlError
 from loractl.bus.messages import DaemonStatus
+from loractl.client.interrupts import interrupt_when_ended
 from loractl.client.startup import base_model_settings
 from loractl.client.terminal import EXIT_FAILED, EXIT_INTERRUPTED, error_text
 from loractl.client.tiny_model import TRAINING_STEPS, make_tiny_model
@@ -63,10 +63,7 @@ def main() -> int:
     options = _options()
     os.environ.update(ENVIRONMENT)
     console = Console(highlight=False, width=min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH)
-    # A demo that is ended from outside stops its daemon, too; also one that a script started with `&`, which
-    # makes a process begin with SIGINT ignored.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.default_int_handler)
+    interrupt_when_ended()  # so that its daemon stops, too
     root = Path(tempfile.mkdtemp(prefix="loractl-demo-"))
     keep = True  # the logs of a failure
     try:

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from loractl.bus.config import load_config
 from loractl.bus.errors import LoractlError
 from loractl.bus.keys import ensure_local_key
 from loractl.bus.layout import StateLayout
+from loractl.client.interrupts import interrupt_when_ended
 from loractl.client.tiny_model import make_tiny_model
 from loractl.daemon import launch
 
@@ -43,9 +43,7 @@ def found_service(options: argparse.Namespace) -> Iterator[Client]:
 
     An error that the block does not deal with ends the example, with its reason on stderr.
     """
-    # An example that is ended from outside stops its daemon, too; also one that was started with `&`.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.default_int_handler)
+    interrupt_when_ended()  # so that its daemon stops, too
     try:
         with nullcontext(Client(options.url, options.key)) if options.url else _own_daemon() as client:
             yield client
