@@ -128,10 +128,22 @@ class TrainEngine:
 
     def begin(self, part: PassPart) -> PartRun:
         """Take up a checked part. Until its outcome, nothing of its slot changes, and nothing else may
-        change its weights; the slot keeps its adapter."""
+        change its weights; the slot keeps its adapter.
+
+        Raises OutOfSlots: the device has no room for its arrays.
+        """
         row = self._bank.row(part.slot)
         assert row.lora == part.lora
-        return PartRun(part, row, self._bank.memory, self.pass_tokens)
+        begun: list[PartRun] = []
+        if fits(
+            self._bank.memory,
+            lambda: begun.append(PartRun(part, row, self._bank.memory, self.pass_tokens)),
+        ):
+            return begun[0]
+        raise OutOfSlots(
+            f"the device has no room for the {len(part.tokens)} positions of this operation; send fewer, or "
+            "lower trainer.slots"
+        )
 
     def run(self, runs: Sequence[PartRun]) -> None:
         """One pass over the base model: the next piece of each. Several may be of one slot.

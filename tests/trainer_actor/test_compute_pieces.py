@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loractl.bus.errors import InvalidData, NotFinite
+from loractl.bus.errors import InvalidData, NotFinite, OutOfSlots
 from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, begin, run, spec
 from loractl.trainer_actor.bank import HostState
 from loractl.trainer_actor.engine import TrainEngine
@@ -166,6 +166,26 @@ def test_a_run_that_fails_in_its_last_piece_leaves_no_trace(engine: TrainEngine)
     assert isinstance(bad.outcome, NotFinite)
     assert engine.row(0).gradients is None
     assert engine.row(0).tokens == 0
+
+
+def test_an_operation_whose_arrays_find_no_room_is_refused_and_leaves_no_trace(engine: TrainEngine) -> None:
+    before, in_use = engine.bank.copy_out(0), engine.bank.memory.in_use_bytes
+    other = engine.begin(PARTS[1])
+    # More than any machine can address, of which numpy stores one number.
+    endless = replace(PARTS[0], tokens=np.broadcast_to(np.int64(1), 1 << 45))
+
+    with pytest.raises(OutOfSlots, match=r"no room for the \d+ positions of this operation"):
+        engine.begin(endless)
+
+    finish(engine, [other])
+    after = engine.bank.copy_out(0)
+    assert isinstance(other.outcome, PartResult)
+    assert torch.equal(after.main, before.main)
+    assert after.gradients is None
+    assert engine.begin(PARTS[0]).left == len(CUTS[0])
+    engine.bank.row(1).drop("gradients")
+    engine.bank.memory.release()
+    assert engine.bank.memory.in_use_bytes == in_use
 
 
 @pytest.mark.parametrize("after", [0, 9, 40, 70])
