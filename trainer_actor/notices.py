@@ -45,6 +45,8 @@ class Notices:
 
     def of(self, adapter: AdapterId, now: float) -> str:
         """What the next operation of an adapter waits for; empty when there is none, or nothing to wait for."""
+        if aside := self._lanes.queues.aside(adapter):
+            return f"its {aside[0].operation.kind} is on its way to or from the disk"
         operation = self._lanes.first(adapter)
         if operation is None:
             return ""
@@ -70,7 +72,7 @@ class Notices:
         left = {(operation.lane, operation.seq) for operation in asked}
         places: dict[tuple[LaneId, int], int] = {}
         for adapter in {operation.adapter for operation in asked}:
-            queue = self._lanes.queues.of(adapter)
+            queue = self._lanes.queues.of(adapter) or self._lanes.queues.aside(adapter)
             wanted = sum(operation.adapter == adapter for operation in asked)
             for place, queued in zip(range(len(queue) - 1, -1, -1), reversed(queue), strict=False):
                 key = (queued.operation.lane, queued.operation.seq)
@@ -93,7 +95,7 @@ class Notices:
             )
             return reason, "others"
         queues = self._lanes.queues
-        others = queues.adapters - 1
+        others = queues.adapters - (adapter in queues)
         if others > 0 and not (self._fuse and queues.tokens <= queues.pass_tokens):
             whose = "another adapter" if others == 1 else f"{others} other adapters"
             before = f"; {_operations(own)} of this adapter {_run(own)} before it" if own else ""

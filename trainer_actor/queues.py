@@ -87,6 +87,10 @@ class Queues:
         tenant = self._tenants.get(adapter)
         return self._ready[tenant][adapter] if tenant is not None else ()
 
+    def aside(self, adapter: AdapterId) -> Sequence[Queued]:
+        """The operation of an adapter that runs elsewhere, and what waits behind it; empty if none does."""
+        return self._aside.get(adapter, ())
+
     def tenants(self) -> Sequence[TenantId]:
         """All tenants that have something to run."""
         return list(self._ready)

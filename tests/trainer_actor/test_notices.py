@@ -123,6 +123,26 @@ def test_what_an_adapters_next_operation_waits_for_can_be_asked() -> None:
     assert hall.notices.of(AdapterId("c"), 0.0) == ""
 
 
+def test_an_adapter_whose_operation_is_with_the_disk_says_so() -> None:
+    hall = Hall()
+    hall.send("a", 1)
+    hall.send("b", 1)
+    hall.told()
+
+    hall.lanes.queues.set_aside(AdapterId("a"))
+    hall.send("a", 3)
+
+    assert hall.notices.of(AdapterId("a"), 0.0) == "its save_checkpoint is on its way to or from the disk"
+    assert hall.notices.of(AdapterId("b"), 0.0) == ""
+    assert hall.told() == {"a3": _missing(2)}
+
+    hall.send("a", 2)
+    assert hall.told() == {
+        "a2": "takes turns with another adapter; 1 operation of this adapter runs before it",
+        "a3": "takes turns with another adapter; 2 operations of this adapter run before it",
+    }
+
+
 def test_own_operations_that_run_before_it_are_no_news() -> None:
     hall = Hall()
 

@@ -97,6 +97,8 @@ def test_neighbours_train_on_while_a_checkpoint_is_written(stage: Stage) -> None
         stage.neighbour.forward_backward(data)
         assert stage.neighbour.step().applied
 
+    [listed] = stage.office.ask(ListAdapters(name="saver"), AdapterList).adapters
+    assert (listed.queued, listed.waits_for) == (1, "its save_checkpoint is on its way to or from the disk")
     assert saving not in stage.office.arrived
     GATE.open()
     assert checked(stage.office.wait(saving), CheckpointSaved).step == 1  # type: ignore[arg-type]
