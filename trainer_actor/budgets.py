@@ -108,5 +108,6 @@ class Reservations:
             raise OutOfSlots(
                 f"no room for another training state of {size} bytes: {self._count} adapters have "
                 f"{self._total} bytes set aside already, trainer.host_bytes is {host} and "
-                f"trainer.disk_bytes {disk}; unload or delete adapters, or raise trainer.disk_bytes"
+                f"trainer.disk_bytes {disk}; delete adapters, end sessions that need theirs no more, or raise "
+                "trainer.disk_bytes"
             )

@@ -101,8 +101,8 @@ class SpillStore:
             whole = whole and _read_all(opened, list(pieces.values())) == kept.checksum
         if not whole:
             raise StorageFailed(
-                f"{kept.file} is damaged: it is not what was written; unload the adapter "
-                "to go back to its newest checkpoint"
+                f"{kept.file} is damaged: it is not what was written; load a checkpoint into the adapter (load_state, "
+                "or `loractl train` with --resume) to go on from there"
             )
         return replace(
             kept.outline,

@@ -267,12 +267,26 @@ def test_a_damaged_file_is_never_trained_on(scene: Open) -> None:
     flipped = bytes([*good[:-5], good[-5] ^ 1, *good[-4:]])
     for damaged in (good[:-1], good[:40], b"", good + b"x", b"x" + good[1:], flipped):
         file.write_bytes(damaged)
-        with pytest.raises(StorageFailed, match=r"is damaged.*unload the adapter"):
+        with pytest.raises(StorageFailed, match=r"is damaged.*load a checkpoint"):
             on.residents.place(A)
         assert on.residents.place_of(A) == "disk"
 
     file.write_bytes(good)
     assert same(on.state(A), before)
+
+
+def test_another_state_takes_the_place_of_a_damaged_file(scene: Open) -> None:
+    on = scene(slots=1)
+    on.admit(A)
+    on.train(A, 1)
+    saved = on.state(A)
+    on.residents.sink(A)
+    (on.spill / "a.safetensors").write_bytes(b"")
+
+    on.residents.make_room(A)
+    on.residents.replace(A, saved)
+
+    assert same(on.engine.bank.copy_out(on.residents.place(A)), saved)
 
 
 # --- only what changed ---------------------------------------------------------------------------------

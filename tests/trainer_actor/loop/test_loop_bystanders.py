@@ -93,7 +93,7 @@ def test_an_adapter_whose_state_is_damaged_fails_alone_among_those_that_step_wit
 
     failed, stepped = (office.wait(request) for request in steps)
     assert isinstance(failed, Failed)
-    assert (failed.code, "unload the adapter" in failed.message) == ("storage_failed", True)
+    assert (failed.code, "load a checkpoint" in failed.message) == ("storage_failed", True)
     assert checked(stepped, StepResult).tokens == 12
     assert isinstance(office.wait(passes[0]), Failed)
     assert checked(office.wait(passes[1]), PassResult).logprobs.shape == (12,)
