@@ -138,11 +138,20 @@ class TrainerActor:
         decision = self._schedule.next_turn(room, now, disk_is_free=disk_is_free)
         if isinstance(decision, Turn):
             self._turns.run(decision)
+            if not self._leaving:
+                # A daemon that is never done needs the memory most. One at a time: a turn waits for it.
+                self._boundary.outcome(_OURS, (), partial(self._sink_one, now))
             return 0.0
-        self._boundary.outcome(_OURS, (), partial(self._adapters.sink_idle, now))
+        self._boundary.outcome(_OURS, (), partial(self._adapters.sink_idle, now, self._busy))
         dues = (self._lanes.next_expiry(), self._desk.next_due(), decision.until if decision else None)
         idle_s = _IDLE_S if disk_is_free else LOOK_S
         return min(idle_s, *(max(due - now, 0.0) for due in dues if due is not None), idle_s)
+
+    def _sink_one(self, now: float) -> None:
+        self._adapters.sink_one(now, self._busy)
+
+    def _busy(self, adapter: AdapterId) -> bool:
+        return self._lanes.queued(adapter) > 0
 
     def _waits_for(self, adapter: AdapterId) -> str:
         return self._notices.of(adapter, time.monotonic())

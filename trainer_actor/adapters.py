@@ -5,7 +5,7 @@ client's operations do to it is left to `operations`.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -165,19 +165,28 @@ class Adapters:
                 adapter.id, adapter.lora, partial(self._restored, adapter) if saved else None
             )
 
-    def sink_idle(self, now: float) -> None:
-        """Bring adapters to disk that nothing was asked of for long, a few at a time; gradients go with them.
-
-        Each comes back when it is next used.
-        """
+    def sink_idle(self, now: float, busy: Callable[[AdapterId], bool]) -> None:
+        """Bring adapters to disk that nothing was asked of for long, a few at a time; as `sink_one`."""
         size_bytes = 0
-        while size_bytes < _SINK_BYTES and (idle := self._idle.next(now)) is not None:
-            size_bytes += self.state_bytes(self._live[idle].lora)
-            try:
-                self.residents.sink(idle)
-            except LoractlError as error:  # the disk, or a host without memory for the way there
-                log.warning("adapter.not_sunk", adapter=idle, reason=error.message)
-                return
+        while size_bytes < _SINK_BYTES and (sunk_bytes := self.sink_one(now, busy)):
+            size_bytes += sunk_bytes
+
+    def sink_one(self, now: float, busy: Callable[[AdapterId], bool]) -> int:
+        """Bring the longest idle adapter to disk, with its gradients; it comes back when it is next used.
+
+        busy: something of it waits or runs, so it is no idle one. Returns the most bytes that it took, 0
+        when there was none, or it could not go.
+        """
+        while (idle := self._idle.next(now)) is not None and busy(idle):
+            self._idle.used(idle)
+        if idle is None:
+            return 0
+        try:
+            self.residents.sink(idle)
+        except LoractlError as error:  # the disk, or a host without memory for the way there
+            log.warning("adapter.not_sunk", adapter=idle, reason=error.message)
+            return 0
+        return self.state_bytes(self._live[idle].lora)
 
     def unload(self, adapter: Adapter) -> None:
         """Forget what the adapter has in memory; it is as far now as its newest checkpoint."""
@@ -216,6 +225,14 @@ class Adapters:
             lora=adapter.lora,
             base=adapter.record.base,
         )
+
+    def take_back(self, adapter: Adapter, record: CheckpointRecord) -> None:
+        """A checkpoint was written for nothing: remove it. What it took the place of, lies on no disk any more."""
+        try:
+            self.checkpoints.remove(record)
+        finally:
+            adapter.checkpoint_step = self._found(adapter.record).checkpoint_step
+            adapter.happened(Event.CHECKPOINT_DELETED)
 
     def save_unsaved(self, adapter: Adapter) -> None:
         """Keep what a restart would lose, under a name that no client can use. Raises StorageFailed."""

@@ -159,9 +159,7 @@ class Operations:
         try:
             self._residents.replace(adapter.id, state)
         except LoractlError:
-            # The adapter is as it was, and what it is lies on no disk any more.
-            self._adapters.checkpoints.remove(record)
-            adapter.happened(Event.CHECKPOINT_DELETED)
+            self._adapters.take_back(adapter, record)  # the adapter is as it was
             raise
         adapter.checkpoint_step = record.step
         event = Event.REPLACED_MIDWAY if state.gradients is not None else Event.REPLACED

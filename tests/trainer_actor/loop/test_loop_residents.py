@@ -1,15 +1,19 @@
 """Too little memory, disks that refuse, idle adapters: no state is lost, and what failed takes no memory."""
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from loractl.bus.errors import OutOfSlots, StorageFailed
-from loractl.bus.ids import AdapterId
+from loractl.bus.ids import LOCAL_TENANT, AdapterId
 from loractl.bus.messages import AdapterList, CreateAdapter, ListAdapters, LoraSpec
 from loractl.tests.trainer_actor.loop.harness import Adapter, Office, create, pass_over, same
+from loractl.trainer_actor.adapters import Adapters
 from loractl.trainer_actor.bank import HostState
 from loractl.trainer_actor.budgets import Budgets
+from loractl.trainer_actor.checkpoints import AUTOMATIC
 from loractl.trainer_actor.engine import TrainEngine
 from loractl.trainer_actor.resident import Residents
 from loractl.trainer_actor.spill import SpillStore
@@ -123,3 +127,54 @@ def test_an_idle_adapter_sinks_with_its_gradients_and_comes_back_with_them(
     steps = [each.step() for each in (adapter, twin)]
 
     assert [step.tokens for step in steps] == [12, 12]
+
+
+def test_an_idle_adapter_sinks_while_others_never_let_the_trainer_rest(serve: Callable[..., Office]) -> None:
+    office = serve("trainer.sink_after_s=0.05")
+    idle, busy = create(office, "idle"), create(office, "busy")
+    idle.forward_backward(1)
+    file = office.layout.spill / f"{idle.id}.safetensors"
+
+    sent = deque(office.send(pass_over(1, **busy.next(), forward_only=True)) for _ in range(50))
+    for _ in range(1000):
+        if file.exists():
+            break
+        sent.append(office.send(pass_over(1, **busy.next(), forward_only=True)))
+        office.wait(sent.popleft())
+
+    assert file.exists()
+    assert len(sent) == 50
+    assert idle.step().tokens == 12
+
+
+def test_between_turns_one_adapter_sinks_at_a_time_and_none_that_has_work(
+    open_office: Callable[..., Office],
+) -> None:
+    office = open_office("trainer.sink_after_s=10")
+    adapters = Adapters.open(office.config, office.layout, TrainEngine.build(office.config))
+    both = [adapters.create(LOCAL_TENANT, name, LORA).id for name in ("first", "second")]
+    adapters.residents.place_all(both)
+
+    assert adapters.sink_one(0.0, lambda _: False) == 0
+    assert adapters.sink_one(10.0, lambda _: True) == 0
+    assert [adapters.residents.on_device(each) for each in both] == [True, True]
+    assert adapters.sink_one(20.0, lambda _: False) > 0
+    assert sum(map(adapters.residents.on_device, both)) == 1
+    assert adapters.sink_one(20.0, lambda _: False) > 0
+    assert adapters.sink_one(20.0, lambda _: False) == 0
+
+
+def test_a_checkpoint_that_is_taken_back_is_not_told_of_any_more(open_office: Callable[..., Office]) -> None:
+    office = open_office("trainer.slots=1")
+    adapters = Adapters.open(office.config, office.layout, TrainEngine.build(office.config))
+    adapter = adapters.create(LOCAL_TENANT, "poet", LORA)
+    state = adapters.residents.state(adapter.id)
+    adapters.save(adapter, "mine", state)
+    adapters.save(adapter, AUTOMATIC, replace(state, step=3))
+
+    adapters.take_back(adapter, adapters.write_checkpoint(adapter, AUTOMATIC, replace(state, step=5)))
+
+    assert (adapter.checkpoint_step, adapter.window.unsaved) == (0, True)
+    adapters.checkpoints.delete(adapter.id, "mine")
+    adapters.take_back(adapter, adapters.write_checkpoint(adapter, AUTOMATIC, state))
+    assert adapter.checkpoint_step == -1
