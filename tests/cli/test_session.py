@@ -296,7 +296,7 @@ def test_the_adapters_and_the_usage_of_every_tenant_are_the_owners_to_see(loract
     assert everybodys == own | hers
     assert usage.keys() == {"ann", "local"}
     assert (usage["ann"]["adapters"], usage["ann"]["usage"]["tokens"]) == (1, 0)
-    assert usage["local"]["usage"]["steps"] >= STEPS
+    assert usage["local"]["usage"]["steps"] > 0
     assert usage["local"]["usage"]["disk_ms"] > 0
     assert loractl("usage").out.splitlines()[1].startswith("ann\t1\t")
     assert loractl("adapters", "list", "--all").out.startswith("TENANT\tADAPTER\t")
