@@ -1,11 +1,10 @@
-"""How an actor's two sockets are told apart, and how its own messages are told from answers.
+"""How an actor is known by its two sockets, and how its own messages are told from answers.
 
 An actor has one socket for its work and one for its heartbeats, so that a busy loop never looks
 dead. The work socket's identity is the actor's name, the other one's is the name and `/heartbeat`.
 """
 
 import functools
-from typing import NamedTuple
 
 from .errors import BadFrame
 from .ids import ActorId, RequestId, TenantId
@@ -17,11 +16,6 @@ NO_REQUEST = RequestId("")
 NO_TENANT = TenantId("")
 
 
-class PeerIdentity(NamedTuple):
-    actor: ActorId
-    is_heartbeat: bool
-
-
 def work_identity(actor: str) -> bytes:
     return actor.encode("ascii")
 
@@ -31,8 +25,8 @@ def heartbeat_identity(actor: str) -> bytes:
 
 
 @functools.lru_cache(maxsize=256)
-def read_identity(identity: bytes) -> PeerIdentity:
-    """Which actor a ROUTER's peer is.
+def read_identity(identity: bytes) -> ActorId:
+    """Which actor a ROUTER's peer is, by either of its sockets.
 
     Raises:
         BadFrame: the peer chose no identity, or one that cannot be an actor's name.
@@ -44,7 +38,7 @@ def read_identity(identity: bytes) -> PeerIdentity:
     actor = name.removesuffix(_HEARTBEAT)
     if not actor or not actor.isprintable():
         raise BadFrame("a peer without an actor's name")
-    return PeerIdentity(ActorId(actor), name.endswith(_HEARTBEAT))
+    return ActorId(actor)
 
 
 def unsolicited(body: Message) -> Envelope:

@@ -145,9 +145,9 @@ class Loop:
     def _from_actor(self, frames: Frames) -> None:
         header = None
         try:
-            peer = read_identity(bytes(frames[0]))
+            actor = read_identity(bytes(frames[0]))
             header = self._header(frames)
-            self._perform(self._broker.heard(peer.actor, header, frames[1:], time.monotonic()))
+            self._perform(self._broker.heard(actor, header, frames[1:], time.monotonic()))
         except LoractlError as error:
             log.warning("frame.refused", error=error.message)
         except Exception:  # as above

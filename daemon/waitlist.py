@@ -61,9 +61,6 @@ class Waitlist:
         """Those who have something waiting."""
         return [*self._held]
 
-    def waiting(self, tenant: TenantId) -> list[Ticket]:
-        return [*self._held.get(tenant, ())]
-
     def waiting_of(self, tenant: TenantId) -> dict[AdapterId, list[Ticket]]:
         """The operations that wait, per adapter."""
         found: dict[AdapterId, list[Ticket]] = {}

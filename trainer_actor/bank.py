@@ -176,22 +176,6 @@ class Bank:
         row, self._rows[slot] = self.row(slot), None
         return row
 
-    def copy_out(self, slot: int) -> HostState:
-        """A copy of the slot's state in host memory, pinned on CUDA. The slot keeps its own."""
-        row = self.row(slot)
-        pieces = {piece: _to_host(row.piece(piece)) for piece in PIECES}
-        assert pieces["main"] is not None
-        self._finish_copies()
-        return HostState(
-            lora=row.lora,
-            step=row.step,
-            tokens=row.tokens,
-            main=pieces["main"],
-            gradients=pieces["gradients"],
-            exp_avg=pieces["exp_avg"],
-            exp_avg_sq=pieces["exp_avg_sq"],
-        )
-
     def copy_in(self, slot: int, state: HostState) -> Row:
         """Make the slot hold this state and nothing of what lay there before."""
         assert state.main.numel() == self.layouts.of(state.lora).size
@@ -207,17 +191,7 @@ class Bank:
             raise
         row.round_weights()
         row.step, row.tokens = state.step, state.tokens
-        self._finish_copies()
-        return row
-
-    def _finish_copies(self) -> None:
-        # Copies to and from pinned memory run behind the host: nobody may read or reuse it before they end.
+        # Copies from pinned memory run behind the host: nobody may reuse it before they end.
         if self.memory.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
-
-
-def _to_host(piece_N: Tensor | None) -> Tensor | None:
-    if piece_N is None:
-        return None
-    host_N = torch.empty(piece_N.numel(), dtype=piece_N.dtype, pin_memory=piece_N.is_cuda)
-    return host_N.copy_(piece_N, non_blocking=True)
+        return row

@@ -39,8 +39,6 @@ class Room:
 
     slots: int
     device_bytes: int
-    free_slots: int
-    free_bytes: int
     on_device: frozenset[AdapterId]
     pinned: frozenset[AdapterId]
     row_bytes_of: Mapping[AdapterId, int]

@@ -18,7 +18,7 @@ from ..bus.errors import InvalidData, LoractlError, OutOfSlots, StartFailed
 from ..bus.messages import Floats, Ints, LoraSpec, ModelDetails
 from . import checks
 from .backbone import Backbone
-from .bank import Bank, HostState, Row
+from .bank import Bank, HostState
 from .checkpoint_state import read_state, state_tensors
 from .costs import Costs
 from .device_choice import device_of, dtype_of, model_directory, pass_tokens_of
@@ -112,9 +112,6 @@ class TrainEngine:
     def bank(self) -> Bank:
         """The rows, for whoever moves states."""
         return self._bank
-
-    def row(self, slot: int) -> Row:
-        return self._bank.row(slot)
 
     def fresh(self, slot: int, lora: LoraSpec) -> None:
         """Begin an adapter in the slot: A from its seed, B zero, so it is the base model."""
@@ -224,18 +221,6 @@ class TrainEngine:
         return outcome.logprobs
 
     # --- states ----------------------------------------------------------------------------------
-
-    def copy_out(self, slot: int) -> HostState:
-        """A copy of the slot's whole state in host memory."""
-        return self._bank.copy_out(slot)
-
-    def copy_in(self, slot: int, state: HostState) -> None:
-        """Put a state into a slot, whatever lay there before."""
-        self._bank.copy_in(slot, state)
-
-    def clear(self, slot: int) -> None:
-        """Free a slot; clearing a free one is fine."""
-        self._bank.close(slot)
 
     def checkpoint_tensors(self, state: HostState) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Everything of a state as named tensors without padding, and metadata as text."""

@@ -91,8 +91,6 @@ class Holdings:
         return Room(
             slots=self.budgets.slots,
             device_bytes=self.budgets.device_bytes,
-            free_slots=self.budgets.slots - len(resident),
-            free_bytes=self.budgets.device_bytes - self.device_bytes,
             on_device=resident,
             pinned=frozenset(adapter for adapter in resident if self._held[adapter].pins),
             row_bytes_of=self._row_bytes,

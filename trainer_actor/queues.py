@@ -91,10 +91,6 @@ class Queues:
         """The operation of an adapter that runs elsewhere, and what waits behind it; empty if none does."""
         return self._aside.get(adapter, ())
 
-    def tenants(self) -> Sequence[TenantId]:
-        """All tenants that have something to run."""
-        return list(self._ready)
-
     def woken(self) -> list[TenantId]:
         """Tenants that came to have something to run since this was asked last."""
         woken, self._woken = self._woken, []

@@ -312,8 +312,8 @@ class BrokerMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_without_a_reason(self) -> None:
         dispatch = self.broker._dispatch
-        for tenant in dispatch.waitlist.tenants():
-            for ticket in dispatch.waitlist.waiting(tenant):
+        for ticket in dispatch.ledger.under_way():
+            if ticket.waits_for:
                 away = isinstance(dispatch.actors.choose(ticket.destination), Hold)
                 assert away or quota_reason(dispatch.waitlist, ticket)
 

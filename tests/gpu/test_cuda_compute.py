@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from loractl.bus.ids import AdapterId
-from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, begin, gradients, run, spec, weights
+from loractl.tests.trainer_actor.compute_lab import (
+    Lab,
+    adam,
+    batch,
+    begin,
+    gradients,
+    run,
+    spec,
+    state_in,
+    weights,
+)
 from loractl.trainer_actor.budgets import Budgets
 from loractl.trainer_actor.resident import Residents
 from loractl.trainer_actor.spill import SpillStore
@@ -46,7 +56,7 @@ def test_adapters_interleaved_on_cuda_end_as_if_alone(lab: Lab) -> None:
     together = train([0, 1, 2])
 
     for slot in (0, 1, 2):
-        engine.clear(slot)
+        engine.bank.close(slot)
         alone = train([slot])[slot]
         assert all(torch.equal(together[slot][name], alone[name]) for name in alone)
 
@@ -58,13 +68,13 @@ def test_a_state_survives_the_way_to_the_host_and_back(lab: Lab) -> None:
     run(engine, batch(5, [8, 8], lora=lora))
     engine.optim_step(0, adam())
     run(engine, batch(6, [8, 8], lora=lora))
-    before, _ = engine.checkpoint_tensors(engine.copy_out(0))
+    before, _ = engine.checkpoint_tensors(state_in(engine, 0))
 
-    state = engine.copy_out(0)
-    engine.clear(0)
-    engine.copy_in(1, state)
+    state = state_in(engine, 0)
+    engine.bank.close(0)
+    engine.bank.copy_in(1, state)
 
-    after, _ = engine.checkpoint_tensors(engine.copy_out(1))
+    after, _ = engine.checkpoint_tensors(state_in(engine, 1))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -105,7 +115,7 @@ def test_an_adapter_that_is_nan_on_cuda_harms_no_other(lab: Lab) -> None:
     engine = lab.engine("qwen3", device="cuda", dtype="float32")
     for slot in (0, 1):
         begin(engine, slot, LORAS[0])
-    engine.row(1).main.fill_(torch.nan)
+    engine.bank.row(1).main.fill_(torch.nan)
     parts = [batch(1, [9, 17], slot=slot, lora=LORAS[0]) for slot in (0, 1)]
 
     sound, broken = engine.forward_backward(parts)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from loractl.bus.config import Config, ModelConfig, TrainerConfig
 from loractl.bus.messages import LoraSpec
+from loractl.trainer_actor.bank import PIECES, HostState
 from loractl.trainer_actor.engine import TrainEngine
 from loractl.trainer_actor.passes import AdamParams, PartResult, PassPart
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -95,7 +96,7 @@ class Lab:
             self.engines[key] = TrainEngine.build(config)
         engine = self.engines[key]
         for slot in range(engine.slots):
-            engine.clear(slot)
+            engine.bank.close(slot)
         return engine
 
     def peft(self, family: str, lora: LoraSpec) -> PeftModel:
@@ -161,17 +162,24 @@ def begin(engine: TrainEngine, slot: int, lora: LoraSpec, *, trained: bool = Tru
     """A fresh adapter; a trained one has random B as well, so that everything has a gradient."""
     engine.fresh(slot, lora)
     if trained:
-        tensors, metadata = engine.checkpoint_tensors(engine.copy_out(slot))
+        tensors, metadata = engine.checkpoint_tensors(state_in(engine, slot))
         draw = torch.Generator().manual_seed(lora.seed + 1000)
         for name, tensor in tensors.items():
             if "lora_B" in name:
                 tensor.normal_(0, 0.05, generator=draw)
-        engine.copy_in(slot, engine.state_from_checkpoint(tensors, metadata, lora, with_optimizer=True))
+        engine.bank.copy_in(slot, engine.state_from_checkpoint(tensors, metadata, lora, with_optimizer=True))
+
+
+def state_in(engine: TrainEngine, slot: int) -> HostState:
+    """A copy of the slot's whole state in host memory."""
+    row = engine.bank.row(slot)
+    pieces = {name: None if (piece := row.piece(name)) is None else piece.cpu().clone() for name in PIECES}
+    return HostState(lora=row.lora, step=row.step, tokens=row.tokens, **pieces)
 
 
 def gradients(engine: TrainEngine, slot: int) -> dict[str, torch.Tensor]:
     """The slot's pending gradients by PEFT name."""
-    tensors, _ = engine.checkpoint_tensors(engine.copy_out(slot))
+    tensors, _ = engine.checkpoint_tensors(state_in(engine, slot))
     return {
         name.removeprefix("gradients/"): each
         for name, each in tensors.items()
@@ -181,5 +189,5 @@ def gradients(engine: TrainEngine, slot: int) -> dict[str, torch.Tensor]:
 
 def weights(engine: TrainEngine, slot: int) -> dict[str, torch.Tensor]:
     """The slot's main weights by PEFT name."""
-    tensors, _ = engine.checkpoint_tensors(engine.copy_out(slot))
+    tensors, _ = engine.checkpoint_tensors(state_in(engine, slot))
     return {name.removeprefix("main/"): each for name, each in tensors.items() if name.startswith("main/")}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loractl.bus.errors import NotFinite
 from loractl.bus.messages import LoraSpec
-from loractl.tests.trainer_actor.compute_lab import FAMILIES, VOCAB, Lab, batch, begin, run, spec
+from loractl.tests.trainer_actor.compute_lab import FAMILIES, VOCAB, Lab, batch, begin, run, spec, state_in
 from loractl.trainer_actor.bank import HostState
 from loractl.trainer_actor.engine import TrainEngine
 from loractl.trainer_actor.passes import PartResult, PassPart
@@ -52,7 +52,7 @@ def started(engine: TrainEngine, parts: Sequence[PassPart]) -> None:
 
 
 def ends(engine: TrainEngine, parts: Sequence[PassPart]) -> list[HostState]:
-    return [engine.copy_out(part.slot) for part in parts]
+    return [state_in(engine, part.slot) for part in parts]
 
 
 def assert_same(
@@ -129,17 +129,17 @@ def test_weights_that_are_not_finite_reach_no_other_adapter(lab: Lab, ruined: in
     expected = run(engine, *PARTS)
     states = ends(engine, PARTS)
     started(engine, PARTS)
-    weights_N = engine.row(PARTS[ruined].slot).weights
+    weights_N = engine.bank.row(PARTS[ruined].slot).weights
     weights_N.masked_fill_(weights_N != 0, value)
 
     outcomes = engine.forward_backward(PARTS)
 
     assert isinstance(outcomes[ruined], NotFinite)
-    assert engine.row(PARTS[ruined].slot).gradients is None
+    assert engine.bank.row(PARTS[ruined].slot).gradients is None
     others = [index for index in range(4) if index != ruined]
     assert_same(
         [outcome for outcome in outcomes if isinstance(outcome, PartResult)],
-        [engine.copy_out(PARTS[index].slot) for index in others],
+        [state_in(engine, PARTS[index].slot) for index in others],
         [expected[index] for index in others],
         [states[index] for index in others],
     )
@@ -147,12 +147,12 @@ def test_weights_that_are_not_finite_reach_no_other_adapter(lab: Lab, ruined: in
 
 def test_what_memory_held_before_does_not_change_a_bit(lab: Lab) -> None:
     engine = lab.engine("llama")
-    memory = engine._bank.memory
+    memory = engine.bank.memory
     memory.release()
     started(engine, PARTS)
     expected, states = run(engine, *PARTS), ends(engine, PARTS)
     for slot in range(4):
-        engine.clear(slot)
+        engine.bank.close(slot)
 
     for views in memory._kept.values():
         views.row_N.fill_(torch.nan)

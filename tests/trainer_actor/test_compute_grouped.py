@@ -51,7 +51,7 @@ def rows_of(engine: TrainEngine, dtype: torch.dtype) -> list[Row]:
     for lora in LORAS:
         begin(engine, 0, lora)
         rows.append(Row(lora, engine.bank.layouts.of(lora), dtype, engine.bank.memory))
-        rows[-1].main.copy_(engine.row(0).main)
+        rows[-1].main.copy_(engine.bank.row(0).main)
         rows[-1].round_weights()
     return rows
 

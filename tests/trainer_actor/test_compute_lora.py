@@ -123,14 +123,14 @@ def test_nan_of_one_adapter_reaches_no_other(lab: Lab, ruined: int) -> None:
     expected_results, expected = together(engine, parts)
     for part in parts:
         begin(engine, part.slot, part.lora)
-    weights_N = engine.row(ruined).weights
+    weights_N = engine.bank.row(ruined).weights
     weights_N.masked_fill_(weights_N != 0, torch.nan)
 
     outcomes = engine.forward_backward(parts)
 
     assert isinstance(outcomes[ruined], NotFinite)
     assert gradients(engine, ruined) == {}
-    assert engine.row(ruined).tokens == 0
+    assert engine.bank.row(ruined).tokens == 0
     for slot in set(range(4)) - {ruined}:
         outcome = outcomes[slot]
         assert isinstance(outcome, PartResult)
@@ -164,7 +164,7 @@ def test_what_other_slots_hold_does_not_change_a_bit(lab: Lab) -> None:
 
     for slot in (0, 1, 3):
         begin(engine, slot, spec(rank=16, seed=slot))
-        engine.row(slot).weights.fill_(torch.inf)
+        engine.bank.row(slot).weights.fill_(torch.inf)
     begin(engine, 2, part.lora)
     (result,) = run(engine, part)
 
@@ -211,7 +211,7 @@ def test_a_bfloat16_model_trains_as_the_float32_one(lab: Lab) -> None:
     (result,), (expected,) = run(engine, part), run(exact, part)
 
     # On a CPU adapters are float32 whatever the model is.
-    assert engine.row(0).weights is engine.row(0).main
+    assert engine.bank.row(0).weights is engine.bank.row(0).main
     assert engine.details.dtype == "bfloat16"
     np.testing.assert_allclose(result.logprobs, expected.logprobs, atol=0.35)
     for name, gradient in gradients(exact, 0).items():

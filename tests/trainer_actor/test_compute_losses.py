@@ -8,7 +8,7 @@ import pytest
 import torch
 from loractl.bus.errors import InvalidRequest
 from loractl.bus.messages import LossName
-from loractl.tests.trainer_actor.compute_lab import Lab, batch, begin, gradients, run, spec
+from loractl.tests.trainer_actor.compute_lab import Lab, batch, begin, gradients, run, spec, state_in
 from loractl.tests.trainer_actor.compute_reference import WidestLogits
 from loractl.trainer_actor.loss_metrics import loss_metrics
 from loractl.trainer_actor.loss_settings import checked_settings
@@ -138,7 +138,7 @@ def test_the_chunked_output_is_autograds(lab: Lab, loss: LossName) -> None:
         hidden = torch.cat(
             [model(tokens[None]).last_hidden_state[0] for tokens in torch.tensor(part.tokens).split([30, 21])]
         )
-    tensors, _ = engine.checkpoint_tensors(engine.copy_out(0))
+    tensors, _ = engine.checkpoint_tensors(state_in(engine, 0))
     a, b = (
         tensors[f"main/base_model.model.lm_head.lora_{which}.weight"].clone().requires_grad_()
         for which in "AB"

@@ -8,7 +8,7 @@ import torch
 from loractl.bus.errors import NotFinite
 from loractl.bus.loss_settings import LOSS_SETTINGS
 from loractl.bus.messages import LossName
-from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, begin, gradients, run, spec
+from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, begin, gradients, run, spec, state_in
 from loractl.tests.trainer_actor.compute_reference import WidestLogits, plain_pass
 from loractl.trainer_actor.passes import PassPart
 
@@ -143,7 +143,7 @@ def test_forward_only_changes_nothing_and_answers_the_same(lab: Lab, loss: LossN
     (result,) = run(engine, replace(part, backward=False))
 
     assert all(torch.equal(each, before[name]) for name, each in gradients(engine, 0).items())
-    assert engine.copy_out(0).tokens == 39
+    assert state_in(engine, 0).tokens == 39
     assert result.logprobs.tobytes() == trained.logprobs.tobytes()
     assert result.metrics == trained.metrics
 

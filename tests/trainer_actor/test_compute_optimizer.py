@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from loractl.bus.errors import InvalidRequest
-from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, begin, run, spec
+from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, begin, run, spec, state_in
 from loractl.trainer_actor.optimizer import adamw_piece, gradient_norm
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
@@ -82,7 +82,7 @@ def test_steps_are_the_distributed_optimizers_bit_for_bit(
     engine = lab.engine("llama", dtype=dtype)
     lora = spec(rank=5, **targets)
     begin(engine, 0, lora)
-    row, kind = engine.row(0), getattr(torch, dtype)
+    row, kind = engine.bank.row(0), getattr(torch, dtype)
     with cuda_is_the_cpu(monkeypatch):
         ddp, optimizer = distributed_optimizer(row.main.to(kind), clip)
     # Theirs begins from rounded weights.
@@ -129,13 +129,13 @@ def test_every_adapter_counts_its_own_steps(lab: Lab) -> None:
         run(engine, batch(0, [30]))
         engine.optim_step(0, adam())
     run(engine, batch(1, [30], slot=1))
-    before = engine.copy_out(1)
+    before = state_in(engine, 1)
     assert before.gradients is not None
 
     outcome = engine.optim_step(1, adam(learning_rate=0.125))
 
     # At t = 1 the corrected moments are g and g squared: every weight moves by the learning rate.
-    moved = (engine.copy_out(1).main - before.main)[before.gradients.abs() > 1e-4]
+    moved = (state_in(engine, 1).main - before.main)[before.gradients.abs() > 1e-4]
     assert outcome.step == 1
     torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.125), rtol=1e-4, atol=0)
 
@@ -145,11 +145,11 @@ def test_a_step_without_gradients_changes_nothing(lab: Lab) -> None:
     begin(engine, 0, spec())
     run(engine, batch(0, [30]))
     first = engine.optim_step(0, adam(weight_decay=0.3))
-    before = engine.copy_out(0)
+    before = state_in(engine, 0)
 
     second = engine.optim_step(0, adam(weight_decay=0.3))
 
-    after = engine.copy_out(0)
+    after = state_in(engine, 0)
     assert (first.applied, first.step, first.tokens) == (True, 1, 30)
     assert (second.applied, second.step, second.tokens, second.grad_norm) == (False, 1, 0, 0.0)
     assert torch.equal(after.main, before.main)

@@ -72,9 +72,9 @@ def test_an_import_is_the_exported_adapter_with_a_cold_optimizer(lab: Lab) -> No
     trained(engine, lora)
     config_json, data, _ = engine.peft_files(0)
 
-    engine.copy_in(2, engine.state_from_peft(config_json, data, lora))
+    engine.bank.copy_in(2, engine.state_from_peft(config_json, data, lora))
 
-    assert engine.row(2).step == 0
+    assert engine.bank.row(2).step == 0
     assert all(torch.equal(tensor, weights(engine, 0)[name]) for name, tensor in weights(engine, 2).items())
     assert engine.peft_files(2) == (config_json, data, 15)
     run(engine, batch(9, [30], slot=2, weights=np.zeros(30, np.float32)))
@@ -95,7 +95,7 @@ def test_files_that_peft_wrote_are_read(lab: Lab, tmp_path: Path) -> None:
 
     config_json = (tmp_path / "adapter_config.json").read_text()
     data = (tmp_path / "adapter_model.safetensors").read_bytes()
-    engine.copy_in(0, engine.state_from_peft(config_json, data, lora))
+    engine.bank.copy_in(0, engine.state_from_peft(config_json, data, lora))
 
     with torch.no_grad():
         logprobs = model(tokens[None]).logits[0, :-1].log_softmax(-1)

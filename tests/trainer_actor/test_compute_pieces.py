@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from loractl.bus.errors import InvalidData, NotFinite, OutOfSlots
-from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, begin, run, spec
+from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, begin, run, spec, state_in
 from loractl.trainer_actor.bank import HostState
 from loractl.trainer_actor.engine import TrainEngine
 from loractl.trainer_actor.part_run import PartRun
@@ -50,7 +50,7 @@ def engine(lab: Lab) -> TrainEngine:
 
 
 def ends(engine: TrainEngine) -> list[HostState]:
-    return [engine.copy_out(part.slot) for part in PARTS]
+    return [state_in(engine, part.slot) for part in PARTS]
 
 
 def alone(engine: TrainEngine) -> tuple[list[PartResult], list[HostState]]:
@@ -123,10 +123,10 @@ def test_steps_of_others_between_the_pieces_change_nothing(engine: TrainEngine) 
     long = engine.begin(PARTS[0])
     engine.run([long])
     engine.optim_step(1, adam(learning_rate=0.1))
-    engine.clear(1)
+    engine.bank.close(1)
     finish(engine, [long])
 
-    state = engine.copy_out(0)
+    state = state_in(engine, 0)
     assert isinstance(long.outcome, PartResult)
     assert long.outcome.logprobs.tobytes() == expected[0][0].logprobs.tobytes()
     assert state.gradients is not None
@@ -137,22 +137,22 @@ def test_steps_of_others_between_the_pieces_change_nothing(engine: TrainEngine) 
 @pytest.mark.parametrize("passes", [0, 1, 3])
 def test_a_run_that_is_given_up_leaves_no_trace(engine: TrainEngine, passes: int) -> None:
     run(engine, batch(7, [12], slot=0, lora=LORAS[0]))
-    before, in_use = engine.copy_out(0), engine._bank.memory.in_use_bytes
+    before, in_use = state_in(engine, 0), engine.bank.memory.in_use_bytes
     given_up = engine.begin(PARTS[0])
     for _ in range(passes):
         engine.run([given_up])
 
     engine.abandon(given_up)
 
-    after = engine.copy_out(0)
-    assert engine._bank.memory.in_use_bytes == in_use
+    after = state_in(engine, 0)
+    assert engine.bank.memory.in_use_bytes == in_use
     assert given_up.outcome is None
     assert (after.step, after.tokens) == (before.step, before.tokens)
     assert torch.equal(after.main, before.main)
     assert after.gradients is not None
     assert before.gradients is not None
     assert torch.equal(after.gradients, before.gradients)
-    assert engine.row(0).changed == {"gradients"}
+    assert engine.bank.row(0).changed == {"gradients"}
 
 
 def test_a_run_that_fails_in_its_last_piece_leaves_no_trace(engine: TrainEngine) -> None:
@@ -164,12 +164,12 @@ def test_a_run_that_fails_in_its_last_piece_leaves_no_trace(engine: TrainEngine)
     finish(engine, [bad])
 
     assert isinstance(bad.outcome, NotFinite)
-    assert engine.row(0).gradients is None
-    assert engine.row(0).tokens == 0
+    assert engine.bank.row(0).gradients is None
+    assert engine.bank.row(0).tokens == 0
 
 
 def test_an_operation_whose_arrays_find_no_room_is_refused_and_leaves_no_trace(engine: TrainEngine) -> None:
-    before, in_use = engine.bank.copy_out(0), engine.bank.memory.in_use_bytes
+    before, in_use = state_in(engine, 0), engine.bank.memory.in_use_bytes
     other = engine.begin(PARTS[1])
     # More than any machine can address, of which numpy stores one number.
     endless = replace(PARTS[0], tokens=np.broadcast_to(np.int64(1), 1 << 45))
@@ -178,7 +178,7 @@ def test_an_operation_whose_arrays_find_no_room_is_refused_and_leaves_no_trace(e
         engine.begin(endless)
 
     finish(engine, [other])
-    after = engine.bank.copy_out(0)
+    after = state_in(engine, 0)
     assert isinstance(other.outcome, PartResult)
     assert torch.equal(after.main, before.main)
     assert after.gradients is None
@@ -207,7 +207,7 @@ def test_a_pass_without_room_for_all_runs_them_one_by_one_to_the_same_end(
 def test_runs_of_one_slot_that_begin_anew_for_want_of_room_end_in_their_order(engine: TrainEngine) -> None:
     short = batch(5, [8], slot=0, lora=LORAS[0])
     expected = [run(engine, part)[0] for part in (PARTS[0], short)]
-    gathered = engine.copy_out(0).gradients
+    gathered = state_in(engine, 0).gradients
     begin(engine, 0, LORAS[0])
     first = engine.begin(PARTS[0])
     while first.left > 1:
@@ -225,13 +225,13 @@ def test_runs_of_one_slot_that_begin_anew_for_want_of_room_end_in_their_order(en
         assert isinstance(each.outcome, PartResult)
         assert each.outcome.logprobs.tobytes() == result.logprobs.tobytes()
     assert gathered is not None
-    ended = engine.copy_out(0).gradients
+    ended = state_in(engine, 0).gradients
     assert ended is not None
     assert torch.equal(ended, gathered)
 
 
 def test_a_piece_without_room_fails_by_name_and_leaves_no_trace(engine: TrainEngine) -> None:
-    in_use = engine._bank.memory.in_use_bytes
+    in_use = engine.bank.memory.in_use_bytes
     first = engine.begin(PARTS[0])
     second = engine.begin(PARTS[1])
 
@@ -240,15 +240,15 @@ def test_a_piece_without_room_fails_by_name_and_leaves_no_trace(engine: TrainEng
 
     assert isinstance(first.outcome, InvalidData)
     assert "40 positions do not fit" in first.outcome.message
-    assert engine.row(0).gradients is None
+    assert engine.bank.row(0).gradients is None
     assert isinstance(second.outcome, PartResult)
-    assert engine._bank.memory.in_use_bytes == in_use + 4 * engine.row(1).layout.size
+    assert engine.bank.memory.in_use_bytes == in_use + 4 * engine.bank.row(1).layout.size
 
 
 def test_what_changed_since_the_host_copy_is_kept_per_piece(engine: TrainEngine) -> None:
-    row = engine.row(0)
+    row = engine.bank.row(0)
     engine.fresh(3, LORAS[0])
-    assert engine.row(3).changed == {"main"}
+    assert engine.bank.row(3).changed == {"main"}
     assert row.changed == set()
 
     run(engine, replace(PARTS[0], backward=False))
@@ -258,14 +258,14 @@ def test_what_changed_since_the_host_copy_is_kept_per_piece(engine: TrainEngine)
     engine.optim_step(0, adam())
     assert row.changed == {"main", "exp_avg", "exp_avg_sq"}
     assert row.gradients is None
-    engine.copy_in(0, engine.copy_out(0))
-    assert engine.row(0).changed == set()
+    engine.bank.copy_in(0, state_in(engine, 0))
+    assert engine.bank.row(0).changed == set()
 
 
 def test_steps_of_several_slots_are_answered_each(engine: TrainEngine) -> None:
     run(engine, PARTS[0])
     run(engine, PARTS[2])
-    engine.row(2).hold("gradients")[3] = torch.nan
+    engine.bank.row(2).hold("gradients")[3] = torch.nan
 
     stepped, nothing, failed = engine.optim_steps([(0, adam()), (1, adam()), (2, adam())])
 
@@ -274,15 +274,15 @@ def test_steps_of_several_slots_are_answered_each(engine: TrainEngine) -> None:
     assert not isinstance(nothing, Exception)
     assert not nothing.applied
     assert isinstance(failed, NotFinite)
-    assert engine.row(2).step == 0
+    assert engine.bank.row(2).step == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes_of_a_row_and_of_a_state_are_exact(lab: Lab, dtype: str) -> None:
     engine = lab.engine("llama", dtype=dtype)
     for lora in (*LORAS, spec(rank=1, train_attn=False, train_unembed=False)):
-        engine.clear(0)
-        memory = engine._bank.memory
+        engine.bank.close(0)
+        memory = engine.bank.memory
         before = memory.in_use_bytes
         begin(engine, 0, lora)
         for _ in range(2):
@@ -293,16 +293,16 @@ def test_bytes_of_a_row_and_of_a_state_are_exact(lab: Lab, dtype: str) -> None:
         begun.member()
 
         assert memory.in_use_bytes - before == engine.row_bytes(lora)
-        assert engine.copy_out(0).size_bytes == engine.state_bytes(lora)
+        assert state_in(engine, 0).size_bytes == engine.state_bytes(lora)
         engine.abandon(begun)
 
 
 def test_measuring_leaves_no_trace(engine: TrainEngine) -> None:
-    in_use = engine._bank.memory.in_use_bytes
+    in_use = engine.bank.memory.in_use_bytes
 
     costs = engine.measure()
 
     assert costs.pass_ms > 0
     assert costs.token_ms > 0
     assert costs.copy_bytes_per_ms > 1000
-    assert engine._bank.memory.in_use_bytes == in_use
+    assert engine.bank.memory.in_use_bytes == in_use

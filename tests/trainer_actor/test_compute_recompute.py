@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loractl.tests.trainer_actor.compute_lab import Lab, batch, begin, run, spec
+from loractl.tests.trainer_actor.compute_lab import Lab, batch, begin, run, spec, state_in
 
 LORAS = [
     spec(rank=4, seed=1),
@@ -26,7 +26,7 @@ def test_recomputing_activations_changes_no_bit_of_any_adapter(lab: Lab, dtype: 
         for part in parts:
             begin(engine, part.slot, part.lora)
         results = run(engine, *parts) + run(engine, *parts)
-        found.append((results, [engine.copy_out(part.slot).gradients for part in parts]))
+        found.append((results, [state_in(engine, part.slot).gradients for part in parts]))
 
     (plain, gradients), (recomputed, gradients_again) = found
     for result, other in zip(recomputed, plain, strict=True):

@@ -15,6 +15,7 @@ from loractl.tests.trainer_actor.compute_lab import (
     gradients,
     run,
     spec,
+    state_in,
     weights,
 )
 from loractl.trainer_actor.bank import HostState
@@ -56,14 +57,14 @@ def trained_alone(engine: TrainEngine, who: int, stages: int) -> HostState:
     begin(engine, 0, THREE[who])
     for stage in range(stages):
         advance(engine, who, 0, stage)
-    return engine.copy_out(0)
+    return state_in(engine, 0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_three_adapters_interleaved_end_as_each_alone(lab: Lab, dtype: str) -> None:
     engine = lab.engine("qwen3", dtype=dtype)
     alone = [trained_alone(engine, who, 9) for who in range(3)]
-    engine.clear(0)
+    engine.bank.close(0)
     for who in range(3):
         begin(engine, who + 1, THREE[who])
 
@@ -71,7 +72,7 @@ def test_three_adapters_interleaved_end_as_each_alone(lab: Lab, dtype: str) -> N
         for who in range(3):
             advance(engine, who, who + 1, stage)
 
-    assert all(same(engine.copy_out(who + 1), alone[who]) for who in range(3))
+    assert all(same(state_in(engine, who + 1), alone[who]) for who in range(3))
 
 
 def test_every_interleaving_of_two_adapters_ends_the_same(lab: Lab) -> None:
@@ -85,7 +86,7 @@ def test_every_interleaving_of_two_adapters_ends_the_same(lab: Lab) -> None:
         for who in turns:
             advance(engine, who, who, done[who])
             done[who] += 1
-        assert all(same(engine.copy_out(who), alone[who]) for who in range(2)), turns
+        assert all(same(state_in(engine, who), alone[who]) for who in range(2)), turns
 
 
 def test_eviction_and_return_change_nothing(lab: Lab) -> None:
@@ -94,16 +95,16 @@ def test_eviction_and_return_change_nothing(lab: Lab) -> None:
     host: list[HostState] = []
     for who in range(3):
         begin(engine, 3, THREE[who])
-        host.append(engine.copy_out(3))
+        host.append(state_in(engine, 3))
 
     for stage in range(8):
         for who in range(3):
             slot = (who + stage) % 4
-            engine.clear(slot)
-            engine.copy_in(slot, host[who])
+            engine.bank.close(slot)
+            engine.bank.copy_in(slot, host[who])
             advance(engine, who, slot, stage)
-            host[who] = engine.copy_out(slot)
-            engine.clear(slot)
+            host[who] = state_in(engine, slot)
+            engine.bank.close(slot)
 
     assert all(same(host[who], expected[who]) for who in range(3))
 
@@ -111,7 +112,7 @@ def test_eviction_and_return_change_nothing(lab: Lab) -> None:
 def test_a_used_slot_gives_nothing_to_its_next_adapter(lab: Lab) -> None:
     engine = lab.engine("llama")
     expected = trained_alone(engine, 0, 5)
-    engine.clear(0)
+    engine.bank.close(0)
     begin(engine, 0, spec(rank=16, seed=9))
     run(engine, batch(0, [30], lora=spec(rank=16, seed=9)))
     engine.optim_step(0, adam())
@@ -122,33 +123,33 @@ def test_a_used_slot_gives_nothing_to_its_next_adapter(lab: Lab) -> None:
 
 def test_a_cleared_slot_holds_nothing_and_says_so(lab: Lab) -> None:
     engine = lab.engine("llama")
-    before = engine._bank.memory.in_use_bytes
+    before = engine.bank.memory.in_use_bytes
     begin(engine, 1, spec())
     run(engine, batch(0, [30], slot=1))
 
-    engine.clear(1)
+    engine.bank.close(1)
 
-    assert engine._bank.memory.in_use_bytes == before
+    assert engine.bank.memory.in_use_bytes == before
     with pytest.raises(AssertionError, match="slot 1 is free"):
-        engine.copy_out(1)
+        state_in(engine, 1)
 
 
 def test_memory_is_taken_again_and_never_more_than_the_most_in_use(lab: Lab) -> None:
     engine = lab.engine("llama")
-    memory = engine._bank.memory
+    memory = engine.bank.memory
     memory.release()
     begin(engine, 0, spec())
     begin(engine, 1, spec(rank=16))
-    weights_at = engine.row(0).weights.data_ptr()
+    weights_at = engine.bank.row(0).weights.data_ptr()
     most = memory.in_use_bytes
 
     for slot in (0, 1):
-        engine.clear(slot)
+        engine.bank.close(slot)
     kept = memory.kept_bytes
     begin(engine, 2, spec(seed=5))
 
     assert kept == most
-    assert engine.row(2).weights.data_ptr() == weights_at
+    assert engine.bank.row(2).weights.data_ptr() == weights_at
     assert memory.in_use_bytes + memory.kept_bytes <= most
 
 
@@ -171,7 +172,7 @@ def test_gradients_add_up_over_calls(lab: Lab) -> None:
     begin(engine, 0, spec())
     run(engine, batch(0, [1], **arrays))
 
-    assert engine.row(0).tokens == 89
+    assert engine.bank.row(0).tokens == 89
     for name, gradient in gradients(engine, 0).items():
         assert (apart[name] - gradient).abs().max() <= 2e-6 * max(1.0, float(gradient.abs().max())), name
 
@@ -193,12 +194,12 @@ def test_forward_only_changes_nothing(lab: Lab) -> None:
     engine = lab.engine("llama")
     begin(engine, 0, spec())
     (trained,) = run(engine, batch(0, [30]))
-    before = engine.copy_out(0)
+    before = state_in(engine, 0)
 
     (result,) = run(engine, batch(0, [30], backward=False))
     engine.score(0, [1, 2, 3])
 
-    assert same(engine.copy_out(0), before)
+    assert same(state_in(engine, 0), before)
     assert result.logprobs.tobytes() == trained.logprobs.tobytes()
     assert result.metrics == trained.metrics
 
@@ -224,14 +225,14 @@ def test_a_step_touches_no_bystander(lab: Lab) -> None:
     for slot in range(3):
         begin(engine, slot, THREE[slot])
         run(engine, batch(slot, [30], slot=slot, lora=THREE[slot]))
-    engine.row(2).hold("gradients").mul_(1e6)
-    bystanders = [engine.copy_out(0), engine.copy_out(2)]
+    engine.bank.row(2).hold("gradients").mul_(1e6)
+    bystanders = [state_in(engine, 0), state_in(engine, 2)]
 
     outcome = engine.optim_step(1, adam(weight_decay=0.5, grad_clip_norm=0.01))
 
     assert outcome.grad_norm < 1e4
-    assert same(engine.copy_out(0), bystanders[0])
-    assert same(engine.copy_out(2), bystanders[1])
+    assert same(state_in(engine, 0), bystanders[0])
+    assert same(state_in(engine, 2), bystanders[1])
 
 
 def test_padding_stays_exactly_zero(lab: Lab) -> None:
@@ -252,7 +253,7 @@ def test_padding_stays_exactly_zero(lab: Lab) -> None:
 
     for slot, lora in enumerate(loras):
         run(engine, batch(0, [20], slot=slot, lora=lora))
-        row = engine.row(slot)
+        row = engine.bank.row(slot)
         used = torch.zeros(row.layout.size, dtype=torch.bool)
         for _, part in named_parts(row.layout, lora.rank, used):
             part.fill_(True)
@@ -300,11 +301,11 @@ def test_a_checkpoint_resumes_to_the_same_bits(lab: Lab) -> None:
     tensors, metadata = engine.checkpoint_tensors(middle)
 
     other = lab.engine("qwen3", dtype="bfloat16", max_rank=32)
-    other.copy_in(2, other.state_from_checkpoint(tensors, metadata, THREE[1], with_optimizer=True))
+    other.bank.copy_in(2, other.state_from_checkpoint(tensors, metadata, THREE[1], with_optimizer=True))
     for stage in range(4, 9):
         advance(other, 1, 2, stage)
 
-    resumed, wanted = other.checkpoint_tensors(other.copy_out(2)), engine.checkpoint_tensors(expected)
+    resumed, wanted = other.checkpoint_tensors(state_in(other, 2)), engine.checkpoint_tensors(expected)
     assert resumed[1] == wanted[1]
     assert all(torch.equal(tensor, wanted[0][name]) for name, tensor in resumed[0].items())
 
@@ -314,11 +315,11 @@ def test_a_checkpoint_without_its_optimizer_starts_cold(lab: Lab) -> None:
     tensors, metadata = engine.checkpoint_tensors(trained_alone(engine, 0, 4))
 
     state = engine.state_from_checkpoint(tensors, metadata, THREE[0], with_optimizer=False)
-    engine.copy_in(3, state)
+    engine.bank.copy_in(3, state)
 
     assert (state.step, state.tokens, state.gradients, state.exp_avg) == (0, 0, None, None)
     assert not engine.optim_step(3, adam(weight_decay=0.1)).applied
-    assert torch.equal(engine.copy_out(3).main, trained_alone(engine, 0, 3).main)
+    assert torch.equal(state_in(engine, 3).main, trained_alone(engine, 0, 3).main)
 
 
 @pytest.mark.parametrize(
@@ -426,10 +427,10 @@ def test_a_step_that_would_ruin_an_adapter_is_refused(lab: Lab) -> None:
     engine = lab.engine("llama")
     begin(engine, 0, spec())
     run(engine, batch(0, [30]))
-    engine.row(0).hold("gradients")[5] = torch.inf
-    before = engine.copy_out(0)
+    engine.bank.row(0).hold("gradients")[5] = torch.inf
+    before = state_in(engine, 0)
 
     with pytest.raises(NotFinite):
         engine.optim_step(0, adam())
 
-    assert same(engine.copy_out(0), before)
+    assert same(state_in(engine, 0), before)

@@ -106,7 +106,7 @@ def test_every_request_gets_exactly_one_answer(data: st.DataObject) -> None:
 
     requests = [answer.to.request for answer in answers]
     assert len(requests) == len(set(requests)) == sent
-    assert not ours.queues.tenants()
+    assert not ours.queues.adapters
 
 
 def test_a_resend_reads_the_first_outcome_and_does_not_run() -> None:
@@ -118,7 +118,7 @@ def test_a_resend_reads_the_first_outcome_and_does_not_run() -> None:
     [answer] = send(ours, step(1), request="again")
 
     assert (answer.to.request, answer.body) == ("again", Done())
-    assert not ours.queues.tenants()
+    assert not ours.queues.adapters
 
 
 def test_a_resend_of_a_waiting_operation_is_answered_with_it() -> None:
@@ -186,7 +186,7 @@ def test_an_operation_that_arrives_after_its_gap_was_given_up_does_not_run() -> 
 
     assert isinstance(answer.body, Failed)
     assert answer.body.code == "sequence_gap"
-    assert not ours.queues.tenants()
+    assert not ours.queues.adapters
 
 
 def test_a_new_gap_further_on_gets_the_whole_time() -> None:

@@ -64,8 +64,6 @@ def room(
     return Room(
         slots=slots,
         device_bytes=device_bytes,
-        free_slots=slots - len(resident),
-        free_bytes=device_bytes - row_bytes * len(resident),
         on_device=resident,
         pinned=frozenset(),
         row_bytes_of={AdapterId(name): row_bytes for name in "abcdefgh"},

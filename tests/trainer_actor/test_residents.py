@@ -9,7 +9,7 @@ import torch
 from loractl.bus.errors import OutOfSlots, StorageFailed
 from loractl.bus.ids import AdapterId
 from loractl.bus.messages import LoraSpec
-from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, run, spec
+from loractl.tests.trainer_actor.compute_lab import Lab, adam, batch, run, spec, state_in
 from loractl.tests.trainer_actor.other_copies import FailingCopies, LateCopies
 from loractl.trainer_actor.bank import PIECES, HostState
 from loractl.trainer_actor.budgets import Budgets
@@ -125,7 +125,7 @@ def test_every_piece_and_number_of_a_state_survives_host_and_disk(scene: Open) -
     assert on.residents.place_of(A) == "disk"
     assert same(on.state(A), before)
     on.residents.sink(A)
-    assert same(on.engine.copy_out(on.residents.place(A)), before)
+    assert same(state_in(on.engine, on.residents.place(A)), before)
 
 
 def play(on: Scene, seed: int) -> tuple[list[np.ndarray], list[HostState]]:
@@ -180,7 +180,7 @@ def test_a_pass_does_not_compute_in_memory_that_a_copy_behind_it_still_reads(sce
     on.admit(A, B)
     on.admit(C, lora=spec(train_mlp=False))
     on.train(A, 1)
-    before = on.engine.copy_out(on.residents.place(A))
+    before = state_in(on.engine, on.residents.place(A))
     on.residents.place_all([B])
 
     on.residents.prefetch([C])  # in A's place
@@ -201,7 +201,7 @@ def test_a_swap_whose_copy_fails_anywhere_leaves_both_states_whole(scene: Open) 
 
     for fails_at in range(2 * len(PIECES)):  # B's way out, then A's way in
         on.residents.place(B)
-        on.engine.row(0).changed.update(PIECES)
+        on.engine.bank.row(0).changed.update(PIECES)
         copies.arm(fails_at)
         with pytest.raises(StorageFailed):
             on.residents.place(A)
@@ -210,7 +210,7 @@ def test_a_swap_whose_copy_fails_anywhere_leaves_both_states_whole(scene: Open) 
         assert on.residents.on_device(B) == (fails_at < len(PIECES))
         assert all(same(on.state(adapter), before[adapter]) for adapter in (A, B))
 
-    assert same(on.engine.copy_out(on.residents.place(A)), before[A])
+    assert same(state_in(on.engine, on.residents.place(A)), before[A])
 
 
 def test_a_full_or_broken_disk_is_said_and_leaves_the_state_where_it_was(scene: Open) -> None:
@@ -219,7 +219,7 @@ def test_a_full_or_broken_disk_is_said_and_leaves_the_state_where_it_was(scene: 
     on.train(A, 1, lora=spec(rank=12))
     on.train(B, 2, lora=spec(rank=12))
     on.gather(B, 3, lora=spec(rank=12))
-    before = on.engine.copy_out(on.residents.place(B))
+    before = state_in(on.engine, on.residents.place(B))
     kept = on.spill.rename(on.spill.with_name("kept"))
     on.spill.write_text("a file where the directory should be")
 
@@ -252,7 +252,7 @@ def test_a_state_that_was_loaded_is_kept_even_if_the_disk_refuses_to_make_room(s
     on.spill.unlink()
     kept.rename(on.spill)
     assert all(same(on.state(adapter), second) for adapter in (A, B))
-    assert same(on.engine.copy_out(on.residents.place(C)), expected)
+    assert same(state_in(on.engine, on.residents.place(C)), expected)
 
 
 def test_a_damaged_file_is_never_trained_on(scene: Open) -> None:
@@ -286,7 +286,7 @@ def test_another_state_takes_the_place_of_a_damaged_file(scene: Open) -> None:
     on.residents.make_room(A)
     on.residents.replace(A, saved)
 
-    assert same(on.engine.bank.copy_out(on.residents.place(A)), saved)
+    assert same(state_in(on.engine, on.residents.place(A)), saved)
 
 
 # --- only what changed ---------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ def test_thousands_are_registered_where_two_fit(scene: Open) -> None:
     states = [on.state(adapter) for adapter in many[::100]]
 
     assert all(same(state, expected) for state in states)
-    assert on.residents.room().slots - on.residents.room().free_slots <= 2
+    assert len(on.residents.room().on_device) <= 2
 
 
 def test_whoever_is_removed_leaves_nothing_behind(scene: Open) -> None:
@@ -438,7 +438,6 @@ def test_whoever_is_removed_leaves_nothing_behind(scene: Open) -> None:
     for adapter in (A, B, C):
         on.residents.remove(adapter)
 
-    room = on.residents.room()
-    assert (room.free_slots, room.free_bytes) == (1, PLENTY)
+    assert not on.residents.room().on_device
     assert on.engine.bank.memory.in_use_bytes == in_use
     assert list(on.spill.iterdir()) == []

@@ -101,8 +101,6 @@ class Floor:
         return Room(
             slots=self.trainer.slots,
             device_bytes=1 << 30,
-            free_slots=0,
-            free_bytes=0,
             on_device=frozenset(self.resident),
             pinned=frozenset(name for name in self.resident if self.begun(name)),
             row_bytes_of={AdapterId(name): 1000 for name in self.seqs},

@@ -269,7 +269,7 @@ def test_the_room_says_what_a_turn_may_hold() -> None:
 
     room = on.room()
 
-    assert (room.free_slots, room.free_bytes, room.row_bytes(B)) == (1, 15, 10)
+    assert (room.slots, room.device_bytes, room.row_bytes(B)) == (2, 25, 10)
     assert (room.on_device, room.pinned) == ({A}, {A})
     assert room.fits([B])
     assert room.fits([A, B])

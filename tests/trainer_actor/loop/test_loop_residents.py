@@ -9,6 +9,7 @@ import pytest
 from loractl.bus.errors import OutOfSlots, StorageFailed
 from loractl.bus.ids import LOCAL_TENANT, AdapterId
 from loractl.bus.messages import AdapterList, CreateAdapter, ListAdapters, LoraSpec
+from loractl.tests.trainer_actor.compute_lab import state_in
 from loractl.tests.trainer_actor.loop.harness import Adapter, Office, create, pass_over, same
 from loractl.trainer_actor.adapters import Adapters
 from loractl.trainer_actor.bank import HostState
@@ -41,8 +42,8 @@ def test_an_adapter_whose_state_cannot_be_read_takes_no_memory(open_office: Call
             residents.admit(C, LORA, unreadable)
     assert not residents.admitted(C)
 
-    residents.replace(B, engine.copy_out(residents.place(A)))
-    engine.row(0).changed.add("main")  # as a step does
+    residents.replace(B, state_in(engine, residents.place(A)))
+    engine.bank.row(0).changed.add("main")  # as a step does
     with pytest.raises(OutOfSlots, match="2 adapters have"):
         residents.admit(C, LORA, unreadable)
 
