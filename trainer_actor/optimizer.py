@@ -4,6 +4,10 @@ Semantics of megatron-core's DistributedOptimizer (0.16.1), which a test compare
 float32 gradients and main weights, the global norm as the norm of the parts' norms, the clip
 coefficient max_norm / (norm + 1e-6) applied when below 1 (clip_grads.py), then AdamW with decoupled
 weight decay, then the weights rounded from the main weights.
+
+Adapters step one after another. On a CPU one update of 8 adapters of 4.9 M numbers as a single row takes 0.9
+to 1.1 times as long, and torch._foreach_ over the 8 rows 1.4 to 1.7 times (one thread and two): in pieces
+that fit the cache an update is bound by its arithmetic already.
 """
 
 import math
