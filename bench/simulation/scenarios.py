@@ -40,7 +40,7 @@ def scenario(
     load: float,
 ) -> Scenario:
     if name == "backlog":
-        return backlog(machine, seed=seed, full_passes=steps // 20)
+        return backlog(machine, seed=seed, full_passes=steps // 5)
     crowd = mixed_tenants(tenants, 0.0 if name == "light" else heavy, seed)
     shares = popularity(tenants, exponent)
     positions = float(np.dot(shares, [each.positions for each in crowd]))

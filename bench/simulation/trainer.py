@@ -41,7 +41,7 @@ class FairTrainer:
         )
         self._queues = self._lanes.queues
         costs = Costs(
-            pass_ms=machine.pass_ms,
+            pass_ms=machine.pass_ms + machine.adapter_ms,
             token_ms=machine.token_ms,
             copy_bytes_per_ms=machine.copy_bytes_per_ms,
         )
@@ -134,7 +134,9 @@ class FairTrainer:
                 self._device.pin(queued.operation.adapter)
         self._device.prefetch(upcoming)
         pieces = [(self._tenant(queued), queued.left[0]) for queued in members]
-        took_ms = self._machine.pass_cost_ms(sum(positions for _, positions in pieces))
+        took_ms = self._machine.pass_cost_ms(
+            sum(positions for _, positions in pieces), len({tenant.number for tenant, _ in pieces})
+        )
         self._link.spend(took_ms)
         alone_ms = sum(self._machine.pass_cost_ms(positions) for _, positions in pieces)
         self._record.ran_pass(pieces, took_ms, alone_ms)
