@@ -208,6 +208,19 @@ class StorageFailed(LoractlError):
     fault = "server"
 
 
+class Quarantined(LoractlError):
+    """The trainer died again and again while it had this operation in hand; it is not tried any more."""
+
+    code = "quarantined"
+
+
+class RecoveryFailed(LoractlError):
+    """After a restart the adapter could not be brought back to where it was. Its checkpoints are there."""
+
+    code = "recovery_failed"
+    fault = "server"
+
+
 class Internal(LoractlError):
     """Our bug. The log has the details."""
 

@@ -3,7 +3,9 @@
 <state>/loractl.toml       optional settings
 <state>/run/               0700: sockets, lock, pid, the config handed to actors
 <state>/logs/<actor>.log   JSON lines, and <actor>.out for what libraries print
-<state>/adapters/<id>/     one directory per adapter: adapter.json, checkpoints/<digest of name>/
+<state>/adapters/<id>/     one directory per adapter: adapter.json, checkpoints/<digest of name>/,
+                           snapshots/<number>/
+<state>/journal.sqlite     every request that changed something, and its outcome; see `daemon/journal`
 <state>/versions/<id>/<n>/ immutable published versions: PEFT files, version.json
 <state>/spill/             training states that found no room in memory; wiped when a trainer starts
 <state>/training/<id>.json the settings of the `loractl train` run that made an adapter
@@ -79,6 +81,19 @@ class StateLayout:
 
     def version(self, adapter: AdapterId, number: int) -> Path:
         return self.versions / adapter / str(number)
+
+    def snapshots(self, adapter: AdapterId) -> Path:
+        """Training states that the journal goes on from, by number."""
+        return self.adapter(adapter) / "snapshots"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal.sqlite"
+
+    @property
+    def in_hand(self) -> Path:
+        """The requests that the trainer has in hand; read when it died."""
+        return self.run / "in_hand"
 
     @property
     def keys(self) -> Path:

@@ -76,6 +76,22 @@ class QuotasConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JournalConfig:
+    """What outlives every process. enabled: false keeps requests in memory only, for measurements.
+
+    An adapter is snapshotted once its oldest operation that no snapshot holds is snapshot_s old, or once
+    such operations have snapshot_bytes: this bounds what runs again after a crash. keep_s, keep_bytes:
+    operations older than their adapter's newest snapshot stay for so long, and for so many bytes of all of
+    them, as its history; then the oldest go."""
+
+    enabled: bool = True
+    snapshot_s: float = 30.0
+    snapshot_bytes: int = 64 * 2**20
+    keep_s: float = 7 * 24 * 3600.0
+    keep_bytes: int = 16 * 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerConfig:
     """engine "auto" is vllm where it imports, and torch for what vllm cannot serve exactly.
     gpu_memory_utilization counts on CUDA only, kv_cache_bytes on a CPU only."""
@@ -168,6 +184,7 @@ class Config:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     fairness: FairnessConfig = field(default_factory=FairnessConfig)
     quotas: QuotasConfig = field(default_factory=QuotasConfig)
+    journal: JournalConfig = field(default_factory=JournalConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     bridge: BridgeConfig = field(default_factory=BridgeConfig)

@@ -20,6 +20,7 @@ from ..bus.logs import configure_logs
 from ..bus.messages import ActorStatus, DaemonStatus, GetStatus, Shutdown
 from .broker import Broker
 from .instance import actors_file, already_running, hold_state_directory, is_held, read_pid, unusable
+from .journal.journal import Journal
 from .known_tenants import unknown_tenants
 from .loop import Loop, Progress
 from .processes import end_orphans, last_words, note_processes
@@ -54,7 +55,9 @@ def run_foreground(
             ensure_local_key(layout)
         _warn_of_unknown_tenants(config, layout)
         identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic())
-        broker = Broker(config, {each.actor: each.role for each in commands}, identity)
+        journal = Journal(layout) if config.journal.enabled else None
+        past = journal.past if journal is not None else None
+        broker = Broker(config, {each.actor: each.role for each in commands}, identity, past)
         supervisor = Supervisor(config, commands)
         start = _Start(layout)
 
@@ -67,8 +70,14 @@ def run_foreground(
             if start.failed(status):
                 loop.stop()
 
-        loop = Loop(config, broker, supervisor, progressed)
-        loop.run()
+        loop = Loop(
+            config, broker, supervisor, progressed, journal=journal.writer if journal is not None else None
+        )
+        try:
+            loop.run()
+        finally:
+            if journal is not None:
+                journal.close()
     if start.failure is not None:
         raise start.failure
     return 0

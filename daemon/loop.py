@@ -40,9 +40,14 @@ from .decisions import (
     Publish,
     Relay,
     Reply,
+    Say,
     StopDaemon,
     Tell,
+    WriteDown,
 )
+from .in_hand import read_in_hand
+from .journal.records import Record
+from .journal.writer import Writer
 from .signals import Signals
 from .supervisor import Change, Lost, Spawned, Supervisor
 
@@ -57,12 +62,21 @@ _LONGEST_POLL_S = 3600.0
 
 
 class Loop:
-    """on_progress is called whenever an actor's phase has changed."""
+    """journal: None keeps nothing. on_progress is called whenever an actor's phase has changed."""
 
     def __init__(
-        self, config: Config, broker: Broker, supervisor: Supervisor, on_progress: Progress | None = None
+        self,
+        config: Config,
+        broker: Broker,
+        supervisor: Supervisor,
+        on_progress: Progress | None = None,
+        *,
+        journal: Writer | None = None,
     ) -> None:
-        layout = StateLayout(Path(config.state_dir))
+        self._layout = layout = StateLayout(Path(config.state_dir))
+        self._journal = journal
+        # Written at the end of a turn, all at once: one commit for all.
+        self._records: list[Record] = []
         self._config = config
         self._broker = broker
         self._supervisor = supervisor
@@ -85,6 +99,8 @@ class Loop:
         with Signals() as signals:
             for source in (self._clients, self._actors, signals.woken):
                 poller.register(source, zmq.POLLIN)
+            if self._journal is not None:
+                poller.register(self._journal.woken, zmq.POLLIN)
             try:
                 while not self._finished():
                     self._turn(poller, signals)
@@ -108,6 +124,8 @@ class Loop:
             elif source is self._actors:
                 for frames in islice(receive_waiting(self._actors), _MESSAGES_PER_TURN):
                     self._from_actor(frames)
+            elif self._journal is not None and source == self._journal.woken.fileno():
+                self._written(self._journal.take_done())
             else:
                 signals.take_in()
                 self._supervise_at = 0.0
@@ -117,6 +135,7 @@ class Loop:
             self._supervise(signals, now)
         if now >= self._tick_at:
             self._perform(self._broker.tick(now))
+        self._write_down()
         self._send_outbox()
         self._tick_at = self._broker.next_deadline()
 
@@ -179,14 +198,34 @@ class Loop:
                     self._outbox.append((self._actors, [actor.encode(), *encode(envelope)]))
                 case Publish(event):
                     self._outbox.append((self._events, encode(unsolicited(event))))
-                case Heard(actor, ready):
-                    self._supervisor.heard(actor, ready=ready, now=time.monotonic())
-                    if ready:
-                        log.info("actor.ready", actor=actor)
-                        self._supervise_at = 0.0
-                        self._progressed()
-                case StopDaemon():
-                    self.stop()
+                case WriteDown(record):
+                    self._records.append(record)
+                case Heard() | Say() | StopDaemon():
+                    self._perform_here(decision)
+
+    def _perform_here(self, decision: Heard | Say | StopDaemon) -> None:
+        match decision:
+            case Heard(actor, ready):
+                self._supervisor.heard(actor, ready=ready, now=time.monotonic())
+                if ready:
+                    log.info("actor.ready", actor=actor)
+                    self._supervise_at = 0.0
+                    self._progressed()
+            case Say(event, fields):
+                log.warning(event, **fields)
+            case StopDaemon():
+                self.stop()
+
+    def _write_down(self) -> None:
+        if self._records and self._journal is not None:
+            records, self._records = self._records, []
+            self._journal.submit(records)
+
+    def _written(self, done: Iterable[tuple[Record, str]]) -> None:
+        """done: records and why each was refused; "" where it is durable."""
+        now = time.monotonic()
+        for record, refused in done:
+            self._perform(self._broker.written(record, now, refused=refused))
 
     def _send_outbox(self) -> None:
         outbox, self._outbox = self._outbox, []
@@ -203,9 +242,14 @@ class Loop:
         match change:
             case Spawned(actor, pid, restarts):
                 self._broker.spawned(actor, pid=pid, restarts=restarts)
-            case Lost(actor, for_good, details):
+            case Lost(actor, for_good, details, killed):
                 self._hear_last_words()
-                self._perform(self._broker.lost(actor, for_good=for_good, details=details, now=now))
+                in_hand = read_in_hand(self._layout.in_hand)
+                self._perform(
+                    self._broker.lost(
+                        actor, for_good=for_good, details=details, now=now, killed=killed, in_hand=in_hand
+                    )
+                )
         self._progressed()
 
     def _hear_last_words(self) -> None:
@@ -237,6 +281,10 @@ class Loop:
     def _end(self) -> None:
         self._supervisor.kill_all()
         self._perform(self._broker.finish(time.monotonic()))
+        if self._journal is not None:
+            self._write_down()
+            self._journal.close()
+            self._written(self._journal.take_done())
         self._send_outbox()
         log.info("daemon.stopped")
         close(self._context, self._clients, self._actors, self._events)

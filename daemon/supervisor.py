@@ -5,6 +5,7 @@ broker; when to start again and when to give up is `restarts`.
 """
 
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -50,11 +51,12 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """for_good: it will not be started again. details: how it ended, in words."""
+    """for_good: it will not be started again. details: how it ended, in words. killed: from outside."""
 
     actor: ActorId
     for_good: bool
     details: str
+    killed: bool = False
 
 
 Change = Spawned | Lost
@@ -169,13 +171,16 @@ class Supervisor:
         if self.stopping:
             log.info("actor.stopped", actor=child.command.actor, how=details)
             return [Lost(child.command.actor, True, details)]
-        return [self._lost(child, details, now, hopeless=code == CANNOT_START)]
+        killed = code == -signal.SIGKILL and not child.cause
+        return [self._lost(child, details, now, hopeless=code == CANNOT_START, killed=killed)]
 
-    def _lost(self, child: _Child, details: str, now: float, *, hopeless: bool = False) -> Lost:
+    def _lost(
+        self, child: _Child, details: str, now: float, *, hopeless: bool = False, killed: bool = False
+    ) -> Lost:
         child.start_at = child.lifeline.died(now, hopeless=hopeless)
         for_good = child.start_at == math.inf
         log.error("actor.given_up" if for_good else "actor.died", actor=child.command.actor, how=details)
-        return Lost(child.command.actor, for_good, details)
+        return Lost(child.command.actor, for_good, details, killed)
 
 
 def _deadline(child: _Child) -> float:

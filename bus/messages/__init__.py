@@ -68,6 +68,14 @@ from .publishing import (
     VersionTable,
     VersionWritten,
 )
+from .recovery import (
+    KeepSnapshot,
+    LanePosition,
+    RecoverAdapter,
+    Recovered,
+    SkipOperation,
+    SnapshotTaken,
+)
 from .sampling import Abort, Sample, SampleChunk, SampleResult
 from .training import (
     CheckpointSaved,
@@ -121,7 +129,9 @@ __all__ = [
     "Heartbeat",
     "ImportWeights",
     "Ints",
+    "KeepSnapshot",
     "LaneOpened",
+    "LanePosition",
     "ListAdapters",
     "ListTenants",
     "LoadCheckpoint",
@@ -138,12 +148,16 @@ __all__ = [
     "Pong",
     "PublishAdapter",
     "Receipt",
+    "RecoverAdapter",
+    "Recovered",
     "RefuseOperation",
     "Sample",
     "SampleChunk",
     "SampleResult",
     "SaveCheckpoint",
     "Shutdown",
+    "SkipOperation",
+    "SnapshotTaken",
     "StateLoaded",
     "StepResult",
     "StopReason",
