@@ -26,18 +26,13 @@ from ..bus.messages import (
     AdapterCreated,
     AdapterList,
     DaemonStatus,
-    DeleteVersion,
-    Done,
     Drain,
     Envelope,
     Failed,
-    GetStatus,
     GetVersions,
     Heartbeat,
     LaneOpened,
     Message,
-    Ping,
-    Shutdown,
     SnapshotTaken,
     VersionReleased,
     VersionServed,
@@ -45,16 +40,16 @@ from ..bus.messages import (
 )
 from .admissions import UNDERSTOOD, Admissions
 from .answers import stopping
-from .decisions import ClientId, Decision, Frames, Heard, Key, Relay, Reply, StopDaemon, Tell
+from .decisions import ClientId, Decision, Frames, Heard, Key, Relay, Tell
 from .dispatch import Dispatch
 from .durability import Durability
 from .journal.records import Past, Record
 from .ledger import Ticket
 from .publishing import Publishing
+from .questions import Questions
 from .receipts import Settled
 from .routing import DESTINATION_BY_KIND, ON_A_LANE, Destination
-from .status import Identity, daemon_status
-from .versions import VersionKey
+from .status import Identity
 
 REPORTS = (ActorReady, Heartbeat, SnapshotTaken, VersionServed, VersionReleased)
 _REPORT_KINDS = frozenset(report.kind for report in REPORTS)
@@ -70,12 +65,12 @@ class Broker:
         past: Past | None = None,
     ) -> None:
         self._config = config
-        self._identity = identity
         self._draining = False
         self._dispatch = Dispatch(config.limits, config.quotas, actors, past)
         self._durability = Durability(self._dispatch, past, self._admit)
         self._publishing = Publishing(config.publish, self._dispatch.actors)
         self._admissions = Admissions(self._dispatch, self._publishing)
+        self._questions = Questions(config, identity, self._dispatch.actors, self._publishing)
 
     # --- from clients ------------------------------------------------------------------------
 
@@ -90,7 +85,7 @@ class Broker:
         if destination is None:
             raise BadFrame(f"{header.kind[:64]!r} is no request")
         if destination is Destination.BROKER:
-            return self._answer_at_once(client, self._decoded(frames), now)
+            return self._questions.answer(client, self._decoded(frames), now)
         ledger, digest = self._dispatch.ledger, payload_digest(frames)
         key = (header.tenant, header.request)
         known = ledger.known(key, digest)
@@ -201,29 +196,7 @@ class Broker:
         )
 
     def status(self, now: float) -> DaemonStatus:
-        return daemon_status(self._identity, self._config, self._dispatch.actors, self._publishing, now)
-
-    # --- requests with a meaning of their own ------------------------------------------------
-
-    def _answer_at_once(self, client: ClientId, envelope: Envelope, now: float) -> list[Decision]:
-        """Questions change nothing, and a deletion done twice nothing more: the ledger need not know them."""
-        answer: Message
-        match envelope.body:
-            case Ping():
-                answer = self._identity.pong(now)
-            case GetStatus():
-                answer = self.status(now)
-            case GetVersions():
-                answer = self._publishing.versions.table(envelope.tenant)
-            case Shutdown():
-                answer = Done()
-            case DeleteVersion(adapter=adapter, version=number):
-                done = self._publishing.delete_version(envelope.tenant, VersionKey(adapter, number))
-                return [*done, _reply(client, envelope, Done())]
-            case other:
-                raise AssertionError(f"{other.kind} is routed to the broker, which does not know it")
-        reply = _reply(client, envelope, answer)
-        return [reply, StopDaemon()] if isinstance(envelope.body, Shutdown) else [reply]
+        return self._questions.status(now)
 
     # --- answers and reports -----------------------------------------------------------------
 
@@ -319,7 +292,3 @@ class Broker:
 
     def _decoded(self, frames: Frames) -> Envelope:
         return decode(frames, self._config.limits)
-
-
-def _reply(client: ClientId, asked: Envelope, answer: Message) -> Reply:
-    return Reply(client, replace(asked, body=answer))

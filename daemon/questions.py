@@ -1,0 +1,59 @@
+"""Requests that the broker answers itself, at once."""
+
+from dataclasses import replace
+
+from ..bus.config import Config
+from ..bus.messages import (
+    DaemonStatus,
+    DeleteVersion,
+    Done,
+    Envelope,
+    GetStatus,
+    GetVersions,
+    Message,
+    Ping,
+    Shutdown,
+)
+from .actors import ActorTable
+from .decisions import ClientId, Decision, Reply, StopDaemon
+from .publishing import Publishing
+from .status import Identity, daemon_status
+from .versions import VersionKey
+
+
+class Questions:
+    """Questions change nothing, and a deletion done twice nothing more: the ledger need not know them."""
+
+    def __init__(
+        self, config: Config, identity: Identity, actors: ActorTable, publishing: Publishing
+    ) -> None:
+        self._config = config
+        self._identity = identity
+        self._actors = actors
+        self._publishing = publishing
+
+    def status(self, now: float) -> DaemonStatus:
+        return daemon_status(self._identity, self._config, self._actors, self._publishing, now)
+
+    def answer(self, client: ClientId, envelope: Envelope, now: float) -> list[Decision]:
+        answer: Message
+        match envelope.body:
+            case Ping():
+                answer = self._identity.pong(now)
+            case GetStatus():
+                answer = self.status(now)
+            case GetVersions():
+                answer = self._publishing.versions.table(envelope.tenant)
+            case Shutdown():
+                answer = Done()
+            case DeleteVersion(adapter=adapter, version=number):
+                done = self._publishing.delete_version(envelope.tenant, VersionKey(adapter, number))
+                return [*done, _reply(client, envelope, Done())]
+            case other:
+                raise AssertionError(f"{other.kind} is routed to the broker, which does not know it")
+        reply = _reply(client, envelope, answer)
+        return [reply, StopDaemon()] if isinstance(envelope.body, Shutdown) else [reply]
+
+
+def _reply(client: ClientId, asked: Envelope, answer: Message) -> Reply:
+    return Reply(client, replace(asked, body=answer))
