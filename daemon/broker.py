@@ -229,6 +229,7 @@ class Broker:
     def _version_written(self, ticket: Ticket, frames: Frames, now: float) -> list[Decision]:
         body = self._decoded(frames).body
         assert isinstance(body, VersionWritten)
+        ticket.written_version = True
         told, settled = self._publishing.written(ticket, body.record, now)
         return [*told, *self._dispatch.let_go(ticket), *self._settle(settled, now)]
 

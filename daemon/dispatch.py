@@ -35,8 +35,8 @@ class Dispatch:
     ) -> None:
         self._limits = limits
         self.journaling = Journaling(past, limits)
-        self.recovery = Recovery(past, limits)
         self.ledger = Ledger(limits.outcome_bytes, limits.outcome_s)
+        self.recovery = Recovery(past, limits, self.ledger.find)
         self.actors = ActorTable(actors)
         self.waitlist = Waitlist(
             limits.inflight_per_tenant,
@@ -164,6 +164,9 @@ class Dispatch:
                 decisions += self.park(ticket)
             else:
                 decisions += self.leave(ticket, loss(self.actors[name], ticket), now)
+        if for_good and self.actors[name].role == "trainer":
+            for ticket in self.recovery.parked():
+                decisions += self._tell_to_leave(ticket, failed(loss(self.actors[name], ticket)))
         return decisions + self.advance_all(now)
 
     def refuse_waiting(self, error: LoractlError, now: float) -> list[Decision]:
@@ -172,6 +175,8 @@ class Dispatch:
         for ticket in self.waitlist.take_all():
             ticket.waits_for = ""
             decisions += self.leave(ticket, error, now)
+        for ticket in self.recovery.parked():
+            decisions += self._tell_to_leave(ticket, failed(error))
         return decisions
 
     def refuse_all(self, error: LoractlError, now: float) -> list[Decision]:

@@ -33,7 +33,7 @@ class Ticket:
     pin: the version that it needs until it ends. deletes: the adapter that is gone when it succeeds.
     adapter: whom it concerns, of a durable one; number: in the journal, 0 for none. sent: an actor may have
     seen it. parked: it waits for its adapter's recovery. retried: it went to
-    a trainer that died. outcome: how it ended, while the journal takes that
+    a trainer that died. written_version: of a publish that waits for a sampler. outcome: how it ended, while the journal takes that
     in; kept: for resends. crashes: see `journal.records`.
     """
 
@@ -57,6 +57,7 @@ class Ticket:
     sent: bool = False
     parked: bool = False
     retried: bool = False
+    written_version: bool = False
     kept: bool = True
     outcome: "Outcome | None" = None
     crashes: int = 0

@@ -6,6 +6,7 @@ to run again begin at once, others when they are next asked for. Meanwhile what 
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -60,10 +61,11 @@ class _Replay:
 
 
 class Recovery:
-    """past: what the journal holds; None: nothing is ever recovered."""
+    """past: what the journal holds; None: nothing is ever recovered. find: the ticket of a request under way."""
 
-    def __init__(self, past: Past | None, limits: LimitsConfig) -> None:
+    def __init__(self, past: Past | None, limits: LimitsConfig, find: Callable[[Key], Ticket | None]) -> None:
         self._past = past
+        self._find = find
         self._limits = limits
         self._trainer: ActorId | None = None
         self._live: set[AdapterId] = set()
@@ -99,6 +101,10 @@ class Recovery:
         waiting.remove(ticket)
         if not waiting:
             del self._parked[ticket.adapter]
+
+    def parked(self) -> list[Ticket]:
+        """All that wait."""
+        return [ticket for waiting in self._parked.values() for ticket in waiting]
 
     def begin(self, adapter: AdapterId) -> Step:
         """Recover an adapter, unless that is under way or there is no trainer."""
@@ -153,7 +159,7 @@ class Recovery:
         self._asked += 1
         replay = _Replay(tries=tries, asked=(_OURS, RequestId(f"recover-{self._asked}")))
         replay.snapshot = snapshot.name if snapshot is not None else ""
-        replay.todo.extend(each for each in self._past.after(adapter) if not self._is_parked(each))
+        replay.todo.extend(each for each in self._past.after(adapter) if self._is_over(each))
         self._replays[adapter] = replay
         assert replay.asked is not None
         self._keys[replay.asked] = adapter
@@ -184,7 +190,7 @@ class Recovery:
                 failure = decode(frames, self._limits).body
                 assert isinstance(failure, Failed)
                 return self._failed(adapter, replay, f"{logged.kind} failed: {failure.message}")
-            if [bytes(frame) for frame in frames] != [bytes(f) for f in self._past.outcome(logged.number)]:
+            if logged.order is not None and not self._same(logged, frames):
                 said: dict[str, object] = {"adapter": adapter, "kind": logged.kind, "seq": logged.seq}
                 step = self._go_on(adapter, replay)
                 return Step([Say("replay.differs", said), *step.decisions], step.released)
@@ -223,12 +229,16 @@ class Recovery:
 
     def _runs_again(self, logged: Logged) -> bool:
         assert self._past is not None
-        if logged.order is None or logged.failed or logged.kind not in _RUNS_AGAIN:
+        if logged.failed or logged.kind not in _RUNS_AGAIN:
             return False
         if logged.kind != ForwardBackward.kind:
             return True
         header = peek(self._past.request(logged.number)[0], self._limits)
         return header.fields.get("forward_only") is not True
+
+    def _same(self, logged: Logged, frames: Frames) -> bool:
+        assert self._past is not None
+        return [bytes(frame) for frame in frames] == [*map(bytes, self._past.outcome(logged.number))]
 
     def _failed(self, adapter: AdapterId, replay: _Replay, reason: str) -> Step:
         self._let_go(adapter)
@@ -252,9 +262,11 @@ class Recovery:
 
     # --- small change ----------------------------------------------------------------------------
 
-    def _is_parked(self, logged: Logged) -> bool:
-        waiting = self._parked.get(logged.adapter, ())
-        return any(ticket.number == logged.number for ticket in waiting)
+    def _is_over(self, logged: Logged) -> bool:
+        """Whether the trainer is done with it, also where the journal has no outcome yet. All others come by
+        themselves, from where they wait."""
+        ticket = self._find(logged.key) if logged.order is None else None
+        return ticket is None or ticket.written_version or ticket.outcome is not None
 
     def _to_trainer(self, key: Key, body: Message) -> Decision:
         assert self._trainer is not None
