@@ -50,6 +50,7 @@ __all__ = [
     "SamplerConfig",
     "TrainerConfig",
     "config_from_json",
+    "crash_setting",
     "hub_cache",
     "load_config",
     "set_process_environment",
@@ -58,7 +59,7 @@ __all__ = [
 
 _PREFIX = "LORACTL_"
 # Read by name below; every other LORACTL_ variable is a key of the tree.
-_PLAIN_VARIABLES = {"LORACTL_STATE_DIR", "LORACTL_CONFIG"}
+_PLAIN_VARIABLES = {"LORACTL_STATE_DIR", "LORACTL_CONFIG", "LORACTL_CRASH_AT"}
 # Weights and the quantum: further apart, products of them and counts of rounds need not fit into a float.
 _LEAST_SHARE, _LARGEST_SHARE = 1e-6, 1e6
 
@@ -102,6 +103,11 @@ def config_from_json(text: str) -> Config:
 def subprocess_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment that the supervisor gives an actor: ours, with `extra` on top."""
     return {**os.environ, **extra}
+
+
+def crash_setting() -> str:
+    """At which of its `crash_points` this process is to die; "" for none."""
+    return os.environ.get("LORACTL_CRASH_AT", "")
 
 
 def hub_cache(environ: Mapping[str, str] | None = None) -> Path:

@@ -2,9 +2,10 @@
 
 Everything is written aside under a name that begins with a dot, synced, then renamed; so a reader
 never meets half of it, and whatever a crash left behind is recognised by its name. What the files
-mean is left to `registry`, `checkpoints` and `publishing`.
+mean is left to `registry`, `checkpoints`, `snapshots` and `publishing`.
 """
 
+import errno
 import hashlib
 import os
 import secrets
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..bus.crash_points import crash_point
 from ..bus.errors import StorageFailed
 
 _ASIDE = ".aside-"
@@ -49,8 +51,11 @@ def write_file(file: Path, data: bytes) -> None:
     aside = _aside(file)
     try:
         aside.write_bytes(data)
+        crash_point("file.written")
         _sync(aside)
+        crash_point("file.synced")
         aside.replace(file)
+        crash_point("file.renamed")
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -65,10 +70,13 @@ def new_directory(final: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
+        crash_point("file.written")
         for file in aside.iterdir():
             _sync(file)
         _sync(aside)
+        crash_point("file.synced")
         aside.rename(final)
+        crash_point("file.renamed")
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -92,6 +100,25 @@ def sweep(directory: Path) -> None:
         for path in directory.iterdir():
             if path.name.startswith(_ASIDE):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def next_number(*directories: Path) -> int:
+    """A number above all that name something directly in these directories, whatever it is: 1 at first."""
+    named: list[int] = []
+    for directory in directories:
+        with suppress(FileNotFoundError):
+            named += [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+    return max(named, default=0) + 1
+
+
+def link_file(source: Path, target: Path) -> None:
+    """The same content under another name: the same bytes on disk, where the file system has links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+            raise
+        shutil.copyfile(source, target)
 
 
 def file_digest(file: Path) -> str:
