@@ -37,6 +37,12 @@ class InvalidName(InvalidRequest):
     code = "invalid_name"
 
 
+class SequenceOutOfRange(InvalidRequest):
+    """A sequence number below 1, or too far ahead of its lane. It is not used up."""
+
+    code = "sequence_out_of_range"
+
+
 class InvalidData(InvalidRequest):
     """Training or sampling data that cannot be used: empty, too long, out of vocabulary, NaN."""
 

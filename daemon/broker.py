@@ -44,6 +44,7 @@ from .decisions import ClientId, Decision, Frames, Heard, Key, Relay, Tell
 from .dispatch import Dispatch
 from .durability import Durability
 from .journal.records import Past, Record
+from .journaling import DURABLE
 from .ledger import Ticket
 from .publishing import Publishing
 from .questions import Questions
@@ -104,6 +105,8 @@ class Broker:
             return self._durability.run_again(ticket, logged, now)
         if covered:
             return self._durability.write_first(ticket, header)
+        if header.kind in DURABLE:  # but nothing is written down
+            self._durability.name(ticket, header)
         return self._admit(ticket, now, body)
 
     def _admit(self, ticket: Ticket, now: float, body: Message | None = None) -> list[Decision]:

@@ -19,7 +19,7 @@ from ..bus.errors import (
 )
 from ..bus.failures import failed
 from ..bus.identities import unsolicited
-from ..bus.ids import NO_LANE, ActorId, new_adapter_id, new_lane_id
+from ..bus.ids import NO_LANE, ActorId, LaneId, new_adapter_id, new_lane_id
 from ..bus.messages import (
     CreateAdapter,
     DeleteAdapter,
@@ -92,8 +92,9 @@ class Durability:
         assert self._past is not None
         return tuple(bytes(frame) for frame in self._past.outcome(logged.number))
 
-    def write_first(self, ticket: Ticket, header: Header) -> list[Decision]:
-        """Have a request written down; what it needs of ids is made here, so that it always gets the same."""
+    def name(self, ticket: Ticket, header: Header) -> LaneId:
+        """Give a request the ids that it needs, whatever its client wrote there, and say which lane it opens.
+        They are made here, so that it always gets the same."""
         lane = new_lane_id() if ticket.kind in (CreateAdapter.kind, OpenLane.kind) else NO_LANE
         if ticket.kind == CreateAdapter.kind:
             ticket.adapter = new_adapter_id()
@@ -102,7 +103,11 @@ class Durability:
             ticket.adapter = concerned(header)
             if ticket.kind == OpenLane.kind:
                 self._fill_in(ticket, lane=lane)
-        return [self._journaling.received(ticket, lane)]
+        return lane
+
+    def write_first(self, ticket: Ticket, header: Header) -> list[Decision]:
+        """Have a request written down."""
+        return [self._journaling.received(ticket, self.name(ticket, header))]
 
     def run_again(self, ticket: Ticket, logged: Logged, now: float) -> list[Decision]:
         """The journal has the request, and an outcome that was worth another try."""

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import msgspec
 import structlog
 
-from ..bus.ids import RequestId, TenantId
+from ..bus.in_hand import decode_note
 from .decisions import Key
 
 log = structlog.get_logger()
@@ -14,10 +13,9 @@ log = structlog.get_logger()
 def read_in_hand(file: Path) -> list[Key]:
     """The requests; none where there is no note, or none that can be read."""
     try:
-        noted = msgspec.json.decode(file.read_bytes(), type=list[tuple[str, str]])
+        return [*decode_note(file.read_bytes()).in_hand]
     except FileNotFoundError:
         return []
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError) as error:
         log.warning("in_hand.not_read", reason=str(error))
         return []
-    return [(TenantId(tenant), RequestId(request)) for tenant, request in noted]

@@ -6,14 +6,14 @@ to run again begin at once, others when they are next asked for. Meanwhile what 
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..bus.codec import Header, decode, encode, peek
 from ..bus.config import LimitsConfig
 from ..bus.errors import CheckpointMismatch
-from ..bus.ids import NO_ADAPTER, ActorId, AdapterId, RequestId, TenantId
+from ..bus.ids import NO_ADAPTER, ActorId, AdapterId, RequestId
 from ..bus.messages import (
     Envelope,
     Failed,
@@ -30,6 +30,7 @@ from ..bus.messages import (
 from .decisions import Decision, Forward, Frames, Key, Say, WriteDown
 from .journal.records import Damaged, Logged, Past
 from .ledger import Ticket
+from .replay import OURS, order_of
 
 # What changes an adapter's state; everything else is done once its outcome is known.
 _RUNS_AGAIN = frozenset(
@@ -38,7 +39,6 @@ _RUNS_AGAIN = frozenset(
 # Operations of one adapter that are with the trainer at one time while it runs them again.
 _AT_A_TIME = 64
 _TRIES = 3
-_OURS = TenantId("(broker)")
 WAITS = "the trainer was started again and brings the adapter back to where it was"
 
 
@@ -51,13 +51,15 @@ class Step(NamedTuple):
 
 @dataclass(slots=True)
 class _Replay:
-    """asked: the RecoverAdapter under way. todo: to run again, with_trainer: is being run."""
+    """asked: the RecoverAdapter under way. todo: to run again, with_trainer: is being run. last: follows when
+    that is done, and is not waited for."""
 
     tries: int = 1
     asked: Key | None = None
     snapshot: str = ""
     todo: deque[Logged] = field(default_factory=deque)
     with_trainer: dict[Key, Logged] = field(default_factory=dict)
+    last: Sequence[Logged] = ()
 
 
 class Recovery:
@@ -157,13 +159,15 @@ class Recovery:
             # Made before there was a journal, or not there at all: the trainer knows which.
             return self._done(adapter)
         self._asked += 1
-        replay = _Replay(tries=tries, asked=(_OURS, RequestId(f"recover-{self._asked}")))
+        replay = _Replay(tries=tries, asked=(OURS, RequestId(f"recover-{self._asked}")))
         replay.snapshot = snapshot.name if snapshot is not None else ""
-        replay.todo.extend(each for each in self._past.after(adapter) if self._is_over(each))
+        lanes = tuple(self._past.lanes(adapter))
+        order = order_of(self._past.after(adapter), lanes, is_over=self._is_over, code_of=self._code_of)
+        replay.todo.extend(order.first)
+        replay.last = order.last
         self._replays[adapter] = replay
         assert replay.asked is not None
         self._keys[replay.asked] = adapter
-        lanes = tuple(self._past.lanes(adapter))
         body = RecoverAdapter(adapter=adapter, snapshot=replay.snapshot, lanes=lanes)
         return Step([self._to_trainer(replay.asked, body)], [])
 
@@ -211,11 +215,10 @@ class Recovery:
         """What stands for an operation when it comes again: itself, or what it did to its lane."""
         assert self._past is not None
         assert self._trainer is not None
-        if self._runs_again(logged):
+        if not self._is_over(logged) or self._runs_again(logged):
             return Forward(self._trainer, self._past.request(logged.number))
         if logged.failed:
-            failure = decode(self._past.outcome(logged.number), self._limits).body
-            assert isinstance(failure, Failed)
+            failure = self._failure(logged)
             refused = RefuseOperation(
                 adapter=logged.adapter,
                 lane=logged.lane,
@@ -229,12 +232,21 @@ class Recovery:
 
     def _runs_again(self, logged: Logged) -> bool:
         assert self._past is not None
-        if logged.failed or logged.kind not in _RUNS_AGAIN:
+        if logged.failed or logged.kind not in _RUNS_AGAIN or not self._is_over(logged):
             return False
         if logged.kind != ForwardBackward.kind:
             return True
         header = peek(self._past.request(logged.number)[0], self._limits)
         return header.fields.get("forward_only") is not True
+
+    def _failure(self, logged: Logged) -> Failed:
+        assert self._past is not None
+        failure = decode(self._past.outcome(logged.number), self._limits).body
+        assert isinstance(failure, Failed)
+        return failure
+
+    def _code_of(self, logged: Logged) -> str:
+        return self._failure(logged).code
 
     def _same(self, logged: Logged, frames: Frames) -> bool:
         assert self._past is not None
@@ -250,9 +262,10 @@ class Recovery:
         return Step([said], self._release(adapter))
 
     def _done(self, adapter: AdapterId) -> Step:
-        self._let_go(adapter)
+        replay = self._let_go(adapter)
         self._live.add(adapter)
-        return Step([], self._release(adapter))
+        last = [self._again(logged) for logged in replay.last] if replay is not None else []
+        return Step(last, self._release(adapter))
 
     def _release(self, adapter: AdapterId) -> list[Ticket]:
         released = sorted(self._parked.pop(adapter, []), key=lambda ticket: ticket.number)
@@ -273,13 +286,13 @@ class Recovery:
         tenant, request = key
         return Forward(self._trainer, encode(Envelope(request=request, tenant=tenant, body=body)))
 
-    def _let_go(self, adapter: AdapterId) -> None:
+    def _let_go(self, adapter: AdapterId) -> _Replay | None:
         replay = self._replays.pop(adapter, None)
-        if replay is None:
-            return
-        for key in (*replay.with_trainer, replay.asked):
-            if key is not None:
-                self._keys.pop(key, None)
+        if replay is not None:
+            for key in (*replay.with_trainer, replay.asked):
+                if key is not None:
+                    self._keys.pop(key, None)
+        return replay
 
     def _forget(self) -> None:
         self._trainer = None

@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from ..bus.errors import CheckpointMismatch, NotFinite, VersionNotFound
-from ..bus.ids import AdapterId
+from ..bus.ids import AdapterId, RequestId
 from ..bus.layout import StateLayout
 from ..bus.messages import VersionRecord
 from .durable_files import check_free, file_digest, new_directory, remove_directory, storage_errors, sweep
@@ -76,6 +76,11 @@ class Versions:
         if record is None:
             raise VersionNotFound(f"version {number} of this adapter does not exist or was retired")
         return record
+
+    def of_request(self, adapter: AdapterId, request: RequestId) -> VersionRecord | None:
+        """The version that a publish wrote, by the publish's id."""
+        written = self._records.get(adapter, {}).values()
+        return next((record for record in written if record.request == request), None)
 
     def files(self, record: VersionRecord) -> tuple[str, bytes]:
         """What `write` was given: adapter_config.json and adapter_model.safetensors.

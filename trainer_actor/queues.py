@@ -21,6 +21,7 @@ from ..bus.messages import (
     PublishAdapter,
     RefuseOperation,
     SaveCheckpoint,
+    SkipOperation,
 )
 
 Operation = (
@@ -33,6 +34,7 @@ Operation = (
     | ExportWeights
     | PublishAdapter
     | RefuseOperation
+    | SkipOperation
 )
 
 
@@ -41,6 +43,7 @@ class Queued:
     """An operation that waits or runs, and all who asked for it: a resend joins the first.
 
     pieces: positions of each part in which a forward_backward runs, of which `ran` have run.
+    alone: nothing else may run with it.
     """
 
     operation: Operation
@@ -48,6 +51,7 @@ class Queued:
     askers: list[Envelope]
     pieces: tuple[int, ...] = ()
     ran: int = 0
+    alone: bool = False
 
     @property
     def tenant(self) -> TenantId:

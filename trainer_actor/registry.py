@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from ..bus.errors import AdapterExists, AdapterNotFound
-from ..bus.ids import AdapterId, TenantId, checked_name, new_adapter_id
+from ..bus.ids import NO_ADAPTER, AdapterId, TenantId, checked_name, new_adapter_id
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec, ModelDetails
 from .durable_files import remove_directory, storage_errors, sweep, write_file
@@ -61,8 +61,16 @@ class Registry:
     def all(self) -> list[AdapterRecord]:
         return list(self._records.values())
 
-    def draft(self, tenant: TenantId, name: str, lora: LoraSpec, *, now_unix_s: float) -> AdapterRecord:
-        """Make up a fresh adapter; it exists once it is added.
+    def draft(
+        self,
+        tenant: TenantId,
+        name: str,
+        lora: LoraSpec,
+        *,
+        now_unix_s: float,
+        adapter: AdapterId = NO_ADAPTER,
+    ) -> AdapterRecord:
+        """Make up a fresh adapter, under an id if one was given it; it exists once it is added.
 
         Raises:
             AdapterExists, InvalidName
@@ -71,7 +79,7 @@ class Registry:
         if name in self._named.get(tenant, ()):
             raise AdapterExists(f"you have an adapter named {name!r} already; choose another name")
         return AdapterRecord(
-            adapter=new_adapter_id(),
+            adapter=adapter or new_adapter_id(),
             tenant=tenant,
             name=name,
             lora=lora,
