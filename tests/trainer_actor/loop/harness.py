@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from loractl.bus import sockets
 from loractl.bus.actor_link import ActorLink
 from loractl.bus.codec import decode, encode
@@ -43,33 +42,13 @@ from loractl.bus.messages import (
     StepResult,
     Waiting,
 )
+from loractl.tests.trainer_actor.loop.random_model import VOCAB
 from loractl.trainer_actor.actor import TrainerActor
 from loractl.trainer_actor.engine import TrainEngine
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 Reply = TypeVar("Reply", bound=Message)
 
-VOCAB = 128
 WAIT_S = 60.0
-
-
-def make_model(directory: Path) -> Path:
-    """A random Qwen3: 2 layers, hidden 32; weights drawn wide so that outputs depend on inputs."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        intermediate_size=64,
-        vocab_size=VOCAB,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
-    return directory
 
 
 def make_config(state_dir: Path, model: Path, *overrides: str) -> Config:
