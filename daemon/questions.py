@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 from ..bus.config import Config
+from ..bus.errors import AccessDenied
+from ..bus.ids import LOCAL_TENANT
 from ..bus.messages import (
     DaemonStatus,
     DeleteVersion,
@@ -36,6 +38,7 @@ class Questions:
         return daemon_status(self._identity, self._config, self._actors, self._publishing, now)
 
     def answer(self, client: ClientId, envelope: Envelope, now: float) -> list[Decision]:
+        """Raises AccessDenied: the daemon's owner alone may ask for this."""
         answer: Message
         match envelope.body:
             case Ping():
@@ -45,6 +48,8 @@ class Questions:
             case GetVersions():
                 answer = self._publishing.versions.table(envelope.tenant)
             case Shutdown():
+                if envelope.tenant != LOCAL_TENANT:
+                    raise AccessDenied("only the daemon's owner may stop it, on its machine")
                 answer = Done()
             case DeleteVersion(adapter=adapter, version=number):
                 done = self._publishing.delete_version(envelope.tenant, VersionKey(adapter, number))

@@ -57,6 +57,7 @@ from .descriptions import (
     Usage,
     VersionRecord,
 )
+from .history import GetHistory, History, HistoryEntry, ReadOperation
 from .publishing import (
     AdapterDeleted,
     AdapterPublished,
@@ -124,9 +125,12 @@ __all__ = [
     "Failed",
     "Floats",
     "ForwardBackward",
+    "GetHistory",
     "GetStatus",
     "GetVersions",
     "Heartbeat",
+    "History",
+    "HistoryEntry",
     "ImportWeights",
     "Ints",
     "KeepSnapshot",
@@ -147,6 +151,7 @@ __all__ = [
     "Ping",
     "Pong",
     "PublishAdapter",
+    "ReadOperation",
     "Receipt",
     "RecoverAdapter",
     "Recovered",

@@ -101,7 +101,8 @@ Record = Received | Ended | Forgotten | Snapshot | Damaged | Gone | Crashed | Ve
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logged:
-    """A request as the journal has it, without its frames. order: of its outcome, None while it has none."""
+    """A request as the journal has it, without its frames (size_bytes). order: of its outcome, None while it
+    has none."""
 
     number: int
     key: Key
@@ -114,6 +115,8 @@ class Logged:
     failed: bool = False
     again: bool = False
     crashes: int = 0
+    came_unix_s: float = 0.0
+    size_bytes: int = 0
 
 
 class Past(Protocol):
@@ -142,6 +145,15 @@ class Past(Protocol):
     def after(self, adapter: AdapterId) -> Sequence[Logged]:
         """The adapter's operations that its newest snapshot does not hold: first those with an outcome,
         in the order of their outcomes, then the others in order of arrival."""
+
+    def owner(self, adapter: AdapterId) -> TenantId | None:
+        """Whose the adapter is; None where the journal has nothing of it."""
+
+    def numbered(self, number: int) -> Logged | None: ...
+
+    def history(self, adapter: AdapterId, after: int, limit: int) -> Sequence[Logged]:
+        """The adapter's operations that ended behind the order `after`, in that order; then, where they fit
+        into the limit, those that did not end yet."""
 
     def request(self, number: int) -> Frames:
         """A request's frames."""

@@ -34,7 +34,9 @@ from .records import (
 
 FORMAT = 1
 _APART = 4096
-_COLUMNS = "number, tenant, request, kind, digest, adapter, lane, seq, ord, failed, again, crashes"
+_COLUMNS = (
+    "number, tenant, request, kind, digest, adapter, lane, seq, ord, failed, again, crashes, came, size"
+)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
     number INTEGER PRIMARY KEY, tenant TEXT NOT NULL, request TEXT NOT NULL, kind TEXT NOT NULL,
@@ -230,6 +232,19 @@ class Store:
         found = self._logged("adapter = ? AND seq > 0 ORDER BY ord IS NULL, ord, number", adapter)
         return [each for each in found if each.lane in held and each.seq >= held[each.lane]]
 
+    def owner(self, adapter: AdapterId) -> TenantId | None:
+        rows = self._rows("SELECT tenant FROM requests WHERE adapter = ? AND adapter != '' LIMIT 1", adapter)
+        return TenantId(rows[0][0]) if rows else None
+
+    def numbered(self, number: int) -> Logged | None:
+        return next(iter(self._logged("number = ?", number)), None)
+
+    def history(self, adapter: AdapterId, after: int, limit: int) -> Sequence[Logged]:
+        where = (
+            "adapter = ? AND seq > 0 AND (ord IS NULL OR ord > ?) ORDER BY ord IS NULL, ord, number LIMIT ?"
+        )
+        return self._logged(where, adapter, after, limit)
+
     def request(self, number: int) -> Frames:
         (packed,) = self._row("SELECT frames FROM requests WHERE number = ?", number)
         return [self._get(*each) for each in _decode_packed(packed)]
@@ -265,7 +280,7 @@ class Store:
 
 
 def _logged(row: Any) -> Logged:
-    number, tenant, request, kind, digest, adapter, lane, seq, order, failed, again, crashes = row
+    number, tenant, request, kind, digest, adapter, lane, seq, order, failed, again, crashes, came, size = row
     return Logged(
         number=number,
         key=(TenantId(tenant), RequestId(request)),
@@ -278,4 +293,6 @@ def _logged(row: Any) -> Logged:
         failed=bool(failed),
         again=bool(again),
         crashes=crashes,
+        came_unix_s=came,
+        size_bytes=size,
     )
