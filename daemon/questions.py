@@ -10,14 +10,18 @@ from ..bus.messages import (
     DeleteVersion,
     Done,
     Envelope,
+    GetHistory,
     GetStatus,
     GetVersions,
     Message,
     Ping,
+    ReadOperation,
     Shutdown,
 )
 from .actors import ActorTable
 from .decisions import ClientId, Decision, Reply, StopDaemon
+from .history import Histories
+from .journal.records import Past
 from .publishing import Publishing
 from .status import Identity, daemon_status
 from .versions import VersionKey
@@ -27,18 +31,24 @@ class Questions:
     """Questions change nothing, and a deletion done twice nothing more: the ledger need not know them."""
 
     def __init__(
-        self, config: Config, identity: Identity, actors: ActorTable, publishing: Publishing
+        self,
+        config: Config,
+        identity: Identity,
+        actors: ActorTable,
+        publishing: Publishing,
+        past: Past | None = None,
     ) -> None:
         self._config = config
         self._identity = identity
         self._actors = actors
         self._publishing = publishing
+        self._histories = Histories(past, config.limits)
 
     def status(self, now: float) -> DaemonStatus:
         return daemon_status(self._identity, self._config, self._actors, self._publishing, now)
 
     def answer(self, client: ClientId, envelope: Envelope, now: float) -> list[Decision]:
-        """Raises AccessDenied: the daemon's owner alone may ask for this."""
+        """Raises AccessDenied (the daemon's owner alone may ask for this), AdapterNotFound, InvalidRequest."""
         answer: Message
         match envelope.body:
             case Ping():
@@ -47,6 +57,10 @@ class Questions:
                 answer = self.status(now)
             case GetVersions():
                 answer = self._publishing.versions.table(envelope.tenant)
+            case GetHistory() as asked:
+                answer = self._histories.page(envelope.tenant, asked)
+            case ReadOperation() as asked:
+                return self._histories.operation(client, envelope, asked)
             case Shutdown():
                 if envelope.tenant != LOCAL_TENANT:
                     raise AccessDenied("only the daemon's owner may stop it, on its machine")
