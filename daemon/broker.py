@@ -71,7 +71,7 @@ class Broker:
         self._durability = Durability(self._dispatch, past, self._admit)
         self._publishing = Publishing(config.publish, self._dispatch.actors)
         self._admissions = Admissions(self._dispatch, self._publishing)
-        self._questions = Questions(config, identity, self._dispatch.actors, self._publishing)
+        self._questions = Questions(config, identity, self._dispatch.actors, self._publishing, past)
 
     # --- from clients ------------------------------------------------------------------------
 
