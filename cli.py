@@ -13,10 +13,12 @@ from typing import Any
 import click
 
 from . import __version__
-from .bus.ids import LOCAL_TENANT, TenantId, checked_name
+from .bus.ids import TenantId, checked_name
 from .client import commands
 from .client.access_commands import env, keys, tokenizer_cache
+from .client.adapter_commands import adapters, tenant_option
 from .client.boundary import guarded
+from .client.history_work import verify_adapter
 from .client.options import example, placed, sampling_options, training_options
 from .client.rows import read_rows
 from .client.run_plan import GivenSettings
@@ -172,60 +174,6 @@ def sample(place: Place, prompt: str, as_json: bool, **options: Any) -> int:
     return commands.sample(place.config(), prompt, as_json=as_json, **options)
 
 
-@loractl.group()
-def adapters() -> None:
-    """List, show, remove, export and import adapters."""
-
-
-@adapters.command("list")
-@click.option("--tenant", metavar="NAME", help=f"Whose.  [default: {LOCAL_TENANT}]")
-@click.option("--all", "everybody", is_flag=True, help="Everybody's.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-@placed
-def list_(place: Place, tenant: str | None, everybody: bool, as_json: bool) -> int:
-    """List a tenant's adapters, and what they took together."""
-    if tenant is not None and everybody:
-        raise click.UsageError("choose --tenant or --all")
-    wanted = None if everybody else TenantId(checked_name(tenant or LOCAL_TENANT, what="a tenant"))
-    return commands.list_adapters(place.config(), wanted, as_json=as_json)
-
-
-@adapters.command()
-@click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@placed
-def show(place: Place, name: str, as_json: bool) -> int:
-    """Show an adapter: its state, waits, usage and versions."""
-    return commands.show_adapter(place.config(), name, as_json=as_json)
-
-
-@adapters.command()
-@click.argument("name")
-@placed
-def rm(place: Place, name: str) -> int:
-    """Remove an adapter with its checkpoints and versions."""
-    return commands.remove_adapter(place.config(), name)
-
-
-@adapters.command()
-@click.argument("name")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--version", type=int, help="A published version.  [default: the newest]")
-@placed
-def export(place: Place, name: str, directory: Path, version: int | None) -> int:
-    """Copy a published version into DIR, as PEFT reads it."""
-    return commands.export_adapter(place.config(), name, directory, version)
-
-
-@adapters.command("import")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.argument("name")
-@placed
-def import_(place: Place, directory: Path, name: str) -> int:
-    """Make the adapter NAME from a PEFT directory, and publish it."""
-    return commands.import_directory(place.config(), directory, checked_name(name, what="an adapter"))
-
-
 @loractl.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @placed
@@ -234,7 +182,20 @@ def usage(place: Place, as_json: bool) -> int:
     return commands.show_usage(place.config(), as_json=as_json)
 
 
-for _command in (keys, env, tokenizer_cache):
+@loractl.command()
+@click.argument("name")
+@tenant_option
+@placed
+def verify(place: Place, name: str, tenant: TenantId) -> int:
+    """Prove that nobody influenced the adapter NAME.
+
+    Its operations run again from the journal, alone in a fresh trainer; every answer and the weights
+    must be the same to the bit.
+    """
+    return verify_adapter(place.config(), name, tenant, launch.running_daemon)
+
+
+for _command in (adapters, keys, env, tokenizer_cache):
     loractl.add_command(_command)
 
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -121,6 +121,16 @@ def stop(config: Config) -> None:
         if time.monotonic() > deadline:
             raise StartFailed(f"the daemon on {layout.root} does not stop: end it with `kill -9 {pid}`")
         time.sleep(_LOOK_AGAIN_S)
+
+
+@contextlib.contextmanager
+def running_daemon(config: Config) -> Iterator[None]:
+    """A detached daemon for as long as the block lasts. Raises as `start_detached` and `stop`."""
+    start_detached(config, config.daemon.ready_timeout_s)
+    try:
+        yield
+    finally:
+        stop(config)
 
 
 def running(config: Config) -> bool:

@@ -33,7 +33,7 @@ DOORS = {
         "bus/async_actor_link.py",
         "daemon/loop.py",
     },
-    "click": {"cli.py", "client/access_commands.py", "client/options.py"},
+    "click": {"cli.py", "client/access_commands.py", "client/adapter_commands.py", "client/options.py"},
     "fastapi": {"tinker_bridge/app.py", *routes()},
     "vllm": {"sampler_actor/vllm_engine.py"},
     "megatron": {"trainer_actor/backbone.py", "trainer_actor/lora.py", "trainer_actor/attention.py"},
