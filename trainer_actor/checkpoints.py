@@ -1,8 +1,8 @@
 """Checkpoints on disk: an adapter's whole training state under a name.
 
 `<state>/adapters/<id>/checkpoints/<digest of name>/<sequence>/` holds `state.safetensors` and
-`checkpoint.json`. Sequences grow over all checkpoints of an adapter, so the newest is known after a
-restart without trusting a clock. Overwriting writes the next sequence beside the old one and then
+`checkpoint.json`. Sequences grow over all checkpoints and snapshots of an adapter, so the newest is known
+after a restart without trusting a clock. Overwriting writes the next sequence beside the old one and then
 removes the old: at every moment one whole checkpoint of that name exists. Whatever does not have
 this shape (`step_latest`, half a directory, a stray file) is no checkpoint and is left alone.
 
@@ -16,19 +16,25 @@ from pathlib import Path
 import msgspec
 import structlog
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound
-from ..bus.ids import AdapterId, checked_name
+from ..bus.ids import AdapterId, RequestId, checked_name
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec
-from .durable_files import check_free, file_digest, new_directory, remove_directory, storage_errors, sweep
+from .checkpoint_state import check_geometry
+from .durable_files import (
+    check_free,
+    file_digest,
+    new_directory,
+    next_number,
+    remove_directory,
+    storage_errors,
+    sweep,
+)
+from .state_files import read_tensors, write_tensors
 
 log = structlog.get_logger()
-
-# Parentheses are in no name that a client may choose, so the trainer's own checkpoints stay apart.
-AUTOMATIC = "(automatic)"
 
 _TENSORS = "state.safetensors"
 _DESCRIPTION = "checkpoint.json"
@@ -38,7 +44,8 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRecord:
-    """One whole checkpoint. digest: SHA-256 of the tensors' file, hex. base: see `registry`."""
+    """One whole checkpoint. digest: SHA-256 of the tensors' file, hex. base: see `registry`. request: of the
+    save that made it, which answers with it when it runs again; "" for the trainer's own."""
 
     adapter: AdapterId
     name: str
@@ -48,6 +55,7 @@ class CheckpointRecord:
     base: str
     digest: str
     size_bytes: int
+    request: str = ""
 
 
 class Checkpoints:
@@ -75,6 +83,11 @@ class Checkpoints:
             raise CheckpointNotFound(f"the adapter has no checkpoint named {name!r}")
         return record
 
+    def of_request(self, adapter: AdapterId, name: str, request: RequestId) -> CheckpointRecord | None:
+        """The checkpoint of this name that a save wrote, by the save's id."""
+        record = self._named(adapter, name)
+        return record if record is not None and record.request == request else None
+
     def check_new(self, adapter: AdapterId, name: str, *, overwrite: bool) -> None:
         """Raises CheckpointExists, InvalidName: before the state is copied anywhere."""
         checked_name(name, what="a checkpoint")
@@ -93,6 +106,7 @@ class Checkpoints:
         step: int,
         lora: LoraSpec,
         base: str,
+        request: str = "",
     ) -> CheckpointRecord:
         """Write a checkpoint and, once it is whole, remove older ones of the same name.
 
@@ -105,7 +119,7 @@ class Checkpoints:
         sequence = self._next_sequence(adapter)
         with storage_errors(what), new_directory(directory / str(sequence)) as aside:
             file = aside / _TENSORS
-            _write_tensors(file, tensors, metadata)
+            written = write_tensors(file, tensors, metadata)
             record = CheckpointRecord(
                 adapter=adapter,
                 name=name,
@@ -113,8 +127,9 @@ class Checkpoints:
                 step=step,
                 lora=lora,
                 base=base,
-                digest=file_digest(file),
-                size_bytes=file.stat().st_size,
+                digest=written.digest,
+                size_bytes=written.size_bytes,
+                request=request,
             )
             (aside / _DESCRIPTION).write_bytes(msgspec.json.encode(record))
         self._remove_older(directory, sequence)
@@ -130,9 +145,7 @@ class Checkpoints:
         file = self._directory(record) / _TENSORS
         try:
             if file_digest(file) == record.digest:
-                with safe_open(file, framework="pt", device="cpu") as opened:
-                    tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-                    return tensors, opened.metadata() or {}
+                return read_tensors(file)
             reason = "its file is not the one that was saved"
         except (OSError, SafetensorError, RuntimeError) as error:  # the last from torch, as it opens the file
             log.warning("checkpoint.not_read", adapter=record.adapter, name=record.name, reason=str(error))
@@ -173,8 +186,8 @@ class Checkpoints:
 
     def _next_sequence(self, adapter: AdapterId) -> int:
         """Above every number in use, those of damaged checkpoints included: they still take the place."""
-        paths = (self._layout.adapter(adapter) / "checkpoints").glob("*/*")
-        return max((int(path.name) for path in paths if path.name.isdecimal()), default=0) + 1
+        homes = (self._layout.adapter(adapter) / "checkpoints").glob("*")
+        return next_number(self._layout.snapshots(adapter), *(path for path in homes if path.is_dir()))
 
     def _directory(self, record: CheckpointRecord) -> Path:
         return self._layout.checkpoint(record.adapter, record.name) / str(record.sequence)
@@ -200,31 +213,10 @@ class Checkpoints:
                     log.warning("checkpoint.old_one_stays", path=str(path), reason=str(error))
 
 
-def _write_tensors(file: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-    try:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file, dict(metadata))
-    except SafetensorError as error:
-        # Its own class for what the disk refuses, a full one among it.
-        raise OSError(str(error)) from error
-
-
 def check_fits(record: CheckpointRecord, lora: LoraSpec, base: str) -> None:
     """Refuse a checkpoint of other geometry, with every difference. The seed may differ.
 
     Raises:
         CheckpointMismatch
     """
-    pairs = {
-        "base model": (record.base, base),
-        "rank": (record.lora.rank, lora.rank),
-        "alpha": (record.lora.alpha, lora.alpha),
-        "train_attn": (record.lora.train_attn, lora.train_attn),
-        "train_mlp": (record.lora.train_mlp, lora.train_mlp),
-        "train_unembed": (record.lora.train_unembed, lora.train_unembed),
-    }
-    different = [f"{what} {saved} is not {ours}" for what, (saved, ours) in pairs.items() if saved != ours]
-    if different:
-        raise CheckpointMismatch(
-            f"checkpoint {record.name!r} does not fit this adapter: {', '.join(different)}; "
-            "create an adapter like the one that was saved"
-        )
+    check_geometry(f"checkpoint {record.name!r}", (record.lora, record.base), (lora, base))

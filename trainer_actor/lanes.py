@@ -13,7 +13,7 @@ from ..bus.errors import SequenceConflict, SequenceGap, SequenceOutOfRange
 from ..bus.failures import failed
 from ..bus.ids import AdapterId, LaneId
 from ..bus.in_hand import Key
-from ..bus.messages import Envelope, LanePosition, Message, SkipOperation
+from ..bus.messages import Envelope, LanePosition, Message, RefuseOperation, SkipOperation
 from .outcomes import Outcomes
 from .queues import Operation, Queued, Queues
 
@@ -97,12 +97,6 @@ class Lanes:
             LanePosition(lane=name, next_seq=min(lane.queued, default=lane.expected)) for name, lane in lanes
         )
 
-    def used_up(self, operation: Operation) -> bool:
-        """Whether the operation's number was settled, and its outcome is not kept here."""
-        lane, seq = self._lanes[operation.lane], operation.seq
-        settled = seq < lane.expected and seq not in lane.queued
-        return settled and self._outcomes.get(operation.lane, seq) is None
-
     def knows(self, operation: Operation) -> bool:
         """Whether the operation's lane is open, and on its adapter."""
         lane = self._lanes.get(operation.lane)
@@ -167,7 +161,7 @@ class Lanes:
             self.queues.remove(queued)
             del lane.queued[operation.seq]
             if not isinstance(operation, SkipOperation):  # whose outcome is not that of what it stands for
-                self._outcomes.put(operation.lane, operation.seq, queued.fingerprint, outcome)
+                self._outcomes.put(operation.lane, operation.seq, _told_by(queued), outcome)
         return [Answer(asker, outcome) for asker in queued.askers]
 
     def expire(self, now: float) -> list[Answer]:
@@ -232,6 +226,11 @@ class Lanes:
     def _next_use(self) -> int:
         self._uses += 1
         return self._uses
+
+
+def _told_by(queued: Queued) -> bytes | None:
+    """What a resend must be equal to. A refusal may stand for an operation whose outcome it is."""
+    return None if isinstance(queued.operation, RefuseOperation) else queued.fingerprint
 
 
 def _check_same(known: bytes | None, fingerprint: bytes, seq: int) -> None:

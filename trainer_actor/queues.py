@@ -116,9 +116,16 @@ class Queues:
         self._aside[adapter] = self._ready[tenant].pop(adapter)
         self._tidy(tenant)
 
+    def hold(self, adapter: AdapterId) -> None:
+        """Until `restore`, nothing of the adapter may run, whether anything waits or comes."""
+        if adapter in self._tenants:
+            self.set_aside(adapter)
+        else:
+            self._aside.setdefault(adapter, deque())
+
     def restore(self, adapter: AdapterId) -> None:
         """Unless it was closed in between."""
-        if (aside := self._aside.pop(adapter, None)) is not None:
+        if aside := self._aside.pop(adapter, None):
             self._queue(adapter, aside[0].tenant).extend(aside)
 
     def _queue(self, adapter: AdapterId, tenant: TenantId) -> deque[Queued]:
