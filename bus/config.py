@@ -19,9 +19,10 @@ import msgspec
 from platformdirs import user_data_path
 
 from .errors import InvalidConfig
-from .listening import http_address
+from .listening import http_address, tcp_address
 from .settings import (
     BridgeConfig,
+    ClientConfig,
     Config,
     DaemonConfig,
     FairnessConfig,
@@ -38,6 +39,7 @@ from .tenant_numbers import tenant_numbers
 
 __all__ = [
     "BridgeConfig",
+    "ClientConfig",
     "Config",
     "DaemonConfig",
     "FairnessConfig",
@@ -203,6 +205,9 @@ def _checked(config: Config) -> Config:
         raise InvalidConfig(f"fairness.quantum_ms must lie from {_LEAST_SHARE:g} to {_LARGEST_SHARE:g}")
     if config.daemon.serves_http and config.daemon.http != "auto":
         http_address(config.daemon.http)
+    for address in (config.daemon.listen, config.client.connect):
+        if address:
+            tcp_address(address)
     return config
 
 

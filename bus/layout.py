@@ -11,6 +11,8 @@
 <state>/training/<id>.json the settings of the `loractl train` run that made an adapter
 <state>/keys.json          API keys, hashed, and whose they are
 <state>/local.key          0600: the local user's own API key, as `loractl env` prints it
+<state>/curve.key          0600: the daemon's own CURVE keys, for tcp
+<state>/curve.json         whose CURVE keys may connect over tcp
 <state>/http.port          the port that "auto" HTTP was served on last
 <state>/tinker.sqlite      the bridge's sessions, training runs, checkpoints and samplers
 <state>/exports/<token>/   files behind expiring download addresses
@@ -102,6 +104,14 @@ class StateLayout:
     @property
     def local_key(self) -> Path:
         return self.root / "local.key"
+
+    @property
+    def curve_key(self) -> Path:
+        return self.root / "curve.key"
+
+    @property
+    def curve_clients(self) -> Path:
+        return self.root / "curve.json"
 
     @property
     def http_port(self) -> Path:

@@ -66,13 +66,17 @@ class QuotasConfig:
     """What one tenant may have at one time; 0 is no bound. Beyond it requests wait, and are told why,
     adapter creations for at most wait_s. adapters, state_bytes: registered adapters, and the training
     states of all of them. queued_tokens: positions of its forward_backwards that the trainer holds.
-    held_bytes: requests that wait in the broker; a request beyond it is refused."""
+    held_bytes: requests that wait in the broker; a request beyond it is refused.
+    requests_per_s, request_bytes_per_s: over HTTP, what comes faster for more than some seconds is told
+    to come again later (429); polls for results and heartbeats do not count."""
 
     adapters: int = 0
     state_bytes: int = 0
     queued_tokens: int = 4 * 2**20
     held_bytes: int = 1 * 2**30
     wait_s: float = 60.0
+    requests_per_s: float = 0.0
+    request_bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,10 +126,12 @@ class PublishConfig:
 class DaemonConfig:
     """http: "HOST:PORT" of the bridge; "auto" is 127.0.0.1 and a port that stays the same from start
     to start where it can; "none" is no bridge. Empty is "auto" for `loractl daemon start`, and "none"
-    for programs that start a daemon of their own. Restarts back off from restart_first_s, doubling up
+    for programs that start a daemon of their own. listen: "tcp://HOST:PORT" where bus clients may connect
+    with CURVE keys (`loractl keys curve`), besides the socket of this machine; empty is nowhere. Restarts back off from restart_first_s, doubling up
     to restart_max_s; after restart_limit failures in a row the actor is given up."""
 
     http: str = ""
+    listen: str = ""
     ready_timeout_s: float = 600.0
     heartbeat_s: float = 1.0
     heartbeat_timeout_s: float = 30.0
@@ -137,6 +143,15 @@ class DaemonConfig:
     @property
     def serves_http(self) -> bool:
         return self.http not in ("", "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """Where the commands for clients find their daemon. connect: "tcp://HOST:PORT"; empty is the state
+    directory's own. curve_key: the file that `loractl keys curve` made for this client."""
+
+    connect: str = ""
+    curve_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +203,7 @@ class Config:
     publish: PublishConfig = field(default_factory=PublishConfig)
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     bridge: BridgeConfig = field(default_factory=BridgeConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

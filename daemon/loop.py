@@ -48,6 +48,7 @@ from .decisions import (
 from .in_hand import read_in_hand
 from .journal.records import Record
 from .journal.writer import Writer
+from .remote_clients import RemoteClients
 from .signals import Signals
 from .supervisor import Change, Lost, Spawned, Supervisor
 
@@ -85,6 +86,8 @@ class Loop:
         self._clients = bind_router(self._context, layout.client_socket, config.limits)
         self._actors = bind_router(self._context, layout.actor_socket, config.limits, handover=True)
         self._events = bind_publisher(self._context, layout.event_socket, config.limits)
+        self._remote = RemoteClients(config, self._context, layout) if config.daemon.listen else None
+        self._remote_sources = self._remote.sources if self._remote is not None else ()
         # Sent at the end of a turn, all at once: a send that finds zmq's thread asleep costs a wake-up.
         self._outbox: list[tuple[PlainSocket, list[Buffer]]] = []
         self._stop_asked = False
@@ -97,7 +100,7 @@ class Loop:
         """Until a signal, `stop` or a Shutdown, and until all actors have ended."""
         poller = zmq.Poller()
         with Signals() as signals:
-            for source in (self._clients, self._actors, signals.woken):
+            for source in (self._clients, self._actors, signals.woken, *self._remote_sources):
                 poller.register(source, zmq.POLLIN)
             if self._journal is not None:
                 poller.register(self._journal.woken, zmq.POLLIN)
@@ -124,6 +127,8 @@ class Loop:
             elif source is self._actors:
                 for frames in islice(receive_waiting(self._actors), _MESSAGES_PER_TURN):
                     self._from_actor(frames)
+            elif self._remote is not None and source in self._remote_sources:
+                self._from_remote(self._remote)
             elif self._journal is not None and source == self._journal.woken.fileno():
                 self._written(self._journal.take_done())
             else:
@@ -150,10 +155,17 @@ class Loop:
         if not self._stop_asked or self._stopping:
             self._supervise_at = min(self._supervisor.next_deadline(), self._kill_at)
 
-    def _from_client(self, frames: Frames) -> None:
+    def _from_remote(self, remote: RemoteClients) -> None:
+        remote.answer_zap()
+        for frames, refusal in islice(remote.receive(), _MESSAGES_PER_TURN):
+            self._from_client(frames, refusal)
+
+    def _from_client(self, frames: Frames, refusal: LoractlError | None = None) -> None:
         client, header = ClientId(bytes(frames[0])), None
         try:
             header = self._header(frames)
+            if refusal is not None:
+                raise refusal
             self._perform(self._broker.request(client, header, frames[1:], time.monotonic()))
         except LoractlError as error:
             self._perform(_refusal(client, header, error))
@@ -230,6 +242,8 @@ class Loop:
     def _send_outbox(self) -> None:
         outbox, self._outbox = self._outbox, []
         for socket, frames in outbox:
+            if self._remote is not None and socket is self._clients and self._remote.is_remote(frames[0]):
+                socket, frames = self._remote.socket, self._remote.addressed(frames)  # noqa: PLW2901
             try:
                 send(socket, frames, copy=False)
             except zmq.ZMQError as error:
@@ -287,7 +301,7 @@ class Loop:
             self._written(self._journal.take_done())
         self._send_outbox()
         log.info("daemon.stopped")
-        close(self._context, self._clients, self._actors, self._events)
+        close(self._context, self._clients, self._actors, self._events, *self._remote_sources)
 
 
 def _refusal(client: ClientId, header: Header | None, error: LoractlError) -> list[Decision]:
