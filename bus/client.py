@@ -111,7 +111,7 @@ class Client:
         request = request or new_request_id()
         tenant = tenant or self._tenant
         frames = encode_request(Envelope(request=request, tenant=tenant, body=body), self._limits)
-        asked = self._conversations.ask(request, time.monotonic(), tenant)
+        asked = self._conversations.ask(request, time.monotonic(), tenant, frames)
         send(self._socket, frames)
         return Pending(self, asked)
 
@@ -134,9 +134,13 @@ class Client:
         now = time.monotonic()
         if ping := self._conversations.ping_due(now):
             send(self._socket, encode(Envelope(request=ping, tenant=self._tenant, body=Ping())))
+        for recall in self._conversations.recalls_due(now):
+            send(self._socket, encode(recall))
         self._socket.poll(int(1000 * max(0.0, min(PING_EVERY_S, deadline - now))) + 1)
         for frames in receive_waiting(self._socket):
             self._hear(frames)
+        for unheard in self._conversations.take_unheard():
+            send(self._socket, unheard)
         now = time.monotonic()
         if daemon_is_gone(self._layout, self._conversations.silent_s(now)):
             self._gone = True

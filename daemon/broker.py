@@ -33,6 +33,7 @@ from ..bus.messages import (
     Heartbeat,
     LaneOpened,
     Message,
+    Recall,
     SnapshotTaken,
     VersionReleased,
     VersionServed,
@@ -48,6 +49,7 @@ from .journaling import DURABLE
 from .ledger import Ticket
 from .publishing import Publishing
 from .questions import Questions
+from .recalls import Recalls
 from .receipts import Settled
 from .routing import DESTINATION_BY_KIND, ON_A_LANE, Destination
 from .status import Identity
@@ -69,6 +71,7 @@ class Broker:
         self._draining = False
         self._dispatch = Dispatch(config.limits, config.quotas, actors, past)
         self._durability = Durability(self._dispatch, past, self._admit)
+        self._recalls = Recalls(self._dispatch, past)
         self._publishing = Publishing(config.publish, self._dispatch.actors)
         self._admissions = Admissions(self._dispatch, self._publishing)
         self._questions = Questions(config, identity, self._dispatch.actors, self._publishing, past)
@@ -86,7 +89,7 @@ class Broker:
         if destination is None:
             raise BadFrame(f"{header.kind[:64]!r} is no request")
         if destination is Destination.BROKER:
-            return self._questions.answer(client, self._decoded(frames), now)
+            return self._answer_at_once(client, self._decoded(frames), now)
         ledger, digest = self._dispatch.ledger, payload_digest(frames)
         key = (header.tenant, header.request)
         known = ledger.known(key, digest)
@@ -108,6 +111,11 @@ class Broker:
         if header.kind in DURABLE:  # but nothing is written down
             self._durability.name(ticket, header)
         return self._admit(ticket, now, body)
+
+    def _answer_at_once(self, client: ClientId, asked: Envelope, now: float) -> list[Decision]:
+        if isinstance(asked.body, Recall):
+            return self._recalls.answer(client, asked, asked.body.requests)
+        return self._questions.answer(client, asked, now)
 
     def _admit(self, ticket: Ticket, now: float, body: Message | None = None) -> list[Decision]:
         if ticket.kind not in UNDERSTOOD:

@@ -117,6 +117,13 @@ class Ledger:
             return _same(Ended(kept[1]), kept[0], key, digest)
         return None
 
+    def recall(self, key: Key) -> Ticket | Ended | None:
+        """The same for whoever only names the request."""
+        if ticket := self._open.get(key):
+            return ticket
+        kept = self._ended.get(key)
+        return Ended(kept[1]) if kept is not None else None
+
     def open(
         self,
         key: Key,

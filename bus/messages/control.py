@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ..ids import RequestId
 from .base import ActorPhase, ActorRole, Bytes, Message
 
 # others: requests of others come first, or nobody can serve it yet. own: operations of its adapter come
@@ -35,6 +36,15 @@ class GetVersions(Message):
     """The current version table and the number of the last event it includes."""
 
     kind: ClassVar[str] = "get_versions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall(Message):
+    """Asks after requests of the same tenant to which no answer came. Each that has ended is answered once
+    more, each under way will be; the answer to this itself, Recalled, comes behind those."""
+
+    kind: ClassVar[str] = "recall"
+    requests: tuple[RequestId, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +91,14 @@ class Pong(Message):
     kind: ClassVar[str] = "pong"
     daemon_version: str
     uptime_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalled(Message):
+    """unknown: requests that never arrived, or that left nothing behind: to be sent once more."""
+
+    kind: ClassVar[str] = "recalled"
+    unknown: tuple[RequestId, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
