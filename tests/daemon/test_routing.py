@@ -11,7 +11,7 @@ ANSWERS = {
     messages.CheckpointSaved, messages.StateLoaded, messages.VersionWritten, messages.Receipt,
     messages.AdapterList, messages.TenantList, messages.ModelDescribed, messages.SampleChunk, messages.SampleResult,
     messages.VersionTable, messages.WeightsExported, messages.Recovered,
-    messages.History,
+    messages.History, messages.Recalled,
 }  # fmt: skip
 EVENTS = {messages.AdapterPublished, messages.VersionRetired, messages.AdapterDeleted}
 TO_ACTORS = {
