@@ -55,7 +55,7 @@ def run_foreground(
             ensure_local_key(layout)
         _warn_of_unknown_tenants(config, layout)
         identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic())
-        journal = Journal(layout) if config.journal.enabled else None
+        journal = Journal(layout, config.journal) if config.journal.enabled else None
         past = journal.past if journal is not None else None
         broker = Broker(config, {each.actor: each.role for each in commands}, identity, past)
         supervisor = Supervisor(config, commands)

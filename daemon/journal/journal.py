@@ -1,17 +1,23 @@
 """The journal as the daemon opens it: one connection to read with, one thread that writes."""
 
 from ...bus.layout import StateLayout
+from ...bus.settings import JournalConfig
+from .known_ids import KnownIds
+from .reading import Reader
 from .records import Past
-from .store import Store
+from .tables import Tables
 from .writer import Writer
 
 
 class Journal:
-    def __init__(self, layout: StateLayout) -> None:
+    def __init__(self, layout: StateLayout, config: JournalConfig) -> None:
         """Raises StorageFailed: its file cannot be opened."""
-        self._store = Store(layout.journal)
-        self.past: Past = self._store
-        self.writer = Writer(layout.journal)
+        known = KnownIds()
+        self._reader = Reader(Tables(layout.journal), known)
+        for one in self._reader.ids():
+            known.add(one)
+        self.past: Past = self._reader
+        self.writer = Writer(layout.journal, config, known)
 
     def close(self) -> None:
-        self._store.close()
+        self._reader.close()

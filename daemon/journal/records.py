@@ -102,7 +102,7 @@ Record = Received | Ended | Forgotten | Snapshot | Damaged | Gone | Crashed | Ve
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logged:
     """A request as the journal has it, without its frames (size_bytes). order: of its outcome, None while it
-    has none."""
+    has none. whole: its frames are there; those of history go first when bytes are too many."""
 
     number: int
     key: Key
@@ -117,6 +117,7 @@ class Logged:
     crashes: int = 0
     came_unix_s: float = 0.0
     size_bytes: int = 0
+    whole: bool = True
 
 
 class Past(Protocol):
@@ -137,7 +138,7 @@ class Past(Protocol):
         """The newest that counts."""
 
     def begins(self, adapter: AdapterId) -> bool:
-        """Whether the journal has the adapter from its creation on."""
+        """Whether the journal has the adapter from its creation on, whole."""
 
     def lanes(self, adapter: AdapterId) -> Sequence[LanePosition]:
         """The lanes that are open after the newest snapshot: its own, and from 1 those opened since."""
@@ -156,7 +157,7 @@ class Past(Protocol):
         into the limit, those that did not end yet."""
 
     def request(self, number: int) -> Frames:
-        """A request's frames."""
+        """The frames of a request that is whole."""
 
     def outcome(self, number: int) -> Frames:
         """An outcome's frames."""

@@ -1,0 +1,210 @@
+"""The journal's housekeeping, one small step at a time, between commits.
+
+In order of urgency: the log is copied into the file; frames of deleted adapters go; history that is too
+old or too large goes (`retention` judges); then the file gives pages back to the disk.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ...bus.ids import AdapterId, LaneId
+from ...bus.settings import JournalConfig
+from .retention import Entry, Verdict, Want, judge, needed_from
+from .store import Store
+
+# Of a step: so many requests are looked at, and frames of so many bytes go.
+_REQUESTS = 64
+_FRAME_BYTES = 4 * 2**20
+_PAGES = 256
+# The log is copied once about so many bytes went into it; each record costs about so many beside its frames.
+_LOG_BYTES = 8 * 2**20
+_RECORD_BYTES = 2 * 4096
+# Free pages are used again: they are given back only where they are many.
+_FREE_PAGES, _FREE_SHARE = 1024, 0.25
+# When there is nothing to do, look again after; after a step, let the commits have nine times what it took.
+_IDLE_S = 10.0
+_REST = 9.0
+
+_ENTRIES = (
+    "SELECT number, adapter, lane, seq, ord, again, came, size, requests.frames IS NOT NULL"
+    " FROM requests LEFT JOIN outcomes USING (number)"
+)
+
+
+class Compaction:
+    """wall: seconds since 1970, as requests came. clock: of this process."""
+
+    def __init__(
+        self,
+        store: Store,
+        config: JournalConfig,
+        *,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._tables = store.tables
+        self._config = config
+        self._wall = wall
+        self._clock = clock
+        self._logged_bytes = _LOG_BYTES  # whatever the last process left in it
+        self._walk: Want | None = Want.NO_OLD
+        self._from = 0
+        self._stripped_to = 0
+        self.next_at = 0.0
+
+    def committed(self, records: int, size_bytes: int) -> None:
+        """So much went into the log."""
+        self._logged_bytes += size_bytes + records * _RECORD_BYTES
+        if self._logged_bytes >= _LOG_BYTES:
+            self.next_at = 0.0
+
+    def step(self) -> bool:
+        """Do a little, and say when to come again (`next_at`); False when there was nothing to do.
+
+        Raises:
+            StorageFailed: it could not be done; nothing is lost.
+        """
+        began = self._clock()
+        self.next_at = began + _IDLE_S
+        busy = self._copy_log() or self._bury() or self._forget() or self._give_back()
+        if busy:
+            now = self._clock()
+            self.next_at = now + _REST * (now - began)
+        return busy
+
+    def _copy_log(self) -> bool:
+        if self._logged_bytes < _LOG_BYTES:
+            return False
+        # Readers never hold it up for long, and what they do hold up is copied the next time.
+        self._tables.rows("PRAGMA wal_checkpoint(PASSIVE)")
+        self._logged_bytes = 0
+        return True
+
+    # --- deleted adapters ------------------------------------------------------------------------
+
+    def _bury(self) -> bool:
+        """Take some requests from an adapter that is gone: they are outcomes now, and nothing else."""
+        return any(
+            self._bury_some_of(adapter) for (adapter,) in self._tables.rows("SELECT adapter FROM gone")
+        )
+
+    def _bury_some_of(self, adapter: str) -> bool:
+        rows = self._tables.rows(
+            "SELECT number, size, again FROM requests JOIN outcomes USING (number) WHERE adapter = ? LIMIT ?",
+            adapter,
+            _REQUESTS,
+        )
+        rows = _within(rows, size=1)
+        with self._tables.transaction():
+            # What would run again if it were sent again cannot do that without its frames.
+            self._store.delete([number for number, _, again in rows if again])
+            self._store.strip([number for number, _, again in rows if not again])
+            for number, _, _ in rows:
+                self._tables.run("UPDATE requests SET adapter = '' WHERE number = ?", number)
+            if not self._tables.rows("SELECT 1 FROM requests WHERE adapter = ? LIMIT 1", adapter):
+                self._tables.run("DELETE FROM gone WHERE adapter = ?", adapter)
+                self._tables.run("DELETE FROM clipped WHERE adapter = ?", adapter)
+        return bool(rows)
+
+    # --- history ---------------------------------------------------------------------------------
+
+    def _forget(self) -> bool:
+        """Go on through the requests, the oldest first."""
+        if self._walk is None:
+            return self._begin_walk()
+        oldest = self._wall() - self._config.keep_s
+        rows = self._tables.rows(
+            f"{_ENTRIES} WHERE number > ? ORDER BY number LIMIT ?", self._from, _REQUESTS
+        )
+        entries = [_entry(row) for row in _within(rows, size=7)]
+        self._apply(entries, self._walk, oldest)
+        if entries:
+            self._from = entries[-1].number
+        if self._walk is Want.FEWER_BYTES:
+            self._stripped_to = self._from
+        if self._is_over(entries, self._walk, oldest):
+            self._next_walk(self._walk, at_end=not entries)
+        return True
+
+    def _apply(self, entries: list[Entry], want: Want, oldest: float) -> None:
+        needed = {entry.adapter: self._needed(entry.adapter) for entry in entries}
+        verdicts = {
+            entry.number: judge(entry, needed[entry.adapter], want, oldest=oldest) for entry in entries
+        }
+        strip = [number for number, verdict in verdicts.items() if verdict is Verdict.STRIP]
+        delete = [number for number, verdict in verdicts.items() if verdict is Verdict.DELETE]
+        if strip or delete:
+            less = {entry.adapter for entry in entries if verdicts[entry.number] is not Verdict.KEEP} - {""}
+            with self._tables.transaction():
+                self._tables.run_for_each("INSERT OR IGNORE INTO clipped", [(adapter,) for adapter in less])
+                self._store.strip(strip)
+                self._store.delete(delete)
+
+    def _needed(self, adapter: AdapterId) -> dict[LaneId, int]:
+        """What recovery needs, should the newest snapshot be damaged."""
+        snapshots = self._store.snapshots(adapter, 2)
+        return needed_from(snapshots[1] if len(snapshots) > 1 else None, self._store.opened(adapter))
+
+    def _is_over(self, entries: list[Entry], want: Want, oldest: float) -> bool:
+        if not entries:
+            return True
+        if want is Want.NO_OLD:
+            return entries[-1].came >= oldest
+        return self._fits()
+
+    def _begin_walk(self) -> bool:
+        """Whether there is any reason to look at requests."""
+        self._from = 0
+        first = self._tables.rows("SELECT came FROM requests ORDER BY number LIMIT 1")
+        if first and first[0][0] < self._wall() - self._config.keep_s:
+            self._walk = Want.NO_OLD
+        elif not self._fits():
+            self._walk, self._from = Want.FEWER_BYTES, self._stripped_to
+        return self._walk is not None
+
+    def _next_walk(self, walked: Want, *, at_end: bool) -> None:
+        """walked: is over. at_end: it saw all requests after where it began."""
+        self._walk, self._from = None, 0
+        if self._fits():
+            return
+        if walked is Want.NO_OLD:
+            self._walk, self._from = Want.FEWER_BYTES, self._stripped_to
+        elif walked is Want.FEWER_BYTES and at_end:
+            self._stripped_to = 0  # what was needed when it was passed may be history by now
+            self._walk = Want.FEWEST_BYTES
+
+    def _fits(self) -> bool:
+        used = self._pragma("page_count") - self._pragma("freelist_count")
+        return used * self._pragma("page_size") <= self._config.keep_bytes
+
+    # --- the file --------------------------------------------------------------------------------
+
+    def _give_back(self) -> bool:
+        free, pages = self._pragma("freelist_count"), self._pragma("page_count")
+        if free < _FREE_PAGES or free < pages * _FREE_SHARE:
+            return False
+        self._tables.rows(f"PRAGMA incremental_vacuum({_PAGES})")
+        self._logged_bytes += _PAGES * 4096
+        return True
+
+    def _pragma(self, name: str) -> int:
+        return int(self._tables.rows(f"PRAGMA {name}")[0][0])
+
+
+def _within(rows: list[Any], *, size: int) -> list[Any]:
+    """Rows until their frames' bytes (column `size`) are enough for one step; at least one."""
+    total = 0
+    for count, row in enumerate(rows, start=1):
+        total += row[size]
+        if total >= _FRAME_BYTES:
+            return rows[:count]
+    return rows
+
+
+def _entry(row: Any) -> Entry:
+    number, adapter, lane, seq, order, again, came, size_bytes, whole = row
+    return Entry(
+        number, AdapterId(adapter), LaneId(lane), seq, order, bool(again), came, size_bytes, bool(whole)
+    )
