@@ -19,7 +19,7 @@ from .client.access_commands import env, keys, tokenizer_cache
 from .client.adapter_commands import adapters, tenant_option
 from .client.boundary import guarded
 from .client.history_work import verify_adapter
-from .client.options import example, placed, sampling_options, training_options
+from .client.options import example, placed, reaching, sampling_options, training_options
 from .client.rows import read_rows
 from .client.run_plan import GivenSettings
 from .client.runs import Job
@@ -27,8 +27,8 @@ from .client.startup import (
     Place,
     StartScreen,
     base_model_settings,
+    check_addresses,
     check_base_model,
-    check_http,
     daemon_for_run,
     with_http,
 )
@@ -78,7 +78,7 @@ def start(place: Place, base_model: str | None, http: str | None, samplers: int 
     config = with_http(place.config(*more))
     check_base_model(config)
     if not launch.running(config):
-        check_http(config)
+        check_addresses(config)
     screen = StartScreen(talk_console(), state_option=place.option)
     if not detach:
         return launch.run_foreground(config, screen.show)
@@ -88,7 +88,7 @@ def start(place: Place, base_model: str | None, http: str | None, samplers: int 
 
 @daemon.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@placed
+@reaching
 def status(place: Place, as_json: bool) -> int:
     """Show the daemon, its actors and the adapters it holds."""
     return commands.show_status(place.config(), as_json=as_json)
@@ -131,7 +131,7 @@ def logs(place: Place, follow: bool, lines: int) -> int:
 @training_options
 @click.option("--resume", is_flag=True, help="Go on where an earlier run ended, with its settings.")
 @click.option("--base-model", metavar="NAME[=PATH]", help="For the daemon that is started when none runs.")
-@placed
+@reaching
 def train(place: Place, data: Path, adapter: str, resume: bool, base_model: str | None, **given: Any) -> int:
     """Train an adapter on chat rows, and publish it.
 
@@ -168,7 +168,7 @@ def train(place: Place, data: Path, adapter: str, resume: bool, base_model: str 
 @click.argument("prompt", metavar="PROMPT|-")
 @sampling_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with tokens and logprobs.")
-@placed
+@reaching
 def sample(place: Place, prompt: str, as_json: bool, **options: Any) -> int:
     """Answer PROMPT (- reads stdin), by an adapter or not."""
     return commands.sample(place.config(), prompt, as_json=as_json, **options)
@@ -176,7 +176,7 @@ def sample(place: Place, prompt: str, as_json: bool, **options: Any) -> int:
 
 @loractl.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-@placed
+@reaching
 def usage(place: Place, as_json: bool) -> int:
     """Show what each tenant took of the trainer so far."""
     return commands.show_usage(place.config(), as_json=as_json)

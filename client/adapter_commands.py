@@ -8,7 +8,7 @@ import click
 
 from ..bus.ids import LOCAL_TENANT, TenantId, checked_name
 from . import commands, history_work
-from .options import placed
+from .options import placed, reaching
 from .startup import Place
 
 
@@ -29,22 +29,22 @@ def adapters() -> None:
 
 
 @adapters.command("list")
-@click.option("--tenant", metavar="NAME", help=f"Whose.  [default: {LOCAL_TENANT}]")
+@click.option("--tenant", metavar="NAME", help="Whose.  [default: one's own]")
 @click.option("--all", "everybody", is_flag=True, help="Everybody's.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-@placed
+@reaching
 def list_(place: Place, tenant: str | None, everybody: bool, as_json: bool) -> int:
     """List a tenant's adapters, and what they took together."""
     if tenant is not None and everybody:
         raise click.UsageError("choose --tenant or --all")
-    wanted = None if everybody else TenantId(checked_name(tenant or LOCAL_TENANT, what="a tenant"))
-    return commands.list_adapters(place.config(), wanted, as_json=as_json)
+    wanted = TenantId(checked_name(tenant, what="a tenant")) if tenant is not None else None
+    return commands.list_adapters(place.config(), wanted, everybody=everybody, as_json=as_json)
 
 
 @adapters.command()
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@placed
+@reaching
 def show(place: Place, name: str, as_json: bool) -> int:
     """Show an adapter: its state, waits, usage and versions."""
     return commands.show_adapter(place.config(), name, as_json=as_json)
@@ -52,7 +52,7 @@ def show(place: Place, name: str, as_json: bool) -> int:
 
 @adapters.command()
 @click.argument("name")
-@placed
+@reaching
 def rm(place: Place, name: str) -> int:
     """Remove an adapter with its checkpoints and versions."""
     return commands.remove_adapter(place.config(), name)
@@ -62,7 +62,7 @@ def rm(place: Place, name: str) -> int:
 @click.argument("name")
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--version", type=int, help="A published version.  [default: the newest]")
-@placed
+@reaching
 def export(place: Place, name: str, directory: Path, version: int | None) -> int:
     """Copy a published version into DIR, as PEFT reads it."""
     return commands.export_adapter(place.config(), name, directory, version)
@@ -71,7 +71,7 @@ def export(place: Place, name: str, directory: Path, version: int | None) -> int
 @adapters.command("import")
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("name")
-@placed
+@reaching
 def import_(place: Place, directory: Path, name: str) -> int:
     """Make the adapter NAME from a PEFT directory, and publish it."""
     return commands.import_directory(place.config(), directory, checked_name(name, what="an adapter"))

@@ -13,6 +13,7 @@ import structlog
 from .. import __version__
 from ..bus.client import Client
 from ..bus.config import Config, subprocess_environment
+from ..bus.curve import checked_server
 from ..bus.errors import DaemonGone, DaemonNotRunning, StartFailed
 from ..bus.keys import Keys, ensure_local_key
 from ..bus.layout import StateLayout
@@ -54,6 +55,8 @@ def run_foreground(
         if config.daemon.serves_http:
             ensure_local_key(layout)
         _warn_of_unknown_tenants(config, layout)
+        if config.daemon.listen:
+            checked_server(layout, config.daemon.listen)
         identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic())
         journal = Journal(layout, config.journal) if config.journal.enabled else None
         past = journal.past if journal is not None else None

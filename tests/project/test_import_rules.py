@@ -27,6 +27,7 @@ def routes() -> set[str]:
 DOORS = {
     "zmq": {
         "bus/sockets.py",
+        "bus/curve_sockets.py",
         "bus/client.py",
         "bus/async_client.py",
         "bus/actor_link.py",
