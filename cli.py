@@ -68,13 +68,27 @@ def daemon() -> None:
     "--http", metavar="HOST:PORT|none", help="Where to serve HTTP.  [default: 127.0.0.1 and a port it keeps]"
 )
 @click.option("--samplers", type=int, metavar="N", help="Sampler processes.  [default: 1]")
+@click.option(
+    "--chaos",
+    type=click.IntRange(1),
+    metavar="SEED",
+    help="Lose, repeat and delay messages and kill actors, to try a client with.",
+)
 @click.option("--detach", is_flag=True, help="Return when it is ready, and leave it running.")
 @placed
-def start(place: Place, base_model: str | None, http: str | None, samplers: int | None, detach: bool) -> int:
+def start(
+    place: Place,
+    base_model: str | None,
+    http: str | None,
+    samplers: int | None,
+    chaos: int | None,
+    detach: bool,
+) -> int:
     """Start the daemon: in the foreground until Ctrl-C, or detached."""
     more = base_model_settings(base_model) if base_model else []
     more += [f"daemon.http={http}"] if http is not None else []
     more += [f"sampler.count={samplers}"] if samplers is not None else []
+    more += [f"daemon.chaos={chaos}"] if chaos is not None else []
     config = with_http(place.config(*more))
     check_base_model(config)
     if not launch.running(config):

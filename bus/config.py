@@ -38,6 +38,7 @@ from .settings import (
 from .tenant_numbers import tenant_numbers
 
 __all__ = [
+    "CRASH_AT",
     "BridgeConfig",
     "ClientConfig",
     "Config",
@@ -61,7 +62,8 @@ __all__ = [
 
 _PREFIX = "LORACTL_"
 # Read by name below; every other LORACTL_ variable is a key of the tree.
-_PLAIN_VARIABLES = {"LORACTL_STATE_DIR", "LORACTL_CONFIG", "LORACTL_CRASH_AT"}
+CRASH_AT = "LORACTL_CRASH_AT"
+_PLAIN_VARIABLES = {"LORACTL_STATE_DIR", "LORACTL_CONFIG", CRASH_AT}
 # Weights and the quantum: further apart, products of them and counts of rounds need not fit into a float.
 _LEAST_SHARE, _LARGEST_SHARE = 1e-6, 1e6
 
@@ -109,7 +111,7 @@ def subprocess_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 def crash_setting() -> str:
     """At which of its `crash_points` this process is to die; "" for none."""
-    return os.environ.get("LORACTL_CRASH_AT", "")
+    return os.environ.get(CRASH_AT, "")
 
 
 def hub_cache(environ: Mapping[str, str] | None = None) -> Path:

@@ -127,8 +127,10 @@ class DaemonConfig:
     """http: "HOST:PORT" of the bridge; "auto" is 127.0.0.1 and a port that stays the same from start
     to start where it can; "none" is no bridge. Empty is "auto" for `loractl daemon start`, and "none"
     for programs that start a daemon of their own. listen: "tcp://HOST:PORT" where bus clients may connect
-    with CURVE keys (`loractl keys curve`), besides the socket of this machine; empty is nowhere. Restarts back off from restart_first_s, doubling up
-    to restart_max_s; after restart_limit failures in a row the actor is given up."""
+    with CURVE keys (`loractl keys curve`), besides the socket of this machine; empty is nowhere. Restarts
+    back off from restart_first_s, doubling up to restart_max_s; after restart_limit failures in a row the
+    actor is given up. chaos: a seed, with which messages get lost, come twice, late or in another order, and
+    actors are killed, to try a client with; 0 is off."""
 
     http: str = ""
     listen: str = ""
@@ -139,6 +141,7 @@ class DaemonConfig:
     restart_max_s: float = 30.0
     restart_limit: int = 5
     stop_timeout_s: float = 4.0
+    chaos: int = 0
 
     @property
     def serves_http(self) -> bool:

@@ -1,6 +1,8 @@
 """What the broker tells those who wait: answers, notices, and why an actor's end was theirs, too."""
 
+from ..bus.codec import Header
 from ..bus.errors import ActorRestarting, ActorStopping, ActorUnavailable, LoractlError, RecoveryFailed
+from ..bus.failures import failed
 from ..bus.messages import Envelope, Message, Waiting
 from .actors import Actor
 from .decisions import ClientId, Decision, Key, Relay, Reply
@@ -34,6 +36,11 @@ def notice(client: ClientId, ticket: Ticket) -> Decision:
     tenant, request = ticket.key
     waiting = Waiting(reason=ticket.waits_for, routine=not ticket.waits_for, cause=ticket.cause)
     return Reply(client, Envelope(request=request, tenant=tenant, body=waiting, last=False))
+
+
+def turned_away(client: ClientId, header: Header, error: LoractlError) -> Decision:
+    """To a request of which nothing is kept."""
+    return Reply(client, Envelope(request=header.request, tenant=header.tenant, body=failed(error)))
 
 
 def delivery(client: ClientId, key: Key, outcome: Outcome) -> Decision:

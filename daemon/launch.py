@@ -20,6 +20,7 @@ from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from ..bus.messages import ActorStatus, DaemonStatus, GetStatus, Shutdown
 from .broker import Broker
+from .chaos import Chaos
 from .instance import actors_file, already_running, hold_state_directory, is_held, read_pid, unusable
 from .journal.journal import Journal
 from .known_tenants import unknown_tenants
@@ -57,7 +58,8 @@ def run_foreground(
         _warn_of_unknown_tenants(config, layout)
         if config.daemon.listen:
             checked_server(layout, config.daemon.listen)
-        identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic())
+        chaos = Chaos(config.daemon.chaos, config.limits) if config.daemon.chaos else None
+        identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic(), chaos=chaos)
         journal = Journal(layout, config.journal) if config.journal.enabled else None
         past = journal.past if journal is not None else None
         broker = Broker(config, {each.actor: each.role for each in commands}, identity, past)
@@ -74,7 +76,12 @@ def run_foreground(
                 loop.stop()
 
         loop = Loop(
-            config, broker, supervisor, progressed, journal=journal.writer if journal is not None else None
+            config,
+            broker,
+            supervisor,
+            progressed,
+            journal=journal.writer if journal is not None else None,
+            chaos=chaos,
         )
         try:
             loop.run()

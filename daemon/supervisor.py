@@ -139,6 +139,18 @@ class Supervisor:
             if child.process is not None and not child.lifeline.is_ready:
                 kill_group(child.process.pid)
 
+    def steady(self, now: float) -> list[ActorId]:
+        """Those that have run well for long enough: another death is the first in a row."""
+        return [
+            name for name, child in self._children.items() if child.process and child.lifeline.is_steady(now)
+        ]
+
+    def kill(self, actor: ActorId) -> None:
+        """As if somebody else had: it is noticed, and started again, as any death."""
+        child = self._children[actor]
+        if child.process is not None:
+            kill_group(child.process.pid)
+
     def kill_all(self) -> None:
         for child in self._children.values():
             if child.process is not None:
@@ -147,7 +159,8 @@ class Supervisor:
     def _start(self, child: _Child, now: float) -> Change:
         name = child.command.actor
         try:
-            process = spawn(child.command.argv, StateLayout(Path(self.config.state_dir)).logs / f"{name}.out")
+            output = StateLayout(Path(self.config.state_dir)).logs / f"{name}.out"
+            process = spawn(child.command.argv, output, again=child.lifeline.restarts > 0)
         except OSError as error:  # no memory, no process numbers, no such program
             return self._lost(child, f"could not be started: {error}", now)
         child.process, child.start_at, child.cause = process, math.inf, ""

@@ -123,6 +123,8 @@ class ActorStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonStatus(Message):
+    """chaos: what `--chaos` did so far, in words; empty without."""
+
     kind: ClassVar[str] = "daemon_status"
     daemon_version: str
     pid: int
@@ -134,3 +136,4 @@ class DaemonStatus(Message):
     adapters: int
     versions: int
     last_event: int
+    chaos: str = ""
