@@ -119,7 +119,8 @@ class Lanes:
                 f"and takes up to {self._max_ahead} more"
             )
         if finished := self._outcomes.get(operation.lane, seq):
-            _check_same(finished.fingerprint, fingerprint, seq)
+            if not finished.refusal or isinstance(operation, RefuseOperation):
+                _check_same(finished.fingerprint, fingerprint, seq)
             return [Answer(envelope, finished.outcome)]
         if waiting := lane.early.get(seq) or lane.queued.get(seq):
             _check_same(waiting.fingerprint, fingerprint, seq)
@@ -161,7 +162,10 @@ class Lanes:
             self.queues.remove(queued)
             del lane.queued[operation.seq]
             if not isinstance(operation, SkipOperation):  # whose outcome is not that of what it stands for
-                self._outcomes.put(operation.lane, operation.seq, _told_by(queued), outcome)
+                refusal = isinstance(operation, RefuseOperation)
+                self._outcomes.put(
+                    operation.lane, operation.seq, queued.fingerprint, outcome, refusal=refusal
+                )
         return [Answer(asker, outcome) for asker in queued.askers]
 
     def expire(self, now: float) -> list[Answer]:
@@ -226,11 +230,6 @@ class Lanes:
     def _next_use(self) -> int:
         self._uses += 1
         return self._uses
-
-
-def _told_by(queued: Queued) -> bytes | None:
-    """What a resend must be equal to. A refusal may stand for an operation whose outcome it is."""
-    return None if isinstance(queued.operation, RefuseOperation) else queued.fingerprint
 
 
 def _check_same(known: bytes | None, fingerprint: bytes, seq: int) -> None:
