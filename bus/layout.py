@@ -15,6 +15,7 @@
 <state>/curve.json         whose CURVE keys may connect over tcp
 <state>/http.port          the port that "auto" HTTP was served on last
 <state>/tinker.sqlite      the bridge's sessions, training runs, checkpoints and samplers
+<state>/futures.sqlite     what the bridge was asked for over HTTP and had not ended, and results
 <state>/exports/<token>/   files behind expiring download addresses
 """
 
@@ -120,6 +121,10 @@ class StateLayout:
     @property
     def tinker_store(self) -> Path:
         return self.root / "tinker.sqlite"
+
+    @property
+    def tinker_futures(self) -> Path:
+        return self.root / "futures.sqlite"
 
     @property
     def exports(self) -> Path:

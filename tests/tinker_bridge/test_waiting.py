@@ -48,8 +48,10 @@ class SlowBus(InMemoryBus):
         self.held: asyncio.Queue[Held] = asyncio.Queue()
         self.full = full
 
-    def submit(self, body: Message, *, tenant: TenantId | None = None) -> Any:
-        answer = super().submit(body, tenant=tenant)
+    def submit(
+        self, body: Message, *, request: RequestId | None = None, tenant: TenantId | None = None
+    ) -> Any:
+        answer = super().submit(body, request=request, tenant=tenant)
         if not isinstance(body, self.kinds_held):
             return answer
         if self.full:

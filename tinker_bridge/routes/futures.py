@@ -1,6 +1,6 @@
 """Results: polled one by one, as completions of a sampling session, or given up."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,8 +10,10 @@ from ...bus.messages import WaitCause
 from ..bodies import CancelBody, RetrieveBody, RetrieveManyBody
 from ..bridge import Bridge
 from ..completions import Completion
-from ..futures import JSON, PROTOBUF, Progress, Result
+from ..progress import Progress
+from ..results import JSON, PROTOBUF, Form, Result
 from ..sampling import group_of
+from ..wire import pass_json, sample_json
 from .reading import BridgeIn, TenantIn, checked, described, json_object
 
 router = APIRouter(prefix="/api/v1", tags=["futures"])
@@ -33,9 +35,12 @@ async def retrieve_future(request: Request, bridge: BridgeIn, tenant: TenantIn) 
 
 def _response(result: Result, accept: str) -> Response:
     """Clients up to 0.24 may read JSON only; later ones say that they read protobuf."""
-    if result.to_json is not None and PROTOBUF not in accept:
-        return Response(result.to_json(result.body), media_type=JSON)
+    if result.form and PROTOBUF not in accept:
+        return Response(_AS_JSON[result.form](result.body), media_type=JSON)
     return Response(result.body, media_type=result.media_type)
+
+
+_AS_JSON: Mapping[Form, Callable[[bytes], bytes]] = {"pass": pass_json, "sample": sample_json}
 
 
 # As the SDK tells its user: nothing is amiss, the service is busy, or the user has too much under way.
@@ -57,7 +62,7 @@ def try_again(request_id: str, progress: Progress) -> dict[str, Any]:
 async def retrieve_futures(body: RetrieveManyBody, bridge: BridgeIn, tenant: TenantIn) -> dict[str, Any]:
     """Completions of one sampling client's requests, in the order of their ends."""
     sampler = bridge.samplers.owned(tenant, body.target.sampling_session_id)
-    bridge.futures.drop(tenant, body.retrieved_request_ids)
+    await bridge.futures.drop(tenant, body.retrieved_request_ids)
     timeout_s = bridge.config.bridge.long_poll_s
     if body.timeout is not None:
         timeout_s = min(max(body.timeout, 0.0), timeout_s)
