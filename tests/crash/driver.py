@@ -28,7 +28,8 @@ import safetensors.numpy
 from loractl.bus.client import Client
 from loractl.bus.ids import TenantId
 from loractl.bus.messages import AdapterList, ListAdapters
-from loractl.tests.crash.crashed_daemon import CrashedDaemon, settings, write_settings
+from loractl.daemon.processes import last_words
+from loractl.tests.crash.crashed_daemon import ACTORS, CrashedDaemon, settings, write_settings
 from loractl.tests.crash.killer import TARGETS, Killer
 from loractl.tests.crash.recording import POLL, Record, Recording, Told, is_final, recording
 from loractl.tests.crash.tenant_script import LAST, TenantScript, run_all
@@ -88,9 +89,15 @@ class Life:
 
 
 def crash(
-    kills: int, seed: int, *, targets: Mapping[str, int] = TARGETS, say: Callable[[str], None] = print
+    kills: int,
+    seed: int,
+    *,
+    targets: Mapping[str, int] = TARGETS,
+    say: Callable[[str], None] = print,
+    keep: bool = False,
 ) -> Report:
-    """Run it all; the second run has the rounds that the first one had."""
+    """Run it all; the second run has the rounds that the first one had. keep: leave its files behind."""
+    # Short, because a socket's path has room for about a hundred bytes.
     root = Path(tempfile.mkdtemp(prefix="lo"))
     report = Report(seed)
     try:
@@ -105,7 +112,10 @@ def crash(
             _compare(disturbed, calm, report)
         return report
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        if keep:
+            say(f"its files are in {root}")
+        else:
+            shutil.rmtree(root, ignore_errors=True)
 
 
 def _disturbed(
@@ -244,6 +254,9 @@ def _compare(disturbed: Life, calm: Life, report: Report) -> None:
 def _logged(daemon: CrashedDaemon, most: int = 60) -> str:
     """Warnings and errors of all processes, the last ones of each."""
     said = []
+    for name in ACTORS:
+        words = last_words(daemon.layout.logs / f"{name}.out", lines=12)
+        said += [f"{name}.out: {line[:500]}" for line in words]
     for file in sorted(daemon.layout.logs.glob("*.log")):
         amiss = [line for line in file.read_text(errors="replace").splitlines() if _AMISS.search(line)]
         said += [f"{file.stem}: {line[:500]}" for line in amiss[-most:]]
@@ -255,12 +268,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--targets", default=",".join(TARGETS), help="whom to kill, by name")
+    parser.add_argument("--keep", action="store_true", help="leave the files of both runs behind")
     arguments = parser.parse_args()
     # The SDK says of every broken connection that it tries again.
     logging.disable(logging.CRITICAL)
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     targets = {name: TARGETS[name] for name in arguments.targets.split(",")}
-    report = crash(arguments.kills, seed, targets=targets)
+    report = crash(arguments.kills, seed, targets=targets, keep=arguments.keep)
     print(report.words(), flush=True)
     return 0 if report.good else 1
 

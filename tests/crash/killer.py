@@ -16,7 +16,7 @@ from loractl.tests.crash.crashed_daemon import CrashedDaemon, pick
 TARGETS: Mapping[str, int] = {"trainer": 4, "sampler-0": 2, "bridge": 3, "daemon": 3, "all": 2}
 _SOON = 0.25  # of the kills
 _SOON_S, _LATER_S = 1.0, 1.2
-_PATIENCE_S = 120.0
+_PATIENCE_S = 60.0
 _LOOK_AGAIN_S = 0.02
 
 
