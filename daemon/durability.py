@@ -19,7 +19,16 @@ from ..bus.errors import (
 )
 from ..bus.failures import failed
 from ..bus.identities import unsolicited
-from ..bus.ids import NO_LANE, ActorId, LaneId, new_adapter_id, new_lane_id
+from ..bus.ids import (
+    NO_ADAPTER,
+    NO_LANE,
+    ActorId,
+    AdapterId,
+    LaneId,
+    TenantId,
+    new_adapter_id,
+    new_lane_id,
+)
 from ..bus.messages import (
     CreateAdapter,
     DeleteAdapter,
@@ -52,6 +61,7 @@ from .routing import DESTINATION_BY_KIND
 # process from outside says little about what it did: two crashes of its own count as much as four of these.
 _QUARANTINE = 4
 _CRASH, _KILL = 2, 1
+_KNOWN_OWNERS = 65_536
 # Answers of a trainer that leaves: the operation did not run, and will.
 _PARTING = frozenset({ActorStopping.code, ActorRestarting.code})
 _DELETIONS = frozenset({DeleteAdapter.kind, DeleteCheckpoint.kind})
@@ -69,6 +79,8 @@ class Durability:
         self._recovery = dispatch.recovery
         self._past = past
         self._admit = admit
+        # As the journal says; adapters' ids never come again.
+        self._owners: dict[AdapterId, TenantId] = {}
         if past is not None:
             for logged in past.unfinished():
                 self._take_up(logged)
@@ -100,7 +112,7 @@ class Durability:
             ticket.adapter = new_adapter_id()
             self._fill_in(ticket, adapter=ticket.adapter, lane=lane)
         else:
-            ticket.adapter = concerned(header)
+            ticket.adapter = self._own(ticket.key[0], concerned(header))
             if ticket.kind == OpenLane.kind:
                 self._fill_in(ticket, lane=lane)
         return lane
@@ -199,6 +211,17 @@ class Durability:
         ticket.deletes = logged.adapter if logged.kind == DeleteAdapter.kind else None
         ticket.retried = True
         self._recovery.park(ticket)
+
+    def _own(self, tenant: TenantId, adapter: AdapterId) -> AdapterId:
+        """The adapter, unless the journal knows it for another tenant's: what a stranger asks of it is answered
+        by the trainer as for one that is not there, and must not stand among what its owner did."""
+        if self._past is None or adapter == NO_ADAPTER:
+            return adapter
+        if adapter not in self._owners and (found := self._past.owner(adapter)) is not None:
+            if len(self._owners) >= _KNOWN_OWNERS:
+                self._owners.clear()
+            self._owners[adapter] = found
+        return adapter if self._owners.get(adapter, tenant) == tenant else NO_ADAPTER
 
     def _fill_in(self, ticket: Ticket, **fields: str) -> None:
         ticket.frames = [with_fields(ticket.frames[0], **fields), *ticket.frames[1:]]

@@ -98,7 +98,12 @@ class Reader:
         return sorted(found, key=_by_end)
 
     def owner(self, adapter: AdapterId) -> TenantId | None:
-        rows = self.tables.rows("SELECT tenant FROM requests WHERE adapter = ? LIMIT 1", adapter)
+        # Anybody may name an adapter; that a request succeeded says whose it is.
+        sql = (
+            "SELECT tenant FROM requests JOIN outcomes USING (number) WHERE adapter = ? AND NOT failed"
+            " ORDER BY seq LIMIT 1"
+        )
+        rows = self.tables.rows(sql, adapter)
         return TenantId(rows[0][0]) if rows and adapter else None
 
     def numbered(self, number: int) -> Logged | None:
