@@ -26,6 +26,7 @@ from ..bus.messages import (
     AdapterCreated,
     AdapterList,
     DaemonStatus,
+    DeleteVersion,
     Drain,
     Envelope,
     Failed,
@@ -42,9 +43,10 @@ from ..bus.messages import (
 from .admissions import UNDERSTOOD, Admissions
 from .answers import stopping
 from .decisions import ClientId, Decision, Frames, Heard, Key, Relay, Tell
+from .deletions import Deletions
 from .dispatch import Dispatch
 from .durability import Durability
-from .journal.records import Past, Record
+from .journal.records import Past, Record, VersionDeleted
 from .journaling import DURABLE
 from .ledger import Ticket
 from .publishing import Publishing
@@ -74,6 +76,7 @@ class Broker:
         self._recalls = Recalls(self._dispatch, past)
         self._publishing = Publishing(config.publish, self._dispatch.actors)
         self._admissions = Admissions(self._dispatch, self._publishing)
+        self._deletions = Deletions(self._publishing, past)
         self._questions = Questions(config, identity, self._dispatch.actors, self._publishing, past)
 
     # --- from clients ------------------------------------------------------------------------
@@ -113,8 +116,11 @@ class Broker:
         return self._admit(ticket, now, body)
 
     def _answer_at_once(self, client: ClientId, asked: Envelope, now: float) -> list[Decision]:
-        if isinstance(asked.body, Recall):
-            return self._recalls.answer(client, asked, asked.body.requests)
+        match asked.body:
+            case Recall(requests=requests):
+                return self._recalls.answer(client, asked, requests)
+            case DeleteVersion() as body:
+                return self._deletions.answer(client, asked, body)
         return self._questions.answer(client, asked, now)
 
     def _admit(self, ticket: Ticket, now: float, body: Message | None = None) -> list[Decision]:
@@ -151,6 +157,9 @@ class Broker:
 
     def written(self, record: Record, now: float, *, refused: str = "") -> list[Decision]:
         """A record is durable; or was refused, and why."""
+        if isinstance(record, VersionDeleted):
+            settled = self._deletions.refused(record, refused) if refused else self._deletions.written(record)
+            return self._settled_pins(settled)
         if refused:
             return self._settled_pins(self._durability.refused(record, refused, now))
         return self._settled_pins(self._durability.written(record, now))

@@ -7,7 +7,6 @@ from ..bus.errors import AccessDenied
 from ..bus.ids import LOCAL_TENANT
 from ..bus.messages import (
     DaemonStatus,
-    DeleteVersion,
     Done,
     Envelope,
     GetHistory,
@@ -24,11 +23,10 @@ from .history import Histories
 from .journal.records import Past
 from .publishing import Publishing
 from .status import Identity, daemon_status
-from .versions import VersionKey
 
 
 class Questions:
-    """Questions change nothing, and a deletion done twice nothing more: the ledger need not know them."""
+    """Questions change nothing: the ledger need not know them."""
 
     def __init__(
         self,
@@ -65,9 +63,6 @@ class Questions:
                 if envelope.tenant != LOCAL_TENANT:
                     raise AccessDenied("only the daemon's owner may stop it, on its machine")
                 answer = Done()
-            case DeleteVersion(adapter=adapter, version=number):
-                done = self._publishing.delete_version(envelope.tenant, VersionKey(adapter, number))
-                return [*done, _reply(client, envelope, Done())]
             case other:
                 raise AssertionError(f"{other.kind} is routed to the broker, which does not know it")
         reply = _reply(client, envelope, answer)

@@ -47,7 +47,7 @@ CREATE INDEX IF NOT EXISTS snapshots_of_adapter ON snapshots (adapter, ord);
 CREATE TABLE IF NOT EXISTS gone (adapter TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS clipped (adapter TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS deleted_versions (
-    tenant TEXT NOT NULL, adapter TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (adapter, version));
+    tenant TEXT NOT NULL, adapter TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (tenant, adapter, version));
 CREATE TABLE IF NOT EXISTS counter (last INTEGER NOT NULL);
 INSERT INTO counter SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counter);
 """
