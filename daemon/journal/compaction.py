@@ -15,7 +15,7 @@ from .store import Store
 
 # Of a step: so many requests are looked at, and frames of so many bytes go.
 _REQUESTS = 64
-_FRAME_BYTES = 4 * 2**20
+_FRAME_BYTES = 2**20
 _PAGES = 256
 # The log is copied once about so many bytes went into it; each record costs about so many beside its frames.
 _LOG_BYTES = 8 * 2**20
@@ -49,9 +49,11 @@ class Compaction:
         self._wall = wall
         self._clock = clock
         self._logged_bytes = _LOG_BYTES  # whatever the last process left in it
-        self._walk: Want | None = Want.NO_OLD
+        # What is looked for on the way through the requests, and how far it is; when to set out again.
+        self._walk: Want | None = None
         self._from = 0
         self._stripped_to = 0
+        self._walk_at = 0.0
         self.next_at = 0.0
 
     def committed(self, records: int, size_bytes: int) -> None:
@@ -96,7 +98,7 @@ class Compaction:
             adapter,
             _REQUESTS,
         )
-        rows = _within(rows, size=1)
+        rows = _within(rows, size=1, at_once=_FRAME_BYTES)
         with self._tables.transaction():
             # What would run again if it were sent again cannot do that without its frames.
             self._store.delete([number for number, _, again in rows if again])
@@ -113,12 +115,15 @@ class Compaction:
     def _forget(self) -> bool:
         """Go on through the requests, the oldest first."""
         if self._walk is None:
-            return self._begin_walk()
+            self._begin_walk()
+        if self._walk is None:
+            return False
         oldest = self._wall() - self._config.keep_s
         rows = self._tables.rows(
             f"{_ENTRIES} WHERE number > ? ORDER BY number LIMIT ?", self._from, _REQUESTS
         )
-        entries = [_entry(row) for row in _within(rows, size=7)]
+        at_once = _FRAME_BYTES if self._walk is Want.NO_OLD else min(_FRAME_BYTES, self._excess_bytes())
+        entries = [_entry(row) for row in _within(rows, size=7, at_once=at_once)]
         self._apply(entries, self._walk, oldest)
         if entries:
             self._from = entries[-1].number
@@ -144,6 +149,8 @@ class Compaction:
 
     def _needed(self, adapter: AdapterId) -> dict[LaneId, int]:
         """What recovery needs, should the newest snapshot be damaged."""
+        if not adapter:  # buried
+            return {}
         snapshots = self._store.snapshots(adapter, 2)
         return needed_from(snapshots[1] if len(snapshots) > 1 else None, self._store.opened(adapter))
 
@@ -152,22 +159,23 @@ class Compaction:
             return True
         if want is Want.NO_OLD:
             return entries[-1].came >= oldest
-        return self._fits()
+        return not self._excess_bytes()
 
-    def _begin_walk(self) -> bool:
-        """Whether there is any reason to look at requests."""
-        self._from = 0
+    def _begin_walk(self) -> None:
+        """If there is any reason to look at requests."""
+        if self._clock() < self._walk_at:
+            return
+        self._walk_at, self._from = self._clock() + _IDLE_S, 0
         first = self._tables.rows("SELECT came FROM requests ORDER BY number LIMIT 1")
         if first and first[0][0] < self._wall() - self._config.keep_s:
             self._walk = Want.NO_OLD
-        elif not self._fits():
+        elif self._excess_bytes():
             self._walk, self._from = Want.FEWER_BYTES, self._stripped_to
-        return self._walk is not None
 
     def _next_walk(self, walked: Want, *, at_end: bool) -> None:
         """walked: is over. at_end: it saw all requests after where it began."""
         self._walk, self._from = None, 0
-        if self._fits():
+        if not self._excess_bytes():
             return
         if walked is Want.NO_OLD:
             self._walk, self._from = Want.FEWER_BYTES, self._stripped_to
@@ -175,9 +183,10 @@ class Compaction:
             self._stripped_to = 0  # what was needed when it was passed may be history by now
             self._walk = Want.FEWEST_BYTES
 
-    def _fits(self) -> bool:
+    def _excess_bytes(self) -> int:
+        """By how much the journal is larger than it may be."""
         used = self._pragma("page_count") - self._pragma("freelist_count")
-        return used * self._pragma("page_size") <= self._config.keep_bytes
+        return max(0, used * self._pragma("page_size") - self._config.keep_bytes)
 
     # --- the file --------------------------------------------------------------------------------
 
@@ -193,12 +202,12 @@ class Compaction:
         return int(self._tables.rows(f"PRAGMA {name}")[0][0])
 
 
-def _within(rows: list[Any], *, size: int) -> list[Any]:
+def _within(rows: list[Any], *, size: int, at_once: int) -> list[Any]:
     """Rows until their frames' bytes (column `size`) are enough for one step; at least one."""
     total = 0
     for count, row in enumerate(rows, start=1):
         total += row[size]
-        if total >= _FRAME_BYTES:
+        if total >= at_once:
             return rows[:count]
     return rows
 
