@@ -27,7 +27,7 @@ _IDLE_S = 10.0
 _REST = 9.0
 
 _ENTRIES = (
-    "SELECT number, adapter, lane, seq, ord, again, came, size, requests.frames IS NOT NULL"
+    "SELECT number, requests.adapter, lane, seq, ord, again, came, size, requests.frames IS NOT NULL"
     " FROM requests LEFT JOIN outcomes USING (number)"
 )
 
@@ -94,7 +94,7 @@ class Compaction:
 
     def _bury_some_of(self, adapter: str) -> bool:
         rows = self._tables.rows(
-            "SELECT number, size, again FROM requests JOIN outcomes USING (number) WHERE adapter = ? LIMIT ?",
+            "SELECT number, size, again FROM outcomes o JOIN requests USING (number) WHERE o.adapter = ? LIMIT ?",
             adapter,
             _REQUESTS,
         )
@@ -104,7 +104,8 @@ class Compaction:
             self._store.delete([number for number, _, again in rows if again])
             self._store.strip([number for number, _, again in rows if not again])
             for number, _, _ in rows:
-                self._tables.run("UPDATE requests SET adapter = '' WHERE number = ?", number)
+                for table in ("requests", "outcomes"):
+                    self._tables.run(f"UPDATE {table} SET adapter = '' WHERE number = ?", number)  # noqa: S608
             if not self._tables.rows("SELECT 1 FROM requests WHERE adapter = ? LIMIT 1", adapter):
                 self._tables.run("DELETE FROM gone WHERE adapter = ?", adapter)
                 self._tables.run("DELETE FROM clipped WHERE adapter = ?", adapter)

@@ -32,6 +32,10 @@ _APART = 4096
 _REQUESTS = (
     "INSERT INTO requests (number, id, tenant, request, kind, digest, adapter, lane, seq, size, came, frames)"
 )
+_OUTCOMES = (
+    "INSERT OR REPLACE INTO outcomes (number, ord, failed, again, frames, adapter)"
+    " SELECT column1, column2, column3, column4, column5, adapter FROM ("
+)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -90,7 +94,7 @@ class Store(Reader):
             for each in records
         ]
         # One that was worth another try may have an outcome from before.
-        self.tables.run_for_each("INSERT OR REPLACE INTO outcomes", rows)
+        self.tables.run_for_each(_OUTCOMES, rows, ") JOIN requests ON number = column1")
         numbers = [(record.number,) for record in records]
         self.tables.run_for_each("DELETE FROM unfinished WHERE number IN (", numbers, ")")
 

@@ -4,7 +4,7 @@ WAL with full synchronisation: what was committed is there after the power went.
 daemon knows SQLite; what the rows mean is left to `reading`, `store` and `compaction`.
 
 The hot tables only grow at their ends. An outcome has a table of its own, so that no request's row is
-written twice; which requests have none yet is a small table, for a scan at the start would read everything.
+written twice, and names its adapter again, so that history is read page by page; which requests have none yet is a small table, for a scan at the start would read everything.
 gone: deleted adapters of which there are requests. clipped: adapters that have lost some of their history.
 """
 
@@ -35,7 +35,8 @@ CREATE INDEX IF NOT EXISTS requests_that_open ON requests (adapter) WHERE seq = 
 CREATE TABLE IF NOT EXISTS unfinished (number INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS outcomes (
     number INTEGER PRIMARY KEY, ord INTEGER NOT NULL, failed INTEGER NOT NULL, again INTEGER NOT NULL,
-    frames BLOB NOT NULL);
+    frames BLOB NOT NULL, adapter TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS outcomes_of_adapter ON outcomes (adapter, ord);
 CREATE TABLE IF NOT EXISTS crashes (number INTEGER PRIMARY KEY, weight INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS payloads (
     digest BLOB PRIMARY KEY, refs INTEGER NOT NULL, place INTEGER NOT NULL) WITHOUT ROWID;
