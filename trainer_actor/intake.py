@@ -147,6 +147,8 @@ class Intake:
         self._answer(self._lanes.close(request.adapter, again))
         self._let_go(request.adapter)
         adapter = self._adapters.recover(request.adapter, request.snapshot)
+        if request.lanes:
+            self._adapters.take_up(adapter)  # as whoever opens a lane does: what may run can be placed
         self._lanes.reopen(adapter.id, request.lanes)
         return Recovered(step=adapter.window.step)
 

@@ -81,6 +81,7 @@ class Lanes:
         """Open lanes as they were, longest unused first: however many, for what they did since comes next."""
         for each in positions:
             assert each.lane not in self._lanes
+            self._outcomes.forget(each.lane, each.next_seq)
             self._by_adapter.setdefault(adapter, []).append(each.lane)
             self._lanes[each.lane] = _Lane(adapter, self._next_use(), each.next_seq)
 

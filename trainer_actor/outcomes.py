@@ -45,6 +45,11 @@ class Outcomes:
     def get(self, lane: LaneId, seq: int) -> Finished | None:
         return self._finished.get((lane, seq))
 
+    def forget(self, lane: LaneId, begin: int) -> None:
+        """What ended on a lane from a number on never did: it runs again."""
+        for key in [key for key in self._finished if key[0] == lane and key[1] >= begin]:
+            self._size_bytes -= self._finished.pop(key).size_bytes
+
     def put(
         self,
         lane: LaneId,

@@ -91,6 +91,20 @@ def test_a_lane_goes_on_where_it_stood() -> None:
         send(ours, step(0))
 
 
+def test_what_ended_on_a_lane_that_goes_back_runs_again() -> None:
+    ours = lanes(at(LANE, 1))
+    for seq in (1, 2):
+        send(ours, step(seq))
+        finish_first(ours)
+    ours.close(A, Done())
+
+    ours.reopen(A, [at(LANE, 2)])
+
+    assert [answer.body for answer in send(ours, step(1))] == [STEPPED]
+    assert send(ours, step(2)) == []
+    assert finish_first(ours) == 2
+
+
 def test_lanes_come_back_however_many_and_new_ones_bring_them_within_their_bound() -> None:
     ours = lanes(*(at(LaneId(f"ln-{number}"), 1) for number in range(6)), per_adapter=4)
     assert len(ours.positions(A)) == 6

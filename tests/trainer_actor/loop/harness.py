@@ -61,6 +61,8 @@ def make_config(state_dir: Path, model: Path, *overrides: str) -> Config:
         "trainer.max_rank=8",
         "trainer.threads=1",
         "daemon.heartbeat_s=0.5",
+        # No test depends on how much a slow machine writes before it is told to hurry.
+        "daemon.stop_timeout_s=60",
     ]
     return load_config(state_dir=str(state_dir), environ={}, overrides=[*base, *overrides])
 
@@ -81,8 +83,11 @@ class Office:
         self.arrived: list[RequestId] = []
         self.reports: list[Message] = []
 
-    def send(self, body: Message, tenant: TenantId = LOCAL_TENANT) -> RequestId:
-        envelope = Envelope(request=new_request_id(), tenant=tenant, body=body)
+    def send(
+        self, body: Message, tenant: TenantId = LOCAL_TENANT, request: RequestId | None = None
+    ) -> RequestId:
+        """request: its id, to send one again."""
+        envelope = Envelope(request=request or new_request_id(), tenant=tenant, body=body)
         self._router.send_multipart([b"trainer", *encode(envelope)])
         return envelope.request
 
