@@ -83,7 +83,7 @@ def load_config(
     """
     env = os.environ if environ is None else environ
     directory = state_dir or env.get("LORACTL_STATE_DIR") or str(user_data_path("loractl"))
-    directory = str(Path(directory).expanduser().absolute())
+    directory = _state_directory(directory)
     tree: dict[str, Any] = {}
     for file in _config_files(directory, env):
         _merge(tree, _read_toml(file), source=str(file))
@@ -100,8 +100,14 @@ def load_config(
 
 
 def config_from_json(text: str) -> Config:
-    """Read back what `Config.to_json` wrote."""
-    return _checked(_convert(json.loads(text)))
+    """Read back what `Config.to_json` wrote. Raises InvalidConfig: it is something else."""
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidConfig(f"these are no settings: {error}") from error
+    if not isinstance(tree, dict):
+        raise InvalidConfig("these are no settings: no JSON object")
+    return _checked(_convert(tree))
 
 
 def subprocess_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -129,19 +135,39 @@ def set_process_environment(values: Mapping[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
+def _state_directory(written: str) -> str:
+    try:
+        directory = Path(written).expanduser().absolute()
+        directory.lstat()
+    except FileNotFoundError:
+        pass  # it will be made
+    except (OSError, ValueError, RuntimeError) as error:  # a name without end, a NUL, ~ of nobody
+        raise InvalidConfig(f"{written[:80]!r} cannot be the state directory: {error}") from error
+    return str(directory)
+
+
 def _config_files(state_dir: str, env: Mapping[str, str]) -> list[Path]:
     if named := env.get("LORACTL_CONFIG"):
-        if not Path(named).is_file():
+        if not _is_file(Path(named)):
             raise InvalidConfig(f"LORACTL_CONFIG names {named!r}, which is not a file")
         return [Path(named)]
     default = Path(state_dir) / "loractl.toml"
-    return [default] if default.is_file() else []
+    return [default] if _is_file(default) else []
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name without end
+        return False
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError as error:
+        raise InvalidConfig(f"cannot read {file}: it is nested too deeply") from error
+    except (OSError, ValueError) as error:  # no text, no TOML, or a number without end
         raise InvalidConfig(f"cannot read {file}: {error}") from error
 
 
@@ -181,8 +207,19 @@ def _convert(tree: Mapping[str, Any]) -> Config:
         if dotted not in _KNOWN_KEYS:
             raise InvalidConfig(str(error)) from error
         section, _, key = dotted.rpartition(".")
-        value = (tree[section] if section else tree)[key]
-        raise InvalidConfig(f"{dotted} is {value!r}: it must be {_wanted(_KNOWN_KEYS[dotted])}") from error
+        value = _shown((tree[section] if section else tree)[key])
+        raise InvalidConfig(f"{dotted} is {value}: it must be {_wanted(_KNOWN_KEYS[dotted])}") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits
+        raise InvalidConfig(f"a setting cannot be read: {error}") from error
+
+
+def _shown(value: object) -> str:
+    """For messages, which stay short."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or what is nested without end
+        return "too large to show"
+    return text if len(text) <= 80 else text[:80] + "…"
 
 
 def _wanted(kind: Any) -> str:

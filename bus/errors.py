@@ -7,6 +7,7 @@ logged, the client reads `internal`, and the supervisor starts the actor again.
 doing it was: the caller's ("user") or ours ("server").
 """
 
+import re
 from typing import ClassVar, Literal
 
 Fault = Literal["user", "server"]
@@ -21,7 +22,19 @@ class LoractlError(Exception):
 
     @property
     def message(self) -> str:
-        return str(self.args[0]) if self.args else self.code
+        """What it quotes may be anybody's: this can be sent as UTF-8 and shown on a terminal."""
+        return _tellable(str(self.args[0])) if self.args else self.code
+
+
+_LONGEST = 8000
+# Half surrogate pairs, which no UTF-8 has, and control characters but for tabs and ends of lines.
+_NOT_TOLD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _tellable(text: str) -> str:
+    if not text.isprintable():
+        text = _NOT_TOLD.sub(lambda found: ascii(found[0])[1:-1], text)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
 # --- the caller's doing -------------------------------------------------------------------------

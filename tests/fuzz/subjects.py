@@ -1,0 +1,9 @@
+"""All that is fuzzed. Most cases go to what is quick to ask."""
+
+from loractl.tests.fuzz.bus_frames import BUS_FRAMES
+from loractl.tests.fuzz.chat_rows import CHAT_ROWS
+from loractl.tests.fuzz.settings_text import SETTINGS
+from loractl.tests.fuzz.subject import Subject
+from loractl.tests.fuzz.wire_bodies import BODIES
+
+SUBJECTS: tuple[Subject, ...] = (BUS_FRAMES, BODIES, SETTINGS, CHAT_ROWS)
