@@ -66,6 +66,7 @@ CRASH_AT = "LORACTL_CRASH_AT"
 _PLAIN_VARIABLES = {"LORACTL_STATE_DIR", "LORACTL_CONFIG", CRASH_AT}
 # Weights and the quantum: further apart, products of them and counts of rounds need not fit into a float.
 _LEAST_SHARE, _LARGEST_SHARE = 1e-6, 1e6
+_INTEGERS_END = 2**63
 
 
 def load_config(
@@ -230,8 +231,9 @@ def _wanted(kind: Any) -> str:
 
 def _checked(config: Config) -> Config:
     for section, value in _numbers(config):
-        if not 0 <= value < math.inf:
-            raise InvalidConfig(f"{section} is {value}: it must be a finite number and not negative")
+        # What actors are handed, and what they send each other, holds integers of 64 bits.
+        if not 0 <= value < (_INTEGERS_END if isinstance(value, int) else math.inf):
+            raise InvalidConfig(f"{section} is {_shown(value)}: it must be a finite number and not negative")
     for dotted in _AT_LEAST_ONE:
         section, _, key = dotted.partition(".")
         if getattr(getattr(config, section), key) < 1:
