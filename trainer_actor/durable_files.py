@@ -106,7 +106,7 @@ def next_number(*directories: Path) -> int:
     """A number above all that name something directly in these directories, whatever it is: 1 at first."""
     named: list[int] = []
     for directory in directories:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             named += [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
     return max(named, default=0) + 1
 

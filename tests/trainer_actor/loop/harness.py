@@ -39,6 +39,7 @@ from loractl.bus.messages import (
     OpenLane,
     OptimStep,
     PassResult,
+    SnapshotTaken,
     StepResult,
     Waiting,
 )
@@ -139,7 +140,8 @@ class Office:
             self._answers.append(envelope)
             self.arrived.append(envelope.request)
         elif not isinstance(envelope.body, Heartbeat):
-            assert identity == b"trainer"
+            # What one said last may be read when another has its place, and its name.
+            assert identity == b"trainer" or isinstance(envelope.body, SnapshotTaken)
             self.reports.append(envelope.body)
 
 
