@@ -45,6 +45,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python bench/bus.py
+	$(BIN)/python bench/journal.py --celery
 	$(BIN)/python bench/http_futures.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/sampler.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/train.py

@@ -2,9 +2,9 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import venv
@@ -22,9 +22,15 @@ POOLS = {"celery, solo": ["--pool=solo"], "celery, threads": ["--pool=threads", 
 PATIENCE_S = 60
 
 
+class NotAvailable(Exception):
+    """Celery or Redis is not to be had here, and why."""
+
+
 @contextmanager
 def celery_with_redis() -> Iterator[dict[str, Round]]:
-    """Under each of its pools, over one Redis."""
+    """Under each of its pools, over one Redis. Raises NotAvailable."""
+    if shutil.which("redis-server") is None:
+        raise NotAvailable("there is no redis-server on the PATH")
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lo")))
         python = environment_with_celery(directory / "venv")
@@ -74,11 +80,10 @@ def environment_with_celery(directory: Path) -> Path:
     """A virtual environment; its python."""
     venv.create(directory, with_pip=True)
     python = directory / "bin" / "python"
-    subprocess.run(
-        [str(python), "-m", "pip", "install", "-q", "celery[redis]", "packaging"],
-        check=True,
-        stderr=sys.stderr,
-    )
+    wanted = [str(python), "-m", "pip", "install", "-q", "celery[redis]", "packaging"]
+    tried = subprocess.run(wanted, capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        raise NotAvailable(f"Celery cannot be installed: {tried.stderr.strip()[-300:]}")
     return python
 
 
@@ -93,7 +98,7 @@ def redis(directory: Path, port: int) -> "subprocess.Popen[bytes]":
                 return process
         time.sleep(0.05)
     process.kill()
-    raise RuntimeError("redis-server does not start")
+    raise NotAvailable("redis-server does not start")
 
 
 def free_port() -> int:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import zmq
-from celery_redis import POOLS, Round, celery_with_redis
+from celery_redis import POOLS, NotAvailable, Round, celery_with_redis
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
 
@@ -227,10 +227,11 @@ def measure(*, quick: bool, with_celery: bool) -> list[Result]:
     results = []
     with ExitStack() as stack:
         ways: dict[str, Round] = {way: stack.enter_context(broker(way)) for way in SETTINGS}
-        if with_celery and shutil.which("redis-server") is None:
-            print("Celery is left out: there is no redis-server on the PATH", file=sys.stderr)
-        elif with_celery:
-            ways |= stack.enter_context(celery_with_redis())
+        if with_celery:
+            try:
+                ways |= stack.enter_context(celery_with_redis())
+            except NotAvailable as reason:
+                print(f"Celery is left out: {reason}", file=sys.stderr)
         for clients in CLIENTS:
             requests = {way: warm_up(run, clients, seconds) for way, run in ways.items()}
             seen: dict[str, list[Result]] = {way: [] for way in ways}
