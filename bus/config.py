@@ -64,6 +64,8 @@ _PREFIX = "LORACTL_"
 # Read by name below; every other LORACTL_ variable is a key of the tree.
 CRASH_AT = "LORACTL_CRASH_AT"
 _PLAIN_VARIABLES = {"LORACTL_STATE_DIR", "LORACTL_CONFIG", CRASH_AT}
+# The reader of TOML takes time by the square of a key's parts.
+_MOST_FILE_BYTES = 64 * 2**10
 # Weights and the quantum: further apart, products of them and counts of rounds need not fit into a float.
 _LEAST_SHARE, _LARGEST_SHARE = 1e-6, 1e6
 _INTEGERS_END = 2**63
@@ -165,7 +167,10 @@ def _is_file(path: Path) -> bool:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        data = file.read_bytes()
+        if len(data) > _MOST_FILE_BYTES:
+            raise InvalidConfig(f"{file} is larger than {_MOST_FILE_BYTES} bytes: settings are few lines")
+        return tomllib.loads(data.decode("utf-8"))
     except RecursionError as error:
         raise InvalidConfig(f"cannot read {file}: it is nested too deeply") from error
     except (OSError, ValueError) as error:  # no text, no TOML, or a number without end
@@ -175,7 +180,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _merge(tree: dict[str, Any], new: Mapping[str, Any], *, source: str, prefix: str = "") -> None:
     for key, value in new.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not prefix:  # sections have keys, and these have values
             _merge(tree, value, source=source, prefix=f"{dotted}.")
         else:
             _set(tree, dotted, value, source=source)
