@@ -10,12 +10,13 @@ export TORCHDYNAMO_DISABLE := 1
 # No model hub is ever asked: the models of demo, tests and benchmarks are made in code.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test schedules lint bench sdk-versions gpu clean
+.PHONY: setup demo test crash schedules lint bench sdk-versions gpu clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@sed -n 's/^## //p' Makefile
+	@echo 'make crash  kill processes at random while tenants train, KILLS=200 times, and compare'
 	@echo 'make schedules  ten thousand random crowds of adapters, each compared with itself alone'
 	@echo 'make lint   format, lint, types'
 	@echo 'make bench  measurements, as tables'
@@ -33,6 +34,10 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu"
+
+# Processes are killed while tenants train. Others every time, and KILLS=... so many; SEED=... draws them again.
+crash: setup
+	@OMP_NUM_THREADS=1 TINKER_TELEMETRY=0 $(BIN)/python tests/crash/driver.py $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
 # Others every time. SEED=... plays one of them again and tells it in full; COUNT=... plays so many.
 schedules: setup

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from ..bus.crash_points import crash_point
 from ..bus.errors import (
     ActorStopping,
     LoractlError,
@@ -134,6 +135,7 @@ class Futures:
             self._write_begun(future)
         assert future.writing is not None
         await asyncio.shield(future.writing)
+        crash_point("bridge.acknowledged")
 
     async def wait(self, tenant: TenantId, future_id: str, timeout_s: float) -> Result | Progress:
         """The result; or, when there is none yet after timeout_s, what it waits for.

@@ -17,6 +17,7 @@ import structlog
 
 from ..bus.actor_link import ActorLink
 from ..bus.config import Config
+from ..bus.crash_points import crash_point
 from ..bus.errors import ActorRestarting, ActorStopping
 from ..bus.failures import failed
 from ..bus.identities import NO_REQUEST, unsolicited
@@ -195,6 +196,7 @@ class TrainerActor:
     def _reply(self, to: Envelope, body: Message, *, last: bool = True) -> None:
         if to.request != NO_REQUEST:  # what the broker itself says asks for no answer
             self._link.reply(to, body, last)
+            crash_point("trainer.replied")
 
     # --- leaving -----------------------------------------------------------------------------
 

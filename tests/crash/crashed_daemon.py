@@ -137,12 +137,12 @@ class CrashedDaemon:
             return {}
         return {name: each["pid"] for name, each in noted.items()}
 
-    def reap(self) -> bool:
-        """Whether the daemon has ended; one that was killed is cleared away."""
+    @property
+    def has_ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
 
     def _kill_daemon(self) -> list[int]:
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None or self.has_ended:
             return []
         self.process.kill()
         self.process.wait()

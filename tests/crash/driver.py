@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,8 @@ from loractl.bus.messages import AdapterList, ListAdapters
 from loractl.daemon.processes import last_words
 from loractl.tests.crash.crashed_daemon import ACTORS, CrashedDaemon, settings, write_settings
 from loractl.tests.crash.killer import TARGETS, Killer
-from loractl.tests.crash.recording import POLL, Record, Recording, Told, is_final, recording
+from loractl.tests.crash.recording import POLL, Recording, Told, is_final, recording
+from loractl.tests.crash.report import Report
 from loractl.tests.crash.tenant_script import LAST, TenantScript, run_all
 from loractl.tests.trainer_actor.loop.random_model import make_model
 
@@ -42,72 +44,36 @@ _END_S = 240.0
 _AMISS = re.compile(r'"level": ?"(warning|error|critical)"')
 
 
-@dataclass
-class Report:
-    """What the last line says. lost, doubled, differing: in words, one each."""
+@dataclass(frozen=True)
+class Plan:
+    """soon: the share of kills that come soon after the one before. targets: whom to kill, with weights."""
 
+    kills: int
     seed: int
-    kills: int = 0
-    acknowledged: int = 0
-    rounds: int = 0
-    lost: list[str] = field(default_factory=list)
-    doubled: list[str] = field(default_factory=list)
-    differing: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    timeline: list[str] = field(default_factory=list)
-    logs: str = ""
-
-    @property
-    def good(self) -> bool:
-        return not (self.lost or self.doubled or self.differing or self.failures)
-
-    @property
-    def last_line(self) -> str:
-        return (
-            f"kills {self.kills}, acknowledged {self.acknowledged}, lost {len(self.lost)}, "
-            f"doubled {len(self.doubled)}, differing {len(self.differing)}"
-        )
-
-    def words(self) -> str:
-        said = [f"seed {self.seed}, {self.rounds} rounds of {TENANTS} tenants"]
-        if not self.good:
-            said += ["--- what was done", *self.timeline, "--- what the daemons logged", self.logs]
-            for name in ("lost", "doubled", "differing", "failures"):
-                said += [f"{name}: {each}" for each in getattr(self, name)[:20]]
-            said.append(f"again with: make crash KILLS={self.kills} SEED={self.seed}")
-        return "\n".join([*said, self.last_line])
+    soon: float = 0.25
+    targets: Mapping[str, int] = field(default_factory=lambda: TARGETS)
 
 
 @dataclass
 class Life:
-    """One run of all scripts. digests: of every adapter's training state, by tenant."""
+    """One run of all scripts, on a daemon of its own. digests: of every adapter's state, by tenant."""
 
-    scripts: list[TenantScript]
-    record: Record
+    scripts: list[TenantScript] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
-    killer: Killer | None = None
 
 
-def crash(
-    kills: int,
-    seed: int,
-    *,
-    targets: Mapping[str, int] = TARGETS,
-    say: Callable[[str], None] = print,
-    keep: bool = False,
-) -> Report:
-    """Run it all; the second run has the rounds that the first one had. keep: leave its files behind."""
+def crash(plan: Plan, *, say: Callable[[str], None] = print, keep: bool = False) -> Report:
+    """Run it all; the second run has the rounds that the first one had. keep: leave their files behind."""
     # Short, because a socket's path has room for about a hundred bytes.
     root = Path(tempfile.mkdtemp(prefix="lo"))
-    report = Report(seed)
+    report = Report(plan.seed, tenants=TENANTS)
     try:
         model = make_model(root / "model")
-        disturbed = _disturbed(root / "k", model, kills, seed, targets, report, say)
-        if report.failures:
-            return report
-        say(f"undisturbed, the same {report.rounds} rounds")
-        rounds = [script.rounds for script in disturbed.scripts]
-        calm = _undisturbed(root / "c", model, rounds, report)
+        say(f"disturbed, seed {plan.seed}")
+        disturbed = _live(root / "k", model, report, plan)
+        if not report.failures:
+            say(f"undisturbed, the same {report.rounds} rounds")
+            calm = _live(root / "c", model, report, [script.rounds for script in disturbed.scripts])
         if not report.failures:
             _compare(disturbed, calm, report)
         return report
@@ -118,89 +84,71 @@ def crash(
             shutil.rmtree(root, ignore_errors=True)
 
 
-def _disturbed(
-    state: Path,
-    model: Path,
-    kills: int,
-    seed: int,
-    targets: Mapping[str, int],
-    report: Report,
-    say: Callable[[str], None],
-) -> Life:
+def _live(state: Path, model: Path, report: Report, given: Plan | list[int]) -> Life:
+    """given: how it is to be disturbed; or how many rounds each tenant has, in peace."""
     write_settings(state, settings(model))
     daemon = CrashedDaemon(state)
+    life = Life()
     with recording(lambda: daemon.url) as proxy:
         try:
             daemon.start()
             daemon.until_ready()
-            say(f"disturbed, seed {seed}")
-            life = _live_with_kills(daemon, proxy, kills, seed, targets, report)
+            if isinstance(given, Plan):
+                killer = Killer(
+                    daemon, given.seed, given.kills, lambda: proxy.record.finals, given.targets, given.soon
+                )
+                life.scripts = _scripts(daemon, proxy, _until_killed(killer))
+                _run(life.scripts, report, killer)
+                _sum_up(report, life.scripts, proxy, killer)
+            else:
+                life.scripts = _scripts(daemon, proxy, lambda number: lambda done: done < given[number])
+                _run(life.scripts, report)
             if not report.failures:
-                _ask_again(proxy, report)
                 life.digests = _digests(daemon)
         finally:
-            report.logs = _logged(daemon)
+            report.logs = "\n".join(_complaints(daemon))
             daemon.stop()
-    report.rounds = sum(script.rounds for script in life.scripts)
-    report.acknowledged = len(life.record.told)
     return life
 
 
-def _live_with_kills(
-    daemon: CrashedDaemon, proxy: Recording, kills: int, seed: int, targets: Mapping[str, int], report: Report
-) -> Life:
-    killer = Killer(daemon, seed, kills, lambda: proxy.record.finals, targets)
-    goes_on = (lambda _: not killer.over) if kills else (lambda rounds: rounds < _QUIET_ROUNDS)
-    scripts = [
-        TenantScript(number, proxy.url, daemon.key(f"tenant-{number}"), goes_on) for number in range(TENANTS)
+def _until_killed(killer: Killer) -> Callable[[int], Callable[[int], bool]]:
+    if killer.kills == 0:
+        return lambda _: lambda done: done < _QUIET_ROUNDS
+    return lambda _: lambda _: not killer.over
+
+
+def _scripts(
+    daemon: CrashedDaemon, proxy: Recording, goes_on_of: Callable[[int], Callable[[int], bool]]
+) -> list[TenantScript]:
+    return [
+        TenantScript(number, proxy.url, daemon.key(f"tenant-{number}"), goes_on_of(number))
+        for number in range(TENANTS)
     ]
+
+
+def _run(scripts: list[TenantScript], report: Report, killer: Killer | None = None) -> None:
     threads = run_all(scripts)
-    killer.run()
+    if killer is not None:
+        killer.run()
+    failed = killer is not None and bool(killer.failure)
+    deadline = time.monotonic() + (1.0 if failed else _END_S)
+    for script, thread in zip(scripts, threads, strict=True):
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if script.failure:
+            report.failures.append(f"{script.name}: {script.failure}")
+        elif thread.is_alive():
+            report.failures.append(f"{script.name}: hangs in round {script.rounds} while {script.at}")
+
+
+def _sum_up(report: Report, scripts: list[TenantScript], proxy: Recording, killer: Killer) -> None:
+    killer.note("the end")
     report.kills, report.timeline = killer.done, killer.timeline
+    report.rounds = sum(script.rounds for script in scripts)
+    report.acknowledged = len(proxy.record.told)
     if killer.failure:
         report.failures.append(killer.failure)
-    killer.note("no more kills")
-    deadline = time.monotonic() + (_END_S if not report.failures else 1.0)
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    killer.note("the end")
-    report.failures += _failures(scripts, [thread.is_alive() for thread in threads])
-    return Life(scripts, proxy.record, killer=killer)
-
-
-def _undisturbed(state: Path, model: Path, rounds: list[int], report: Report) -> Life:
-    write_settings(state, settings(model))
-    daemon = CrashedDaemon(state)
-    with recording(lambda: daemon.url) as proxy:
-        try:
-            daemon.start()
-            daemon.until_ready()
-            scripts = [
-                TenantScript(
-                    number, proxy.url, daemon.key(f"tenant-{number}"), lambda done, n=number: done < rounds[n]
-                )
-                for number in range(TENANTS)
-            ]
-            threads = run_all(scripts)
-            for thread in threads:
-                thread.join(_END_S)
-            report.failures += [
-                f"undisturbed: {each}"
-                for each in _failures(scripts, [thread.is_alive() for thread in threads])
-            ]
-            return Life(scripts, proxy.record, {} if report.failures else _digests(daemon))
-        finally:
-            daemon.stop()
-
-
-def _failures(scripts: list[TenantScript], alive: list[bool]) -> list[str]:
-    said = []
-    for script, lives in zip(scripts, alive, strict=True):
-        if script.failure:
-            said.append(f"{script.name}: {script.failure}")
-        elif lives:
-            said.append(f"{script.name}: hangs in round {script.rounds} while {script.at}")
-    return said
+    if not report.failures:
+        _ask_again(proxy, report)
 
 
 def _ask_again(proxy: Recording, report: Report) -> None:
@@ -251,7 +199,7 @@ def _compare(disturbed: Life, calm: Life, report: Report) -> None:
                 break
 
 
-def _logged(daemon: CrashedDaemon, most: int = 60) -> str:
+def _complaints(daemon: CrashedDaemon, most: int = 60) -> list[str]:
     """Warnings and errors of all processes, the last ones of each."""
     said = []
     for name in ACTORS:
@@ -260,21 +208,23 @@ def _logged(daemon: CrashedDaemon, most: int = 60) -> str:
     for file in sorted(daemon.layout.logs.glob("*.log")):
         amiss = [line for line in file.read_text(errors="replace").splitlines() if _AMISS.search(line)]
         said += [f"{file.stem}: {line[:500]}" for line in amiss[-most:]]
-    return "\n".join(said)
+    return said
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--soon", type=float, default=0.25, help="share of kills soon after the one before")
     parser.add_argument("--targets", default=",".join(TARGETS), help="whom to kill, by name")
     parser.add_argument("--keep", action="store_true", help="leave the files of both runs behind")
-    arguments = parser.parse_args()
-    # The SDK says of every broken connection that it tries again.
+    given = parser.parse_args()
+    # The SDK says of every broken connection that it tries again, and of future versions what will change.
     logging.disable(logging.CRITICAL)
-    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
-    targets = {name: TARGETS[name] for name in arguments.targets.split(",")}
-    report = crash(arguments.kills, seed, targets=targets, keep=arguments.keep)
+    warnings.simplefilter("ignore")
+    seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
+    targets = {name: TARGETS[name] for name in given.targets.split(",")}
+    report = crash(Plan(given.kills, seed, given.soon, targets), keep=given.keep)
     print(report.words(), flush=True)
     return 0 if report.good else 1
 

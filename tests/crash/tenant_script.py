@@ -96,7 +96,7 @@ class TenantScript:
         self.at = "publishing"
         path = client.save_weights_for_sampler(f"version-{self.rounds}").result().path
         self.at = "sampling"
-        sampler = service.create_sampling_client(model_path=path)
+        sampler = service.create_sampling_client(model_path=path).result()
         prompt = types.ModelInput.from_ints(self._tokens(self.rounds, 99)[:5])
         params = types.SamplingParams(max_tokens=6, seed=self.rounds, temperature=1.0)
         said = sampler.sample(prompt, 1, params).result().sequences[0]
