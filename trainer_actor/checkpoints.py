@@ -26,8 +26,12 @@ from .checkpoint_state import check_geometry
 from .durable_files import (
     check_free,
     file_digest,
+    file_size,
+    is_linked,
     new_directory,
     next_number,
+    read_description,
+    refuse_links,
     remove_directory,
     storage_errors,
     sweep,
@@ -115,6 +119,7 @@ class Checkpoints:
         """
         what = f"save checkpoint {name!r}"
         directory = self._layout.checkpoint(adapter, name)
+        refuse_links(directory, self._layout.adapters, what=what)
         check_free(directory, sum(tensor.nbytes for tensor in tensors.values()), what=what)
         sequence = self._next_sequence(adapter)
         with storage_errors(what), new_directory(directory / str(sequence)) as aside:
@@ -175,8 +180,9 @@ class Checkpoints:
     def sweep(self, adapter: AdapterId) -> None:
         """Remove what a crash left of checkpoints that were being written or removed."""
         checkpoints = self._layout.adapter(adapter) / "checkpoints"
-        for directory in (path for path in checkpoints.glob("*") if path.is_dir()):
-            sweep(directory)
+        for directory in checkpoints.glob("*"):
+            if directory.is_dir() and not is_linked(directory, self._layout.adapters):
+                sweep(directory)
         newest = {record.name: record for record in self.all(adapter)}
         for record in newest.values():
             self._remove_older(self._layout.checkpoint(adapter, record.name), record.sequence)
@@ -197,7 +203,7 @@ class Checkpoints:
         try:
             record = msgspec.json.decode((directory / _DESCRIPTION).read_bytes(), type=CheckpointRecord)
             size_bytes = (directory / _TENSORS).stat().st_size
-        except (OSError, msgspec.DecodeError):
+        except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError):
             return None
         whole = directory == self._directory(record) and size_bytes == record.size_bytes
         return record if whole else None

@@ -20,7 +20,18 @@ from ..bus.errors import CheckpointMismatch, NotFinite, VersionNotFound
 from ..bus.ids import AdapterId, RequestId
 from ..bus.layout import StateLayout
 from ..bus.messages import VersionRecord
-from .durable_files import check_free, file_digest, new_directory, remove_directory, storage_errors, sweep
+from .durable_files import (
+    check_free,
+    file_digest,
+    file_size,
+    is_linked,
+    new_directory,
+    read_description,
+    refuse_links,
+    remove_directory,
+    storage_errors,
+    sweep,
+)
 
 log = structlog.get_logger()
 
@@ -57,6 +68,7 @@ class Versions:
             raise NotFinite("the adapter's logprobs are not finite, so nobody could sample from it")
         what = f"publish version {record.number}"
         directory = self._layout.version(record.adapter, record.number)
+        refuse_links(directory, self._layout.versions, what=what)
         check_free(directory, len(safetensors), what=what)
         digest = hashlib.sha256(safetensors).hexdigest()
         whole = replace(record, directory=str(directory), digest=digest)
@@ -105,8 +117,10 @@ class Versions:
 
     def drop(self, adapter: AdapterId, number: int) -> None:
         """Delete a version that no sampler holds. Deleting it again is fine."""
-        with storage_errors(f"delete version {number}"):
-            remove_directory(self._layout.version(adapter, number))
+        what, directory = f"delete version {number}", self._layout.version(adapter, number)
+        refuse_links(directory, self._layout.versions, what=what)
+        with storage_errors(what):
+            remove_directory(directory)
         numbers = self._records.get(adapter, {})
         numbers.pop(number, None)
         if not numbers:
@@ -122,7 +136,9 @@ class Versions:
         self._records = {}
         for directory in sorted(self._layout.versions.glob("*")):
             adapter = AdapterId(directory.name)
-            if adapter in known:
+            if directory.is_symlink() or not directory.is_dir():
+                log.warning("version.broken_or_foreign_ignored", path=str(directory))
+            elif adapter in known:
                 sweep(directory)
                 whole = {record.number: record for record in self._whole(directory)}
                 if whole:
@@ -140,13 +156,16 @@ class Versions:
                 log.warning("version.broken_or_foreign_ignored", path=str(path))
 
     def _read(self, directory: Path) -> VersionRecord | None:
+        if is_linked(directory, self._layout.versions):
+            return None
         try:
-            record = msgspec.json.decode((directory / _DESCRIPTION).read_bytes(), type=VersionRecord)
+            record = read_description(directory / _DESCRIPTION, VersionRecord)
             digest = file_digest(directory / PEFT_WEIGHTS)
-        except (OSError, msgspec.DecodeError):
+            file_size(directory / PEFT_CONFIG)
+        except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError):
             return None
         placed = self._layout.version(record.adapter, record.number) == directory
-        whole = digest == record.digest and (directory / PEFT_CONFIG).is_file()
+        whole = digest == record.digest
         # The state directory may have been moved since; where the files lie now is what counts.
         return replace(record, directory=str(directory)) if placed and whole else None
 

@@ -19,7 +19,7 @@ from ..bus.errors import AdapterExists, AdapterNotFound
 from ..bus.ids import NO_ADAPTER, AdapterId, TenantId, checked_name, new_adapter_id
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec, ModelDetails
-from .durable_files import remove_directory, storage_errors, sweep, write_file
+from .durable_files import read_description, remove_directory, storage_errors, sweep, write_file
 
 log = structlog.get_logger()
 
@@ -180,11 +180,11 @@ def base_signature(model: ModelDetails) -> str:
 
 def _read(directory: Path) -> AdapterRecord | None:
     file = directory / _FILE
-    if not file.is_file():
+    if directory.is_symlink() or not file.is_file():
         return None
     try:
-        record = msgspec.json.decode(file.read_bytes(), type=AdapterRecord)
-    except (OSError, msgspec.DecodeError) as error:
+        record = read_description(file, AdapterRecord)
+    except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
         log.warning("registry.unreadable_adapter_ignored", file=str(file), reason=str(error))
         return None
     if record.adapter != directory.name:

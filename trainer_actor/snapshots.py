@@ -29,10 +29,16 @@ from .bank import PIECES
 from .checkpoint_state import check_geometry
 from .durable_files import (
     check_free,
+    decoded,
     file_digest,
+    file_size,
+    is_linked,
+    is_number,
     link_file,
     new_directory,
     next_number,
+    read_description,
+    refuse_links,
     remove_directory,
     storage_errors,
     sweep,
@@ -115,7 +121,7 @@ class Snapshots:
 
     def find(self, adapter: AdapterId, name: str) -> SnapshotRecord:
         """Raises CheckpointMismatch: there is none of this name, or its description is damaged."""
-        record = self._read(self._layout.snapshots(adapter) / name) if name.isdecimal() else None
+        record = self._read(self._layout.snapshots(adapter) / name) if is_number(name) else None
         if record is None:
             raise CheckpointMismatch(f"snapshot {name!r} of the adapter is damaged or not there")
         return record
@@ -163,6 +169,7 @@ class Snapshots:
             StorageFailed: no space, or the disk refused. Nothing is there then.
         """
         home = self._layout.snapshots(draft.adapter)
+        refuse_links(home, self._layout.adapters, what=_WHAT)
         size_bytes = sum(each.nbytes for named in draft.tensors.values() for each in named.values())
         check_free(home, size_bytes, what=_WHAT)
         checkpoints = (self._layout.adapter(draft.adapter) / "checkpoints").glob("*")
@@ -183,7 +190,7 @@ class Snapshots:
 
     def keep(self, adapter: AdapterId, name: str) -> None:
         """The journal has this one now. Of those before it, only the last that it had stays."""
-        number, before = int(name) if name.isdecimal() else 0, self._kept.get(adapter, 0)
+        number, before = int(name) if is_number(name) else 0, self._kept.get(adapter, 0)
         if number <= before:
             return
         self._kept[adapter] = number
@@ -199,7 +206,8 @@ class Snapshots:
 
     def sweep(self, adapter: AdapterId) -> None:
         """Remove what a crash left of snapshots that were being written or removed."""
-        sweep(self._layout.snapshots(adapter))
+        if not is_linked(home := self._layout.snapshots(adapter), self._layout.adapters):
+            sweep(home)
 
     def _link(self, draft: Draft, piece: str, aside: Path) -> Written:
         assert draft.before is not None
@@ -217,7 +225,9 @@ class Snapshots:
 
     def _directories(self, adapter: AdapterId) -> Iterable[Path]:
         home = self._layout.snapshots(adapter)
-        return [path for path in home.iterdir() if path.name.isdecimal()] if home.is_dir() else []
+        if not home.is_dir() or is_linked(home, self._layout.adapters):
+            return []
+        return [path for path in home.iterdir() if is_number(path.name)]
 
     def _directory(self, record: SnapshotRecord) -> Path:
         return self._layout.snapshots(record.adapter) / record.name
@@ -227,15 +237,17 @@ class Snapshots:
 
     def _read(self, directory: Path) -> SnapshotRecord | None:
         """The snapshot that lies in a directory; None for anything foreign, partial or misplaced."""
+        if is_linked(directory, self._layout.adapters):
+            return None
         try:
-            sealed = msgspec.json.decode((directory / _DESCRIPTION).read_bytes(), type=_Sealed)
+            sealed = read_description(directory / _DESCRIPTION, _Sealed)
             if hashlib.sha256(sealed.record).hexdigest() != sealed.sha256:
                 return None
-            record = msgspec.json.decode(sealed.record, type=SnapshotRecord)
+            record = decoded(sealed.record, SnapshotRecord)
             if directory != self._directory(record) or not set(record.pieces) <= set(PIECES):
                 return None
-            sizes = {piece: self._file(record, piece).stat().st_size for piece in record.pieces}
-        except (OSError, msgspec.DecodeError):
+            sizes = {piece: file_size(self._file(record, piece)) for piece in record.pieces}
+        except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError):
             return None
         return record if sizes == {piece: each.size_bytes for piece, each in record.pieces.items()} else None
 
