@@ -166,55 +166,65 @@ def test_a_change_that_was_made_is_told_so_when_it_is_asked_for_again(killed, us
     assert user.http.delete(path, headers={"x-idempotency-key": secrets.token_hex(8)}).status_code == 404
 
 
-def trained(client: Any, losses: list[float]) -> None:
-    """STEPS steps, two in flight, as clients do."""
-    waiting: list[Any] = []
-    for _ in range(STEPS):
-        waiting.append(client.forward_backward(DATA, "cross_entropy"))
-        client.optim_step(RATE)
-        if len(waiting) > 1:
-            losses.append(waiting.pop(0).result().metrics["loss:sum"])
-    losses.append(waiting.pop().result().metrics["loss:sum"])
+class Trained:
+    """A client that trains, two steps in flight, until it is told that all is over; then a little longer."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.losses: list[float] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        waiting: list[Any] = []
+        left = STEPS
+        while left or waiting:
+            if left:
+                waiting.append(self.client.forward_backward(DATA, "cross_entropy"))
+                self.client.optim_step(RATE)
+                left -= self._over.is_set()
+            if len(waiting) > 1 or not left:
+                self.losses.append(waiting.pop(0).result().metrics["loss:sum"])
+
+    def ended(self) -> bool:
+        self._over.set()
+        self._thread.join(120)
+        return not self._thread.is_alive()
+
+
+def undisturbed(service: Any, trained: Trained) -> bool:
+    """Whether another adapter comes to the same, step by step."""
+    calm = adapter(service)
+    expected = []
+    for _ in trained.losses:
+        running = calm.forward_backward(DATA, "cross_entropy")
+        calm.optim_step(RATE)
+        expected.append(running.result().metrics["loss:sum"])
+    return trained.losses == expected and same(logprobs(trained.client, DATA), logprobs(calm, DATA))
 
 
 def test_the_sdk_trains_on_while_bridges_die(killed, client_environment):
     service = tinker.ServiceClient(base_url=killed.url, api_key=killed.key)
-    calm, client = adapter(service), adapter(service)
-    expected: list[float] = []
-    trained(calm, expected)
-    losses: list[float] = []
-    training = threading.Thread(target=trained, args=(client, losses))
+    training = Trained(adapter(service))
 
-    training.start()
-    for _ in range(2):
+    for _ in range(3):
         replace(killed)
-    training.join(120)
 
-    assert losses == expected
-    assert same(logprobs(client, DATA), logprobs(calm, DATA))
+    assert training.ended()
+    assert undisturbed(service, training)
 
 
 def test_the_sdk_trains_on_while_everything_is_killed_and_started_again(killed, client_environment):
     keys = [killed.key, killed.key_for("ben")]
     services = [tinker.ServiceClient(base_url=killed.url, api_key=key) for key in keys]
-    calm, *clients = (adapter(each) for each in (services[0], *services))
-    expected: list[float] = []
-    trained(calm, expected)
-    trained(calm, expected)
-    losses: list[list[float]] = [[] for _ in clients]
+    training = [Trained(adapter(each)) for each in services]
 
-    def go(client: Any, said: list[float]) -> None:
-        trained(client, said)
-        trained(client, said)
+    kill_all(killed)
+    start_again(killed)
+    replace(killed, "trainer")
+    kill_all(killed)
+    start_again(killed)
 
-    training = [threading.Thread(target=go, args=each) for each in zip(clients, losses, strict=True)]
-    for each in training:
-        each.start()
-    for _ in range(2):
-        kill_all(killed)
-        start_again(killed)
-    for each in training:
-        each.join(120)
-
-    assert losses == [expected] * 2
-    assert all(same(logprobs(each, DATA), logprobs(calm, DATA)) for each in clients)
+    assert all(each.ended() for each in training)
+    assert all(undisturbed(*each) for each in zip(services, training, strict=True))
