@@ -109,7 +109,7 @@ class Office:
 
     def wait_for_report(self, kind: type[Reply]) -> Reply:
         self._until(lambda: any(isinstance(report, kind) for report in self.reports))
-        [report] = [report for report in self.reports if isinstance(report, kind)]
+        report = next(report for report in self.reports if isinstance(report, kind))
         self.reports.remove(report)
         return report
 
