@@ -183,7 +183,9 @@ class Broker:
         itself ended it. in_hand: requests that a trainer was at just then."""
         decisions: list[Decision] = []
         if self._dispatch.actors[actor].role == "trainer":
-            decisions += self._durability.lost(in_hand, killed=killed, now=now)
+            # One that was not ready had nothing in hand: what is noted is what the one before it was at.
+            was_ready = self._dispatch.actors[actor].phase in ("ready", "stopping")
+            decisions += self._durability.lost(in_hand if was_ready else (), killed=killed, now=now)
         decisions += self._dispatch.actor_lost(actor, for_good=for_good, details=details, now=now)
         if self._dispatch.actors[actor].role == "sampler":
             told, settled = self._publishing.sampler_lost(actor)

@@ -15,6 +15,7 @@ from loractl.bus.messages import (
     ForwardBackward,
     KeepSnapshot,
     LanePosition,
+    Message,
     OptimStep,
     PassResult,
     RecoverAdapter,
@@ -222,6 +223,23 @@ def test_an_operation_that_kills_the_trainer_twice_is_quarantined_and_the_others
     assert forwarded(office.settled(office.answer(TRAINER, failure, request="s1"))) == [
         step(adapter, lane, 2)
     ]
+
+
+def test_a_trainer_that_dies_while_it_loads_speaks_against_no_operation(office: JournalledOffice) -> None:
+    """The note still says what the one before it was at."""
+    adapter, lane = created(office)
+    office.settled(office.ask(step(adapter, lane, 1), request="s1"))
+
+    heard: list[Message] = []
+    for _ in range(5):
+        lost = office.broker.lost(
+            TRAINER, for_good=False, details="", now=office.now, in_hand=[(ALICE, "s1")]
+        )
+        heard += told(office.settled(lost))
+        office.broker.spawned(TRAINER, pid=1, restarts=1)
+
+    assert {each.kind for each in heard} == {"waiting"}
+    assert office.store.unfinished()[0].crashes == 2
 
 
 def test_a_deletion_that_runs_again_after_a_crash_is_done(office: JournalledOffice) -> None:
