@@ -200,10 +200,12 @@ class Checkpoints:
 
     def _read(self, directory: Path) -> CheckpointRecord | None:
         """The checkpoint that lies in a directory; None for anything foreign, partial or misplaced."""
+        if is_linked(directory, self._layout.adapters):
+            return None
         try:
-            record = msgspec.json.decode((directory / _DESCRIPTION).read_bytes(), type=CheckpointRecord)
-            size_bytes = (directory / _TENSORS).stat().st_size
-        except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError):
+            record = read_description(directory / _DESCRIPTION, CheckpointRecord)
+            size_bytes = file_size(directory / _TENSORS)
+        except (OSError, msgspec.DecodeError):
             return None
         whole = directory == self._directory(record) and size_bytes == record.size_bytes
         return record if whole else None

@@ -10,9 +10,13 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import msgspec
 
 from ..bus.crash_points import crash_point
 from ..bus.errors import StorageFailed
@@ -20,6 +24,12 @@ from ..bus.errors import StorageFailed
 _ASIDE = ".aside-"
 # Kept free on the disk, so that a small file such as adapter.json can always still be written.
 _SPARE_BYTES = 16 * 2**20
+# Of a file that describes others; the largest that is written has some kilobytes.
+_DESCRIPTION_BYTES = 4 * 2**20
+# What the numbers of our directories have at most.
+_DIGITS = 15
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -107,8 +117,13 @@ def next_number(*directories: Path) -> int:
     named: list[int] = []
     for directory in directories:
         with suppress(FileNotFoundError, NotADirectoryError):
-            named += [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+            named += [int(path.name) for path in directory.iterdir() if is_number(path.name)]
     return max(named, default=0) + 1
+
+
+def is_number(name: str) -> bool:
+    """Whether a name can be a number of ours: plain digits, and few enough that there is a next one."""
+    return name.isascii() and name.isdecimal() and len(name) <= _DIGITS
 
 
 def link_file(source: Path, target: Path) -> None:
@@ -122,9 +137,60 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 in hex."""
-    with file.open("rb") as opened:
+    """SHA-256 in hex. Raises OSError: it is not there, or no plain file."""
+    with _opened(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def file_size(file: Path) -> int:
+    """Raises OSError: it is not there, or no plain file."""
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "no plain file", str(file))
+    return found.st_size
+
+
+def read_description(file: Path, kind: type[T]) -> T:
+    """What a small file of ours says.
+
+    Raises:
+        OSError: it is not there, or no small plain file.
+        msgspec.DecodeError: it says something else.
+    """
+    with _opened(file) as opened:
+        text = opened.read(_DESCRIPTION_BYTES + 1)
+    if len(text) > _DESCRIPTION_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
+    return decoded(text, kind)
+
+
+def decoded(text: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """Raises msgspec.DecodeError, whatever is wrong with it."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
+
+
+def is_linked(path: Path, home: Path) -> bool:
+    """Whether a link lies on the way from `home`, which may be one itself: what is behind it is not ours."""
+    steps = path.relative_to(home).parts
+    return any(home.joinpath(*steps[: count + 1]).is_symlink() for count in range(len(steps)))
+
+
+def refuse_links(path: Path, home: Path, *, what: str) -> None:
+    """Raises StorageFailed: what would be changed there lies elsewhere."""
+    if is_linked(path, home):
+        raise StorageFailed(f"cannot {what}: a link lies where its directory should be; nothing was changed")
+
+
+def _opened(file: Path) -> BinaryIO:
+    """For reading; neither a link's target nor what never ends."""
+    opened = os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        return opened
+    opened.close()
+    raise OSError(errno.EINVAL, "no plain file", str(file))
 
 
 def _make_directory(directory: Path) -> None:

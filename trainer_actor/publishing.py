@@ -162,7 +162,7 @@ class Versions:
             record = read_description(directory / _DESCRIPTION, VersionRecord)
             digest = file_digest(directory / PEFT_WEIGHTS)
             file_size(directory / PEFT_CONFIG)
-        except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError):
             return None
         placed = self._layout.version(record.adapter, record.number) == directory
         whole = digest == record.digest

@@ -184,7 +184,7 @@ def _read(directory: Path) -> AdapterRecord | None:
         return None
     try:
         record = read_description(file, AdapterRecord)
-    except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError) as error:
         log.warning("registry.unreadable_adapter_ignored", file=str(file), reason=str(error))
         return None
     if record.adapter != directory.name:

@@ -247,7 +247,7 @@ class Snapshots:
             if directory != self._directory(record) or not set(record.pieces) <= set(PIECES):
                 return None
             sizes = {piece: file_size(self._file(record, piece)) for piece in record.pieces}
-        except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError):
             return None
         return record if sizes == {piece: each.size_bytes for piece, each in record.pieces.items()} else None
 
