@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from ..bus.crash_points import crash_point
 from ..bus.errors import StorageFailed
 from ..bus.ids import TenantId
 from .completions import Completion
@@ -83,7 +84,9 @@ class FutureTable:
             try:
                 for row in rows:
                     self._write(row)
+                crash_point("futures.written")
                 self._db.execute("COMMIT")
+                crash_point("futures.committed")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise

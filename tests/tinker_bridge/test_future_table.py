@@ -1,11 +1,15 @@
 """The futures' file: commits of many, what is left after a restart, what goes, and disks that fail."""
 
 import asyncio
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from loractl.bus.config import CRASH_AT, subprocess_environment
 from loractl.bus.errors import StorageFailed
 from loractl.bus.ids import TenantId
 from loractl.tests.tinker_bridge.test_futures import ANN, endless, futures, said, start
@@ -103,6 +107,36 @@ def test_what_comes_together_is_durable_together(tmp_path: Path) -> None:
         assert len(FutureTable(tmp_path / "f.sqlite").unfinished()) == 200
 
     run(test)
+
+
+WRITES = """
+import asyncio, sys
+from pathlib import Path
+from loractl.tests.tinker_bridge.test_future_table import begun
+from loractl.tinker_bridge.future_journal import FutureJournal
+
+async def write():
+    journal = FutureJournal(Path(sys.argv[1]))
+    await asyncio.gather(*(journal.write(begun(str(number))) for number in range(3)))
+    print("told")
+
+asyncio.run(write())
+"""
+
+
+@pytest.mark.parametrize(("point", "kept"), [("futures.written", 0), ("futures.committed", 1)])
+def test_who_dies_around_a_commit_has_told_nobody_and_left_all_of_it_or_nothing(
+    tmp_path: Path, point: str, kept: int
+) -> None:
+    file = tmp_path / "f.sqlite"
+    environment = subprocess_environment({CRASH_AT: point})
+
+    died = subprocess.run(
+        [sys.executable, "-c", WRITES, str(file)], env=environment, capture_output=True, check=False
+    )
+
+    assert (died.returncode, died.stdout) == (-signal.SIGKILL, b"")
+    assert (len(FutureTable(file).unfinished()) > 0) == bool(kept)
 
 
 def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
