@@ -23,6 +23,7 @@ class TrainerConfig:
     one time; device_bytes 0 is what suits the device. Others wait in host_bytes of host memory, and
     behind it on disk, in disk_bytes. An adapter that nothing was asked of for sink_after_s goes to disk as
     soon as the trainer has nothing else to do. With one slot, a long batch that began has it to its end.
+    keep_checkpoints: so many of an adapter's checkpoints stay, the newest; a save deletes older ones. 0 is all.
 
     threads 0: one fewer than the machine has, at least 1. pass_tokens: positions that run through the
     model at one time, 0 for what suits model and device; a longer sequence runs alone. logits_chunk:
@@ -38,6 +39,7 @@ class TrainerConfig:
     host_bytes: int = 8 * 2**30
     disk_bytes: int = 64 * 2**30
     sink_after_s: float = 600.0
+    keep_checkpoints: int = 0
     max_rank: int = 32
     threads: int = 0
     pass_tokens: int = 0
@@ -65,13 +67,14 @@ class FairnessConfig:
 class QuotasConfig:
     """What one tenant may have at one time; 0 is no bound. Beyond it requests wait, and are told why,
     adapter creations for at most wait_s. adapters, state_bytes: registered adapters, and the training
-    states of all of them. queued_tokens: positions of its forward_backwards that the trainer holds.
+    states of all of them. checkpoint_bytes: saved training states; a save beyond it is refused. queued_tokens: positions of its forward_backwards that the trainer holds.
     held_bytes: requests that wait in the broker; a request beyond it is refused.
     requests_per_s, request_bytes_per_s: over HTTP, what comes faster for more than some seconds is told
     to come again later (429); polls for results and heartbeats do not count."""
 
     adapters: int = 0
     state_bytes: int = 0
+    checkpoint_bytes: int = 0
     queued_tokens: int = 4 * 2**20
     held_bytes: int = 1 * 2**30
     wait_s: float = 60.0

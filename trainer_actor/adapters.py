@@ -67,12 +67,15 @@ class Adapters:
         """Read what the disk holds. States are read when their adapters are first needed."""
         registry = open_registry(layout, base_signature(engine.details))
         known = [record.adapter for record in registry.all()]
-        versions, checkpoints, snapshots = Versions(layout), Checkpoints(layout), Snapshots(layout)
+        settings = config.trainer
+        checkpoints = Checkpoints(
+            layout, most_bytes=config.quotas.checkpoint_bytes, keep=settings.keep_checkpoints
+        )
+        versions, snapshots = Versions(layout), Snapshots(layout)
         versions.scan(known, on_disk(layout))
         for adapter in known:
             checkpoints.sweep(adapter)
             snapshots.sweep(adapter)
-        settings = config.trainer
         budgets = Budgets(
             slots=settings.slots,
             device_bytes=settings.device_bytes or device_budget(engine.bank.memory.device),

@@ -9,7 +9,7 @@ this shape (`step_latest`, half a directory, a stray file) is no checkpoint and 
 What the tensors mean is the engine's business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import structlog
 import torch
 from safetensors import SafetensorError
 
-from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound
+from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound, QuotaExceeded
 from ..bus.ids import AdapterId, RequestId, checked_name
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec
@@ -63,10 +63,16 @@ class CheckpointRecord:
 
 
 class Checkpoints:
-    """Those of every adapter, as the disk holds them. Keeps nothing but what it read there."""
+    """Those of every adapter, as the disk holds them. Remembers nothing of them.
 
-    def __init__(self, layout: StateLayout) -> None:
+    most_bytes: of all checkpoints of one tenant. keep: so many of an adapter's stay when one more is saved.
+    0 is no bound, for both.
+    """
+
+    def __init__(self, layout: StateLayout, *, most_bytes: int = 0, keep: int = 0) -> None:
         self._layout = layout
+        self._most_bytes = most_bytes
+        self._keep = keep
 
     def all(self, adapter: AdapterId) -> list[CheckpointRecord]:
         """Oldest first. A name that was being overwritten may be there twice for a moment."""
@@ -111,16 +117,22 @@ class Checkpoints:
         lora: LoraSpec,
         base: str,
         request: str = "",
+        siblings: Collection[AdapterId] = (),
     ) -> CheckpointRecord:
-        """Write a checkpoint and, once it is whole, remove older ones of the same name.
+        """Write a checkpoint and, once it is whole, remove older ones of the same name, and beyond `keep`.
+
+        request: of the save. siblings: all adapters of the same tenant.
 
         Raises:
             StorageFailed: no space, or the disk refused. Checkpoints are as they were.
+            QuotaExceeded: the tenant has too much on disk. So they are then.
         """
         what = f"save checkpoint {name!r}"
         directory = self._layout.checkpoint(adapter, name)
         refuse_links(directory, self._layout.adapters, what=what)
-        check_free(directory, sum(tensor.nbytes for tensor in tensors.values()), what=what)
+        size_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        self._check_quota(adapter, name, size_bytes, siblings)
+        check_free(directory, size_bytes, what=what)
         sequence = self._next_sequence(adapter)
         with storage_errors(what), new_directory(directory / str(sequence)) as aside:
             file = aside / _TENSORS
@@ -138,6 +150,9 @@ class Checkpoints:
             )
             (aside / _DESCRIPTION).write_bytes(msgspec.json.encode(record))
         self._remove_older(directory, sequence)
+        for old in self.all(adapter)[: -self._keep] if self._keep else ():
+            log.info("checkpoint.too_many", adapter=adapter, name=old.name, step=old.step)
+            self._try_to_remove(self._directory(old))
         return record
 
     def load(self, record: CheckpointRecord) -> tuple[Tensors, dict[str, str]]:
@@ -214,11 +229,27 @@ class Checkpoints:
         for path in directory.iterdir():
             record = self._read(path)
             if record is not None and record.sequence < newest:
-                try:
-                    remove_directory(path)
-                except OSError as error:
-                    # The newest one wins anyway; the next start tries again.
-                    log.warning("checkpoint.old_one_stays", path=str(path), reason=str(error))
+                self._try_to_remove(path)
+
+    def _try_to_remove(self, path: Path) -> None:
+        try:
+            remove_directory(path)
+        except OSError as error:
+            # The newest one wins anyway; the next start, or the next save, tries again.
+            log.warning("checkpoint.old_one_stays", path=str(path), reason=str(error))
+
+    def _check_quota(
+        self, adapter: AdapterId, name: str, size_bytes: int, siblings: Collection[AdapterId]
+    ) -> None:
+        if not self._most_bytes:
+            return
+        others = [each for sibling in siblings for each in self.all(sibling)]
+        has = sum(each.size_bytes for each in others if (each.adapter, each.name) != (adapter, name))
+        if has + size_bytes > self._most_bytes:
+            raise QuotaExceeded(
+                f"this tenant's checkpoints take {has:,} of at most {self._most_bytes:,} bytes "
+                f"(quotas.checkpoint_bytes), and {name!r} takes {size_bytes:,}: delete some, then save it again"
+            )
 
 
 def check_fits(record: CheckpointRecord, lora: LoraSpec, base: str) -> None:

@@ -98,9 +98,10 @@ class Operations:
         checkpoints.check_new(adapter.id, name, overwrite=operation.overwrite)
         # A copy of its own: what holds the state now may move while the disk is written.
         state = _copy(self._residents.state(adapter.id))
+        siblings = [each.id for each in self._adapters.of(adapter.record.tenant, None)]
 
         def write() -> Callable[[], Message]:
-            record = self._adapters.states.checkpoint(adapter, name, state, request)
+            record = self._adapters.states.checkpoint(adapter, name, state, request, siblings)
             return partial(self._saved, adapter, record)
 
         return Later(write)

@@ -4,7 +4,7 @@ Joins `checkpoints` and `snapshots`, which know files, with the engine, which kn
 Touches nothing but files, so any thread may do it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -81,9 +81,14 @@ class SavedStates:
     # --- writing ---------------------------------------------------------------------------------
 
     def checkpoint(
-        self, adapter: Adapter, name: str, state: HostState, request: str = ""
+        self,
+        adapter: Adapter,
+        name: str,
+        state: HostState,
+        request: str = "",
+        siblings: Collection[AdapterId] = (),
     ) -> CheckpointRecord:
-        """request: of the save. Raises StorageFailed, QuotaExceeded: there is none then."""
+        """As `Checkpoints.save`. Raises StorageFailed, QuotaExceeded: there is none then."""
         tensors, metadata = self._engine.checkpoint_tensors(state)
         return self._checkpoints.save(
             adapter.id,
@@ -94,6 +99,7 @@ class SavedStates:
             lora=adapter.lora,
             base=adapter.record.base,
             request=request,
+            siblings=siblings,
         )
 
     def capture(self, adapter: Adapter, state: HostState, window: Window) -> Capture:

@@ -15,6 +15,7 @@ from loractl.bus.errors import (
     CheckpointMismatch,
     CheckpointNotFound,
     InvalidName,
+    QuotaExceeded,
     StorageFailed,
 )
 from loractl.bus.ids import AdapterId
@@ -267,3 +268,43 @@ def test_a_checkpoint_that_was_being_overwritten_is_deleted_with_the_older_one(
     checkpoints.delete(A, "first")
 
     assert checkpoints.all(A) == []
+
+
+# --- how many may stay -------------------------------------------------------------------------------
+
+B = AdapterId("ad-" + "b" * 32)
+
+
+def test_a_tenants_checkpoints_count_together_and_one_too_many_is_refused(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(StateLayout(tmp_path), most_bytes=800)
+
+    def put(adapter: AdapterId, name: str, numbers: int) -> CheckpointRecord:
+        return checkpoints.save(
+            adapter,
+            name,
+            {"main": torch.ones(numbers)},
+            {},
+            step=0,
+            lora=LORA,
+            base=BASE,
+            siblings=[A, B],
+        )
+
+    kept = put(A, "first", 100)
+    with pytest.raises(QuotaExceeded, match=r"take \d+ of at most 800 bytes .*'second' takes 400"):
+        put(B, "second", 100)
+    again = put(A, "first", 110)  # in the place of its own
+    checkpoints.delete(A, "first")
+    put(B, "second", 100)
+
+    assert again.sequence == kept.sequence + 1
+    assert [each.name for each in (*checkpoints.all(A), *checkpoints.all(B))] == ["second"]
+
+
+def test_the_newest_stay_when_only_so_many_may(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(StateLayout(tmp_path), keep=2)
+
+    for step, name in enumerate(("one", "two", "one", "three")):
+        save(checkpoints, name, step=step)
+
+    assert [(each.name, each.step) for each in checkpoints.all(A)] == [("one", 2), ("three", 3)]
