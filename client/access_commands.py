@@ -63,7 +63,7 @@ def list_keys(place: Place, as_json: bool) -> int:
 @click.argument("name")
 @placed
 def revoke(place: Place, name: str) -> int:
-    """Forget all keys of NAME at once, for HTTP and tcp; their adapters stay."""
+    """Forget all keys of NAME at once; their adapters stay."""
     return access.revoke_key(place.config(), name)
 
 
