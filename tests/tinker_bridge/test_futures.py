@@ -107,7 +107,7 @@ def test_the_same_key_and_content_run_once_and_read_one_result(tmp_path: Path) -
             first, again = start(table, work), start(table, work)
 
             assert first is again
-            assert [said(await table.wait(ANN, first.id, 1)) for _ in range(2)] == [{"a": 1}] * 2
+            assert [said(await table.wait(ANN, first.id, 5)) for _ in range(2)] == [{"a": 1}] * 2
             assert len(runs) == 1
 
     run(test)
@@ -120,7 +120,7 @@ def test_the_same_key_with_other_content_is_refused(tmp_path: Path) -> None:
 
             with pytest.raises(RequestConflict, match="used before"):
                 start(table, digest=b"other")
-            await table.wait(ANN, future.id, 1)
+            await table.wait(ANN, future.id, 5)
             with pytest.raises(RequestConflict, match="used before"):
                 start(table, digest=b"other")
 
@@ -153,7 +153,7 @@ def test_a_failure_is_a_result_with_whose_fault_it_is(tmp_path: Path) -> None:
             raise InvalidData("too long")
 
         with futures(tmp_path) as table:
-            result = await table.wait(ANN, start(table, work).id, 1)
+            result = await table.wait(ANN, start(table, work).id, 5)
 
             assert said(result) == {"error": "too long", "category": "user"}
             assert isinstance(result, Result)
@@ -168,7 +168,7 @@ def test_a_bug_is_told_without_its_insides(tmp_path: Path) -> None:
             raise ZeroDivisionError("secret")
 
         with futures(tmp_path) as table:
-            result = said(await table.wait(ANN, start(table, work).id, 1))
+            result = said(await table.wait(ANN, start(table, work).id, 5))
 
             assert result["category"] == "server"
             assert "secret" not in result["error"]
@@ -205,7 +205,7 @@ def test_the_end_of_a_scope_ends_its_work_and_no_other(tmp_path: Path) -> None:
 
             table.cancel_scope("s1")
 
-            assert said(await table.wait(ANN, first.id, 1))["error"] == "the request was cancelled"
+            assert said(await table.wait(ANN, first.id, 5))["error"] == "the request was cancelled"
             assert other.result is None
 
     run(test)
@@ -219,7 +219,7 @@ def test_work_that_is_cancelled_before_it_began_has_an_end(tmp_path: Path) -> No
 
             table.cancel_scope("s")
 
-            assert said(await table.wait(ANN, future.id, 1))["error"] == "the request was cancelled"
+            assert said(await table.wait(ANN, future.id, 5))["error"] == "the request was cancelled"
             assert runs == []
 
     run(test)
@@ -245,17 +245,17 @@ def test_old_results_expire_and_their_readers_are_told_so(tmp_path: Path) -> Non
         clock = Clock()
         with futures(tmp_path, clock, kept_s=100.0) as table:
             future = start(table, session="s")
-            await table.wait(ANN, future.id, 1)
+            await table.wait(ANN, future.id, 5)
 
             clock.now = 101.0
             await table.forget_old(["s"])
-            assert said(await table.wait(ANN, future.id, 1)) == {}
+            assert said(await table.wait(ANN, future.id, 5)) == {}
             await table.forget_old([])
 
             with pytest.raises(ResultExpired):
-                await table.wait(ANN, future.id, 1)
+                await table.wait(ANN, future.id, 5)
             with pytest.raises(ResultNotFound):
-                await table.wait(BEN, future.id, 1)
+                await table.wait(BEN, future.id, 5)
 
     run(test)
 
@@ -273,8 +273,8 @@ def test_results_are_bounded_in_bytes_the_oldest_go(tmp_path: Path) -> None:
             await table.forget_old([])
 
             with pytest.raises(ResultExpired):
-                await table.wait(ANN, ids[0], 1)
-            left = [await table.wait(ANN, each, 1) for each in ids[1:]]
+                await table.wait(ANN, ids[0], 5)
+            left = [await table.wait(ANN, each, 5) for each in ids[1:]]
             assert [len(each.body) for each in left if isinstance(each, Result)] == [100] * 2
 
     run(test)
@@ -289,7 +289,7 @@ def test_what_is_not_in_memory_any_more_is_read_from_the_disk(tmp_path: Path) ->
                 await future.done.wait()
                 ids.append(future.id)
 
-            assert [said(await table.wait(ANN, each, 1))["n"] for each in ids] == [0, 1, 2]
+            assert [said(await table.wait(ANN, each, 5))["n"] for each in ids] == [0, 1, 2]
 
     run(test)
 
@@ -371,13 +371,13 @@ def test_a_result_is_there_after_a_restart_and_its_key_is_still_used(tmp_path: P
         runs: list[int] = []
         with futures(tmp_path) as before:
             first = start(before, counting(Result(b"\x00\x01", "application/x-protobuf", form="pass"), runs))
-            expected = await before.wait(ANN, first.id, 1)
+            expected = await before.wait(ANN, first.id, 5)
 
         with futures(tmp_path) as table:
             again = start(table, counting(json_result({}), runs))
 
             assert again.id == first.id
-            assert await table.wait(ANN, again.id, 1) == expected
+            assert await table.wait(ANN, again.id, 5) == expected
             with pytest.raises(RequestConflict):
                 start(table, digest=b"other")
             assert len(runs) == 1
@@ -393,7 +393,7 @@ def test_what_had_not_ended_waits_to_be_started_again_in_the_order_in_which_it_c
             done = start(before, key=("done",))
             for each in (*open_, done):
                 await before.durable(each)
-            await before.wait(ANN, done.id, 1)
+            await before.wait(ANN, done.id, 5)
 
         with futures(tmp_path) as table:
             assert table.unfinished() == [each.id for each in open_]
@@ -405,7 +405,7 @@ def test_what_had_not_ended_waits_to_be_started_again_in_the_order_in_which_it_c
 
             for each in open_:
                 assert start(table, counting(json_result({"n": 1}), []), key=each.key).id == each.id
-            assert [said(await table.wait(ANN, each.id, 1)) for each in open_] == [{"n": 1}] * 3
+            assert [said(await table.wait(ANN, each.id, 5)) for each in open_] == [{"n": 1}] * 3
             assert not table.running_again
 
     run(test)
@@ -463,6 +463,6 @@ def test_what_cannot_be_started_again_ends_and_says_why(tmp_path: Path) -> None:
         with futures(tmp_path) as table:
             table.fail(future.id, InvalidData("no longer"))
 
-            assert said(await table.wait(ANN, future.id, 1))["error"] == "no longer"
+            assert said(await table.wait(ANN, future.id, 5))["error"] == "no longer"
 
     run(test)
