@@ -52,6 +52,10 @@ class Scene:
     keys: dict[TenantId, str]
     curve: ClientKey
 
+    @property
+    def logs(self) -> Path:
+        return StateLayout(Path(self.config.state_dir)).logs
+
     def owner(self) -> Client:
         return Client(self.config, OWNER)
 
@@ -181,6 +185,7 @@ def scene() -> Iterator[Scene]:
         "trainer.threads": "1",
         "sampler.engine": "torch",
         "bridge.long_poll_s": "5",
+        "log.level": "debug",
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
     config = load_config(state_dir=str(root / "s"), environ={}, overrides=overrides)
