@@ -54,6 +54,7 @@ class Compaction:
         self._from = 0
         self._stripped_to = 0
         self._walk_at = 0.0
+        self._needed: dict[AdapterId, dict[LaneId, int]] = {}
         self.next_at = 0.0
 
     def committed(self, records: int, size_bytes: int) -> None:
@@ -70,14 +71,15 @@ class Compaction:
         """
         began = self._clock()
         self.next_at = began + _IDLE_S
-        busy = self._copy_log() or self._bury() or self._forget() or self._give_back()
+        busy = self._copy_log(_LOG_BYTES) or self._bury() or self._forget() or self._give_back()
+        busy = busy or self._copy_log(1)
         if busy:
             now = self._clock()
             self.next_at = now + _REST * (now - began)
         return busy
 
-    def _copy_log(self) -> bool:
-        if self._logged_bytes < _LOG_BYTES:
+    def _copy_log(self, least_bytes: int) -> bool:
+        if self._logged_bytes < least_bytes:
             return False
         # Readers never hold it up for long, and what they do hold up is copied the next time.
         self._tables.rows("PRAGMA wal_checkpoint(PASSIVE)")
@@ -135,9 +137,9 @@ class Compaction:
         return True
 
     def _apply(self, entries: list[Entry], want: Want, oldest: float) -> None:
-        needed = {entry.adapter: self._needed(entry.adapter) for entry in entries}
         verdicts = {
-            entry.number: judge(entry, needed[entry.adapter], want, oldest=oldest) for entry in entries
+            entry.number: judge(entry, self._needed_of(entry.adapter), want, oldest=oldest)
+            for entry in entries
         }
         strip = [number for number, verdict in verdicts.items() if verdict is Verdict.STRIP]
         delete = [number for number, verdict in verdicts.items() if verdict is Verdict.DELETE]
@@ -148,12 +150,13 @@ class Compaction:
                 self._store.strip(strip)
                 self._store.delete(delete)
 
-    def _needed(self, adapter: AdapterId) -> dict[LaneId, int]:
-        """What recovery needs, should the newest snapshot be damaged."""
-        if not adapter:  # buried
-            return {}
-        snapshots = self._store.snapshots(adapter, 2)
-        return needed_from(snapshots[1] if len(snapshots) > 1 else None, self._store.opened(adapter))
+    def _needed_of(self, adapter: AdapterId) -> dict[LaneId, int]:
+        """What recovery needs, should the newest snapshot be damaged; with every snapshot it gets less."""
+        if adapter not in self._needed:
+            snapshots = self._store.snapshots(adapter, 2)
+            before = snapshots[1] if len(snapshots) > 1 else None
+            self._needed[adapter] = needed_from(before, self._store.opened(adapter)) if adapter else {}
+        return self._needed[adapter]
 
     def _is_over(self, entries: list[Entry], want: Want, oldest: float) -> bool:
         if not entries:
@@ -176,6 +179,7 @@ class Compaction:
     def _next_walk(self, walked: Want, *, at_end: bool) -> None:
         """walked: is over. at_end: it saw all requests after where it began."""
         self._walk, self._from = None, 0
+        self._needed.clear()
         if not self._excess_bytes():
             return
         if walked is Want.NO_OLD:
@@ -195,7 +199,7 @@ class Compaction:
         free, pages = self._pragma("freelist_count"), self._pragma("page_count")
         if free < _FREE_PAGES or free < pages * _FREE_SHARE:
             return False
-        self._tables.rows(f"PRAGMA incremental_vacuum({_PAGES})")
+        self._tables.give_back(_PAGES)
         self._logged_bytes += _PAGES * 4096
         return True
 

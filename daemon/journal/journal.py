@@ -12,10 +12,9 @@ from .writer import Writer
 class Journal:
     def __init__(self, layout: StateLayout, config: JournalConfig) -> None:
         """Raises StorageFailed: its file cannot be opened."""
-        known = KnownIds()
-        self._reader = Reader(Tables(layout.journal), known)
-        for one in self._reader.ids():
-            known.add(one)
+        tables = Tables(layout.journal)
+        known = KnownIds([one for (one,) in tables.rows("SELECT id FROM requests")])
+        self._reader = Reader(tables, known)
         self.past: Past = self._reader
         self.writer = Writer(layout.journal, config, known)
 

@@ -36,10 +36,6 @@ class Reader:
     def close(self) -> None:
         self.tables.close()
 
-    def ids(self) -> list[int]:
-        """`id_of` every request."""
-        return [one for (one,) in self.tables.rows("SELECT id FROM requests")]
-
     def last_number(self) -> int:
         return int(self._one("SELECT last FROM counter"))
 

@@ -5,6 +5,7 @@ nothing refers to them. What goes because it is old is left to `compaction`.
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,12 @@ _REQUESTS = (
 _OUTCOMES = (
     "INSERT OR REPLACE INTO outcomes (number, ord, failed, again, frames, adapter)"
     " SELECT column1, column2, column3, column4, column5, adapter FROM ("
+)
+_THESE = "(SELECT value FROM json_each(?))"
+# The trainer keeps the newest and the one before it.
+_OLD_SNAPSHOTS = (
+    "DELETE FROM snapshots WHERE adapter = ? AND ord NOT IN"
+    " (SELECT ord FROM snapshots WHERE adapter = ? ORDER BY ord DESC LIMIT 2)"
 )
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -107,6 +114,7 @@ class Store(Reader):
                 positions = _encode([(each.lane, each.next_seq) for each in record.positions])
                 row = (record.order, record.adapter, record.name, record.step, record.digest, positions)
                 run("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)", *row)
+                run(_OLD_SNAPSHOTS, record.adapter, record.adapter)
             case Damaged(adapter=adapter, name=name):
                 run("DELETE FROM snapshots WHERE adapter = ? AND name = ?", adapter, name)
             case Gone(adapter=adapter):
@@ -132,17 +140,19 @@ class Store(Reader):
 
     def delete(self, numbers: Sequence[int]) -> None:
         """Delete requests with all they have."""
-        self.strip(numbers)
-        rows = [(number,) for number in numbers]
+        self._let_go(numbers)
         for table in ("requests", "unfinished", "outcomes", "crashes"):
-            self.tables.run_for_each(f"DELETE FROM {table} WHERE number IN (", rows, ")")  # noqa: S608
+            self.tables.run(f"DELETE FROM {table} WHERE number IN {_THESE}", json.dumps(numbers))  # noqa: S608
 
     def strip(self, numbers: Sequence[int]) -> None:
         """Delete requests' frames, and the payloads that nothing else refers to."""
-        for number in numbers:
-            for (packed,) in self.tables.rows("SELECT frames FROM requests WHERE number = ?", number):
-                self._unpack([] if packed is None else decode_packed(packed))
-            self.tables.run("UPDATE requests SET frames = NULL WHERE number = ?", number)
+        self._let_go(numbers)
+        self.tables.run(f"UPDATE requests SET frames = NULL WHERE number IN {_THESE}", json.dumps(numbers))  # noqa: S608
+
+    def _let_go(self, numbers: Sequence[int]) -> None:
+        sql = f"SELECT frames FROM requests WHERE number IN {_THESE} AND frames IS NOT NULL"  # noqa: S608
+        for (packed,) in self.tables.rows(sql, json.dumps(numbers)):
+            self._unpack(decode_packed(packed))
 
     def _packed(self, frames: Frames) -> bytes:
         return _encode([(len(frame) >= _APART, self._put(frame)) for frame in frames])

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +33,8 @@ log = structlog.get_logger()
 # Kept free on the disk for outcomes, and for the log's way into the file.
 RESERVE_BYTES = 64 * 2**20
 _LOOK_AGAIN_S = 1.0
+# Of frames, in one commit.
+_COMMIT_BYTES = 16 * 2**20
 
 # A record, and why the journal did not take it; "" when it is durable.
 Done = tuple[Record, str]
@@ -81,8 +83,8 @@ class Writer:
     def _run(self) -> None:
         try:
             while (batch := self._next()) is not None:
-                if batch:
-                    self._take_in(batch)
+                for some in _commits_of(batch):
+                    self._take_in(some)
                     with suppress(BlockingIOError):  # it is full, so it wakes already
                         self._waker.send(b"\0")
                     crash_point("journal.told")
@@ -144,6 +146,16 @@ class Writer:
         except StorageFailed as error:
             log.warning("journal.not_tidied", reason=error.message)
             self._compaction.next_at = time.monotonic() + _LOOK_AGAIN_S
+
+
+def _commits_of(batch: list[Record]) -> Iterator[list[Record]]:
+    """All at once, unless that is so much that its first would wait for its last."""
+    first, size_bytes = 0, 0
+    for last, record in enumerate(batch):
+        size_bytes += _frame_bytes([record])
+        if size_bytes >= _COMMIT_BYTES or last == len(batch) - 1:
+            yield batch[first : last + 1]
+            first, size_bytes = last + 1, 0
 
 
 def _frame_bytes(records: Sequence[Record]) -> int:

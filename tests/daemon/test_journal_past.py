@@ -173,6 +173,15 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(store: Store, past: Read
     assert past.snapshot(ADAPTER) is None
 
 
+def test_the_two_newest_snapshots_are_remembered(store: Store, past: Reader):
+    other = snapshot(4, adapter=OTHER, ln_2=1)
+    store.commit([snapshot(1), snapshot(2), other])
+    store.commit([snapshot(3)])
+
+    assert past.snapshots(ADAPTER, 10) == [snapshot(3), snapshot(2)]
+    assert past.snapshots(OTHER, 10) == [other]
+
+
 def test_of_a_deleted_adapter_only_the_outcomes_are_left(store: Store, past: Reader):
     store.commit([created(1), ended(1, 2), received(3, seq=1), ended(3, 4), snapshot(5, ln_1=1)])
     deletion = received(6, seq=0, kind=DeleteAdapter.kind, lane=LaneId(""))
@@ -232,7 +241,7 @@ def test_many_records_of_every_kind_are_one_commit(store: Store, past: Reader):
 
 def test_known_ids_answer_for_the_file_and_learn_what_is_new(store: Store, file: Path):
     store.commit([received(1)])
-    known = KnownIds(store.ids())
+    known = KnownIds([id_of((ALICE, RequestId("r1")))])
     past = Reader(Tables(file), known)
     store.commit([received(2)])
 

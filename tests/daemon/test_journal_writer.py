@@ -76,6 +76,15 @@ def test_all_that_came_while_a_commit_was_under_way_is_one_commit(writer: Writer
     assert commits(file) - before <= 2
 
 
+def test_what_is_very_large_is_told_before_all_that_came_with_it_is_written(writer: Writer, file: Path):
+    large = [received(number, frames=[bytes([number]) * 9_000_000]) for number in range(1, 6)]
+
+    writer.submit(large)
+
+    assert done(writer, 5) == [(record, "") for record in large]
+    assert commits(file) > 2
+
+
 def test_what_cannot_be_written_is_told_with_the_reason_and_the_writer_goes_on(
     writer: Writer, known: KnownIds
 ):
