@@ -2,6 +2,7 @@
 
 import random
 import select
+import sys
 from dataclasses import replace
 from itertools import count
 from multiprocessing.connection import Connection
@@ -42,6 +43,16 @@ def write_until_killed(file: str, last: int, seed: int, keep_bytes: int, told: C
             told.send([_told(record) for record, _ in done])
 
 
+def write_one_by_one() -> None:
+    """`python killed_writer.py FILE`: until one of `crash_points` ends it; prints what it knows to be durable."""
+    writer = Writer(Path(sys.argv[1]), JournalConfig(), KnownIds())
+    for number in range(1, 10):
+        writer.submit([received(number)])
+        select.select([writer.woken], [], [])
+        for record, _ in writer.take_done():
+            print(_told(record), flush=True)
+
+
 def _group(numbers: "count[int]", name: str, size: int) -> list[Record]:
     requests = [
         replace(received(number, request=f"{name}/{size}/{number}"), frames=frames_of(number))
@@ -54,3 +65,7 @@ def _group(numbers: "count[int]", name: str, size: int) -> list[Record]:
 def _told(record: Record) -> int:
     assert isinstance(record, Received | Ended)
     return record.number if isinstance(record, Received) else -record.number
+
+
+if __name__ == "__main__":
+    write_one_by_one()

@@ -1,7 +1,10 @@
 """kill -9 at any moment: what was told to be durable is there, and nothing is there by half."""
 
 import multiprocessing
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections import Counter
 from contextlib import closing, suppress
@@ -64,3 +67,26 @@ def test_what_was_told_durable_outlives_kill_9_and_nothing_is_there_by_half(tmp_
         assert contradictions(file, every_page=seed % 10 == 9) == []
 
     assert count > 10 * KILLS, "hardly anything was written"
+
+
+@pytest.mark.parametrize(
+    ("point", "durable"),
+    [("journal.begun", 2), ("journal.written", 2), ("journal.committed", 3), ("journal.told", 3)],
+)
+def test_a_death_at_every_point_of_the_third_commit_leaves_two_or_three(
+    tmp_path: Path, point: str, durable: int
+):
+    file = tmp_path / "journal.sqlite"
+    writer = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("killed_writer.py")), str(file)],
+        env={**os.environ, "LORACTL_CRASH_AT": f"{point}:3", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+    assert writer.returncode == -9
+    with closing(Store(file)) as past:
+        assert [each.number for each in past.unfinished()] == [1, 2, 3][:durable]
+    assert [1, 2] <= [int(line) for line in writer.stdout.split()] <= [1, 2, 3][:durable]
+    assert contradictions(file) == []
