@@ -30,6 +30,7 @@ from .durable_files import (
     is_linked,
     new_directory,
     next_number,
+    own_directories,
     read_description,
     refuse_links,
     remove_directory,
@@ -76,10 +77,8 @@ class Checkpoints:
 
     def all(self, adapter: AdapterId) -> list[CheckpointRecord]:
         """Oldest first. A name that was being overwritten may be there twice for a moment."""
-        directory = self._layout.adapter(adapter) / "checkpoints"
-        if not directory.is_dir():
-            return []
-        found = [self._read(path) for path in directory.glob("*/*")]
+        homes, ours = self._homes(adapter), self._layout.adapters
+        found = [self._read(path) for home in homes for path in own_directories(home, ours)]
         return sorted((each for each in found if each is not None), key=lambda each: each.sequence)
 
     def newest(self, adapter: AdapterId) -> CheckpointRecord | None:
@@ -194,10 +193,8 @@ class Checkpoints:
 
     def sweep(self, adapter: AdapterId) -> None:
         """Remove what a crash left of checkpoints that were being written or removed."""
-        checkpoints = self._layout.adapter(adapter) / "checkpoints"
-        for directory in checkpoints.glob("*"):
-            if directory.is_dir() and not is_linked(directory, self._layout.adapters):
-                sweep(directory)
+        for directory in self._homes(adapter):
+            sweep(directory)
         newest = {record.name: record for record in self.all(adapter)}
         for record in newest.values():
             self._remove_older(self._layout.checkpoint(adapter, record.name), record.sequence)
@@ -207,8 +204,11 @@ class Checkpoints:
 
     def _next_sequence(self, adapter: AdapterId) -> int:
         """Above every number in use, those of damaged checkpoints included: they still take the place."""
-        homes = (self._layout.adapter(adapter) / "checkpoints").glob("*")
-        return next_number(self._layout.snapshots(adapter), *(path for path in homes if path.is_dir()))
+        return next_number(self._layout.snapshots(adapter), *self._homes(adapter))
+
+    def _homes(self, adapter: AdapterId) -> list[Path]:
+        """The directories of names."""
+        return own_directories(self._layout.adapter(adapter) / "checkpoints", self._layout.adapters)
 
     def _directory(self, record: CheckpointRecord) -> Path:
         return self._layout.checkpoint(record.adapter, record.name) / str(record.sequence)

@@ -106,10 +106,11 @@ def remove_directory(directory: Path) -> None:
 
 def sweep(directory: Path) -> None:
     """Remove what a crash left aside directly in `directory`."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         for path in directory.iterdir():
             if path.name.startswith(_ASIDE):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                gone = path.is_dir() and not path.is_symlink()
+                shutil.rmtree(path, ignore_errors=True) if gone else path.unlink(missing_ok=True)
 
 
 def next_number(*directories: Path) -> int:
@@ -117,7 +118,8 @@ def next_number(*directories: Path) -> int:
     named: list[int] = []
     for directory in directories:
         with suppress(FileNotFoundError, NotADirectoryError):
-            named += [int(path.name) for path in directory.iterdir() if is_number(path.name)]
+            if not directory.is_symlink():
+                named += [int(path.name) for path in directory.iterdir() if is_number(path.name)]
     return max(named, default=0) + 1
 
 
@@ -176,6 +178,14 @@ def is_linked(path: Path, home: Path) -> bool:
     """Whether a link lies on the way from `home`, which may be one itself: what is behind it is not ours."""
     steps = path.relative_to(home).parts
     return any(home.joinpath(*steps[: count + 1]).is_symlink() for count in range(len(steps)))
+
+
+def own_directories(directory: Path, home: Path) -> list[Path]:
+    """Those that lie directly in a directory, which need not be there; nothing behind links."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if not is_linked(directory, home):
+            return [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink()]
+    return []
 
 
 def refuse_links(path: Path, home: Path, *, what: str) -> None:

@@ -26,6 +26,7 @@ from .durable_files import (
     file_size,
     is_linked,
     new_directory,
+    own_directories,
     read_description,
     refuse_links,
     remove_directory,
@@ -134,11 +135,10 @@ class Versions:
         base model; versions of any other were left by a deletion, and are removed.
         """
         self._records = {}
-        for directory in sorted(self._layout.versions.glob("*")):
+        home = self._layout.versions
+        for directory in sorted(own_directories(home, home)):
             adapter = AdapterId(directory.name)
-            if directory.is_symlink() or not directory.is_dir():
-                log.warning("version.broken_or_foreign_ignored", path=str(directory))
-            elif adapter in known:
+            if adapter in known:
                 sweep(directory)
                 whole = {record.number: record for record in self._whole(directory)}
                 if whole:

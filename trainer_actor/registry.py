@@ -19,7 +19,14 @@ from ..bus.errors import AdapterExists, AdapterNotFound
 from ..bus.ids import NO_ADAPTER, AdapterId, TenantId, checked_name, new_adapter_id
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec, ModelDetails
-from .durable_files import read_description, remove_directory, storage_errors, sweep, write_file
+from .durable_files import (
+    own_directories,
+    read_description,
+    remove_directory,
+    storage_errors,
+    sweep,
+    write_file,
+)
 
 log = structlog.get_logger()
 
@@ -148,11 +155,16 @@ class Registry:
 
 
 def open_registry(layout: StateLayout, base: str) -> Registry:
-    """Read what the disk holds. Foreign and broken directories are left alone and logged."""
-    layout.adapters.mkdir(parents=True, exist_ok=True)
+    """Read what the disk holds. Foreign and broken directories are left alone and logged.
+
+    Raises:
+        StorageFailed: there is no directory of adapters, and none can be made.
+    """
+    with storage_errors("open the directory of adapters"):
+        layout.adapters.mkdir(parents=True, exist_ok=True)
     sweep(layout.adapters)
     records: list[AdapterRecord] = []
-    for directory in sorted(layout.adapters.iterdir()):
+    for directory in sorted(own_directories(layout.adapters, layout.adapters)):
         record = _read(directory)
         if record is not None and record.base == base:
             records.append(record)
@@ -180,7 +192,7 @@ def base_signature(model: ModelDetails) -> str:
 
 def _read(directory: Path) -> AdapterRecord | None:
     file = directory / _FILE
-    if directory.is_symlink() or not file.is_file():
+    if not file.is_file():
         return None
     try:
         record = read_description(file, AdapterRecord)

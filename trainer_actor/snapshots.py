@@ -37,6 +37,7 @@ from .durable_files import (
     link_file,
     new_directory,
     next_number,
+    own_directories,
     read_description,
     refuse_links,
     remove_directory,
@@ -172,8 +173,8 @@ class Snapshots:
         refuse_links(home, self._layout.adapters, what=_WHAT)
         size_bytes = sum(each.nbytes for named in draft.tensors.values() for each in named.values())
         check_free(home, size_bytes, what=_WHAT)
-        checkpoints = (self._layout.adapter(draft.adapter) / "checkpoints").glob("*")
-        number = next_number(home, *(path for path in checkpoints if path.is_dir()))
+        checkpoints = self._layout.adapter(draft.adapter) / "checkpoints"
+        number = next_number(home, *own_directories(checkpoints, self._layout.adapters))
         with storage_errors(_WHAT), new_directory(home / str(number)) as aside:
             pieces = {piece: self._link(draft, piece, aside) for piece in draft.unchanged}
             for piece, tensors in draft.tensors.items():

@@ -27,6 +27,8 @@ from loractl.tests.fuzz.subject import MIB, Fault, Play, Subject, source_of
 
 _LOOK_S = 1.0
 _LAST_S = 10.0
+_IN_MEMORY = Path("/dev/shm")
+_SCRATCH_BYTES = 256 * MIB
 # Of a share of cases, after which what is kept once (caches, pools) is there.
 _WARM_SHARE = 4
 _processes = multiprocessing.get_context("fork")
@@ -121,11 +123,18 @@ class _Stage:
         if self._play is None or episode != self._episode:
             self._open.close()
             # A short name, because a socket's path may have about 100 bytes.
-            directory = tempfile.mkdtemp(prefix="lofz")
+            directory = tempfile.mkdtemp(prefix="lofz", dir=_scratch())
             self._open.callback(shutil.rmtree, directory, ignore_errors=True)
             self._play = self._open.enter_context(self._subject.open(Path(directory)))
             self._episode = episode
         return self._play
+
+
+def _scratch() -> str | None:
+    """A disk in memory where there is one: files by the ten thousand cost no disk its time there."""
+    if not _IN_MEMORY.is_dir() or shutil.disk_usage(_IN_MEMORY).free < _SCRATCH_BYTES:
+        return None
+    return str(_IN_MEMORY)
 
 
 class _Memory:
