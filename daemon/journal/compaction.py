@@ -22,9 +22,10 @@ _LOG_BYTES = 8 * 2**20
 _RECORD_BYTES = 2 * 4096
 # Free pages are used again: they are given back only where they are many.
 _FREE_PAGES, _FREE_SHARE = 1024, 0.25
-# When there is nothing to do, look again after; after a step, let the commits have nine times what it took.
+# When there is nothing to do, look again after. After a step, the commits have nine times what it took; only
+# as much where the journal grows faster than it is cut.
 _IDLE_S = 10.0
-_REST = 9.0
+_REST, _SHORT_REST, _MUCH_TOO_MUCH = 9.0, 1.0, 64 * 2**20
 
 _ENTRIES = (
     "SELECT number, requests.adapter, lane, seq, ord, again, came, size, requests.frames IS NOT NULL"
@@ -55,13 +56,21 @@ class Compaction:
         self._stripped_to = 0
         self._walk_at = 0.0
         self._needed: dict[AdapterId, dict[LaneId, int]] = {}
-        self.next_at = 0.0
+        self._next_at = 0.0
+
+    @property
+    def next_at(self) -> float:
+        """When there is something to do."""
+        return 0.0 if self._logged_bytes >= _LOG_BYTES else self._next_at
 
     def committed(self, records: int, size_bytes: int) -> None:
         """So much went into the log."""
         self._logged_bytes += size_bytes + records * _RECORD_BYTES
-        if self._logged_bytes >= _LOG_BYTES:
-            self.next_at = 0.0
+
+    def put_off(self, pause_s: float) -> None:
+        """It could not be done."""
+        self._logged_bytes = 0
+        self._next_at = self._clock() + pause_s
 
     def step(self) -> bool:
         """Do a little, and say when to come again (`next_at`); False when there was nothing to do.
@@ -69,14 +78,17 @@ class Compaction:
         Raises:
             StorageFailed: it could not be done; nothing is lost.
         """
+        if self._copy_log(_LOG_BYTES):
+            return True
         began = self._clock()
-        self.next_at = began + _IDLE_S
-        busy = self._copy_log(_LOG_BYTES) or self._bury() or self._forget() or self._give_back()
-        busy = busy or self._copy_log(1)
-        if busy:
-            now = self._clock()
-            self.next_at = now + _REST * (now - began)
+        busy = self._bury() or self._forget() or self._give_back() or self._copy_log(1)
+        now = self._clock()
+        self._next_at = now + (self._rest() * (now - began) if busy else _IDLE_S)
         return busy
+
+    def _rest(self) -> float:
+        """How long commits have the thread after a step, in its own length."""
+        return _SHORT_REST if self._excess_bytes() > _MUCH_TOO_MUCH else _REST
 
     def _copy_log(self, least_bytes: int) -> bool:
         if self._logged_bytes < least_bytes:

@@ -145,7 +145,7 @@ class Writer:
             self._compaction.step()
         except StorageFailed as error:
             log.warning("journal.not_tidied", reason=error.message)
-            self._compaction.next_at = time.monotonic() + _LOOK_AGAIN_S
+            self._compaction.put_off(_LOOK_AGAIN_S)
 
 
 def _commits_of(batch: list[Record]) -> Iterator[list[Record]]:

@@ -248,12 +248,24 @@ def test_every_step_is_small(keeper: Keeper):
     assert steps > 20 / 5, "one megabyte goes in one step, and no more"
 
 
-def test_housekeeping_rests_nine_times_as_long_as_it_took(tmp_path: Path):
-    times = iter([10.0, 12.0])
-    store = Store(tmp_path / "journal.sqlite")
-    compaction = Compaction(store, JournalConfig(), clock=lambda: next(times))
+def test_after_a_step_the_commits_have_nine_times_what_it_took(tmp_path: Path):
+    times = iter([10.0, 10.0, 10.0, 12.0])
+    store = Store(tmp_path / "journal.sqlite", clock=lambda: 0.0)
+    store.commit([created(1), ended(1, 2), snapshot(3, ln_1=1), snapshot(4, ln_1=1)])
+    config = JournalConfig(keep_s=KEEP_S)
+    compaction = Compaction(store, config, wall=lambda: 2 * KEEP_S, clock=lambda: next(times))
+    assert compaction.step()  # copies the log, which cannot wait
 
     assert compaction.step()
 
     assert compaction.next_at == 12.0 + 9 * 2.0
     store.close()
+
+
+def test_a_log_that_has_grown_large_is_copied_at_once(keeper: Keeper):
+    keeper.tidy()
+    assert keeper.compaction.next_at > keeper.now
+
+    keeper.compaction.committed(1, 100 * MIB)
+
+    assert keeper.compaction.next_at <= keeper.now
