@@ -14,6 +14,7 @@ from ..bus.messages import (
     History,
     HistoryEntry,
     Message,
+    OperationState,
     PassResult,
     ReadOperation,
     Receipt,
@@ -63,7 +64,9 @@ class Histories:
         assert self._past is not None
         outcome = self._body(self._past.outcome(logged.number)) if logged.order is not None else None
         step, details = _described(outcome)
-        state = "waiting" if outcome is None else "failed" if logged.failed else "done"
+        state: OperationState = "waiting"
+        if outcome is not None:
+            state = "failed" if logged.failed else "done"
         return HistoryEntry(
             number=logged.number,
             order=logged.order or 0,

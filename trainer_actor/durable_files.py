@@ -13,8 +13,9 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -194,7 +195,7 @@ def refuse_links(path: Path, home: Path, *, what: str) -> None:
         raise StorageFailed(f"cannot {what}: a link lies where its directory should be; nothing was changed")
 
 
-def _opened(file: Path) -> BinaryIO:
+def _opened(file: Path) -> BufferedReader:
     """For reading; neither a link's target nor what never ends."""
     opened = os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
     if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):

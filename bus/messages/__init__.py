@@ -59,7 +59,7 @@ from .descriptions import (
     Usage,
     VersionRecord,
 )
-from .history import GetHistory, History, HistoryEntry, ReadOperation
+from .history import GetHistory, History, HistoryEntry, OperationState, ReadOperation
 from .publishing import (
     AdapterDeleted,
     AdapterPublished,
@@ -148,6 +148,7 @@ __all__ = [
     "ModelDescribed",
     "ModelDetails",
     "OpenLane",
+    "OperationState",
     "OptimStep",
     "PassResult",
     "Ping",

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 from ..ids import AdapterId, LaneId
 from .base import Message
 
+OperationState = Literal["done", "failed", "waiting"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
@@ -19,7 +21,7 @@ class HistoryEntry:
     operation: str
     lane: LaneId
     seq: int
-    state: Literal["done", "failed", "waiting"]
+    state: OperationState
     came_unix_s: float
     size_bytes: int
     step: int

@@ -11,8 +11,8 @@ from loractl.bus.messages import ActorPhase, ActorStatus, DaemonStatus
 from loractl.client.startup import (
     StartScreen,
     base_model_settings,
-    check_base_model,
     check_addresses,
+    check_base_model,
     with_http,
 )
 from rich.console import Console

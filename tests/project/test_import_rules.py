@@ -33,6 +33,7 @@ DOORS = {
         "bus/actor_link.py",
         "bus/async_actor_link.py",
         "daemon/loop.py",
+        "daemon/outbox.py",
     },
     "click": {"cli.py", "client/access_commands.py", "client/adapter_commands.py", "client/options.py"},
     "fastapi": {"tinker_bridge/app.py", *routes()},
