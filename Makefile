@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests run in so many processes. Each starts daemons of its own, so more than the cores would be slower.
+WORKERS ?= 2
 
 # torch's compiler is never used; left on, it makes every import of megatron-core seconds slower.
 export TORCHDYNAMO_DISABLE := 1
@@ -33,7 +35,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n $(WORKERS) --dist loadfile
 
 # Processes are killed while tenants train. Others every time, and KILLS=... so many; SEED=... draws them again.
 crash: setup
