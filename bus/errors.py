@@ -177,7 +177,7 @@ class Aborted(LoractlError):
 
 
 class LaneLost(LoractlError):
-    """The trainer restarted: the adapter is back at its last checkpoint. Open a new lane."""
+    """The trainer let go of the adapter, or was started again without a journal: open a new lane."""
 
     code = "lane_lost"
     retryable = True
