@@ -34,7 +34,6 @@ from ..bus.messages import (
     Heartbeat,
     LaneOpened,
     Message,
-    Recall,
     SnapshotTaken,
     VersionReleased,
     VersionServed,
@@ -51,7 +50,6 @@ from .journaling import DURABLE
 from .ledger import Ticket
 from .publishing import Publishing
 from .questions import Questions
-from .recalls import Recalls
 from .receipts import Settled
 from .routing import DESTINATION_BY_KIND, ON_A_LANE, Destination
 from .status import Identity
@@ -73,11 +71,10 @@ class Broker:
         self._draining = False
         self._dispatch = Dispatch(config.limits, config.quotas, actors, past)
         self._durability = Durability(self._dispatch, past, self._admit)
-        self._recalls = Recalls(self._dispatch, past)
         self._publishing = Publishing(config.publish, self._dispatch.actors)
         self._admissions = Admissions(self._dispatch, self._publishing)
         self._deletions = Deletions(self._publishing, past)
-        self._questions = Questions(config, identity, self._dispatch.actors, self._publishing, past)
+        self._questions = Questions(config, identity, self._dispatch, self._publishing, past)
 
     # --- from clients ------------------------------------------------------------------------
 
@@ -92,7 +89,7 @@ class Broker:
         if destination is None:
             raise BadFrame(f"{header.kind[:64]!r} is no request")
         if destination is Destination.BROKER:
-            return self._answer_at_once(client, self._decoded(frames), now)
+            return self._questions.answer(client, self._decoded(frames), now)
         ledger, digest = self._dispatch.ledger, payload_digest(frames)
         key = (header.tenant, header.request)
         known = ledger.known(key, digest)
@@ -114,14 +111,6 @@ class Broker:
         if header.kind in DURABLE:  # but nothing is written down
             self._durability.name(ticket, header)
         return self._admit(ticket, now, body)
-
-    def _answer_at_once(self, client: ClientId, asked: Envelope, now: float) -> list[Decision]:
-        match asked.body:
-            case Recall(requests=requests):
-                return self._recalls.answer(client, asked, requests)
-            case DeleteVersion() as body:
-                return self._deletions.answer(client, asked, body)
-        return self._questions.answer(client, asked, now)
 
     def _admit(self, ticket: Ticket, now: float, body: Message | None = None) -> list[Decision]:
         if ticket.kind not in UNDERSTOOD:

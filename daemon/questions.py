@@ -15,13 +15,15 @@ from ..bus.messages import (
     Message,
     Ping,
     ReadOperation,
+    Recall,
     Shutdown,
 )
-from .actors import ActorTable
 from .decisions import ClientId, Decision, Reply, StopDaemon
+from .dispatch import Dispatch
 from .history import Histories
 from .journal.records import Past
 from .publishing import Publishing
+from .recalls import Recalls
 from .status import Identity, daemon_status
 
 
@@ -32,13 +34,14 @@ class Questions:
         self,
         config: Config,
         identity: Identity,
-        actors: ActorTable,
+        dispatch: Dispatch,
         publishing: Publishing,
         past: Past | None = None,
     ) -> None:
         self._config = config
         self._identity = identity
-        self._actors = actors
+        self._actors = dispatch.actors
+        self._recalls = Recalls(dispatch, past)
         self._publishing = publishing
         self._histories = Histories(past, config.limits)
 
@@ -55,6 +58,8 @@ class Questions:
                 answer = self.status(now)
             case GetVersions():
                 answer = self._publishing.versions.table(envelope.tenant)
+            case Recall(requests=requests):
+                return self._recalls.answer(client, envelope, requests)
             case GetHistory() as asked:
                 answer = self._histories.page(envelope.tenant, asked)
             case ReadOperation() as asked:

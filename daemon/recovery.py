@@ -136,9 +136,12 @@ class Recovery:
     def heard(self, header: Header, frames: Frames) -> Step | None:
         """An answer of the trainer; None when it is to no request of this module's."""
         key = (header.tenant, header.request)
-        adapter = self._keys.pop(key, None)
+        adapter = self._keys.get(key)
         if adapter is None:
             return None
+        if not header.last:  # it says that it waits for its turn
+            return Step([], [])
+        del self._keys[key]
         replay = self._replays[adapter]
         if key == replay.asked:
             return self._recovered(adapter, replay, header, frames)

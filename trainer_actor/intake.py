@@ -27,9 +27,11 @@ from ..bus.messages import (
     ListTenants,
     Message,
     OpenLane,
+    PublishAdapter,
     RecoverAdapter,
     Recovered,
     UnloadAdapter,
+    VersionWritten,
 )
 from .adapter import Adapter
 from .adapters import Adapters
@@ -168,10 +170,21 @@ class Intake:
         adapter = self._adapters.owned(envelope.tenant, operation.adapter)
         if not self._lanes.knows(operation):
             raise _lane_lost(adapter)
+        if (written := self._written_before(envelope, operation)) is not None:
+            self._answer([Answer(envelope, written)])
+            return
         settled = self._lanes.admit(envelope, operation, fingerprint(operation), time.monotonic())
         self._answer(settled)
         if not settled:
             self._notices.arrived(envelope, operation)
+
+    def _written_before(self, envelope: Envelope, operation: Operation) -> VersionWritten | None:
+        """A publish is over for its lane before it is for the broker, which waits for a sampler. Should the
+        broker die in between, it comes again, though a snapshot may hold what came after it."""
+        if not isinstance(operation, PublishAdapter) or not self._lanes.is_past(operation):
+            return None
+        record = self._adapters.versions.of_request(operation.adapter, envelope.request)
+        return VersionWritten(record=record) if record is not None else None
 
     def _drop(self, request: DropVersion) -> None:
         try:

@@ -138,6 +138,12 @@ class Lanes:
         self._advance(operation.lane, lane, now)
         return []
 
+    def is_past(self, operation: Operation) -> bool:
+        """Whether its number was used up, and how is not known here any more."""
+        lane, seq = self._lanes[operation.lane], operation.seq
+        waits = seq in lane.early or seq in lane.queued
+        return seq < lane.expected and not waits and not self._outcomes.get(operation.lane, seq)
+
     def missing_before(self, operation: Operation) -> int | None:
         """The number of its lane that an operation waits for; None when it waits for none."""
         lane = self._lanes.get(operation.lane)

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from loractl.bus.client import Client
-from loractl.bus.config import Config, load_config, subprocess_environment
+from loractl.bus.config import CRASH_AT, Config, load_config, subprocess_environment
 from loractl.bus.errors import DaemonGone, DaemonNotRunning
 from loractl.bus.keys import Keys
 from loractl.bus.layout import StateLayout
@@ -27,7 +27,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _COMMAND = [sys.executable, "-c", "from loractl.cli import main; main()", "daemon", "start"]
 
 
-def settings(model: Path) -> dict[str, dict[str, object]]:
+def settings(model: Path, *, chaos: int = 0) -> dict[str, dict[str, object]]:
     return {
         "model": {
             "name": MODEL,
@@ -46,6 +46,7 @@ def settings(model: Path) -> dict[str, dict[str, object]]:
             "restart_first_s": 0.05,
             "restart_max_s": 0.2,
             "restart_limit": 1_000_000,
+            "chaos": chaos,
         },
     }
 
@@ -62,10 +63,7 @@ def write_settings(state: Path, tree: dict[str, dict[str, object]]) -> None:
 
 @dataclass
 class CrashedDaemon:
-    """environment: of its processes, on top of ours."""
-
     state: Path
-    environment: dict[str, str] = field(default_factory=dict)
     process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -81,12 +79,12 @@ class CrashedDaemon:
         """Where the bridge is, was, or will be."""
         return f"http://127.0.0.1:{self.layout.http_port.read_text().strip()}"
 
-    def start(self, *options: str) -> None:
-        """Start it and wait for nothing."""
-        environment = {"PYTHONPATH": str(_ROOT / ".pkg"), "OMP_NUM_THREADS": "1", **self.environment}
+    def start(self, *, crash_at: str = "") -> None:
+        """Start it and wait for nothing. crash_at: where it, or one of its actors, is to die."""
+        environment = {"PYTHONPATH": str(_ROOT / ".pkg"), "OMP_NUM_THREADS": "1", CRASH_AT: crash_at}
         with (self.state / "said").open("ab") as said:
             self.process = subprocess.Popen(
-                [*_COMMAND, "--state-dir", str(self.state), *options],
+                [*_COMMAND, "--state-dir", str(self.state)],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,

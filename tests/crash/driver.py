@@ -46,12 +46,14 @@ _AMISS = re.compile(r'"level": ?"(warning|error|critical)"')
 
 @dataclass(frozen=True)
 class Plan:
-    """soon: the share of kills that come soon after the one before. targets: whom to kill, with weights."""
+    """soon: the share of kills that come soon after the one before. targets: whom to kill, with weights.
+    chaos: a seed for `daemon start --chaos`; 0 for none."""
 
     kills: int
     seed: int
     soon: float = 0.25
     targets: Mapping[str, int] = field(default_factory=lambda: TARGETS)
+    chaos: int = 0
 
 
 @dataclass
@@ -86,7 +88,7 @@ def crash(plan: Plan, *, say: Callable[[str], None] = print, keep: bool = False)
 
 def _live(state: Path, model: Path, report: Report, given: Plan | list[int]) -> Life:
     """given: how it is to be disturbed; or how many rounds each tenant has, in peace."""
-    write_settings(state, settings(model))
+    write_settings(state, settings(model, chaos=given.chaos if isinstance(given, Plan) else 0))
     daemon = CrashedDaemon(state)
     life = Life()
     with recording(lambda: daemon.url) as proxy:
@@ -216,6 +218,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--soon", type=float, default=0.25, help="share of kills soon after the one before")
+    parser.add_argument("--chaos", type=int, default=0, help="of the daemon, besides: a seed")
     parser.add_argument("--targets", default=",".join(TARGETS), help="whom to kill, by name")
     parser.add_argument("--keep", action="store_true", help="leave the files of both runs behind")
     given = parser.parse_args()
@@ -224,7 +227,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     targets = {name: TARGETS[name] for name in given.targets.split(",")}
-    report = crash(Plan(given.kills, seed, given.soon, targets), keep=given.keep)
+    report = crash(Plan(given.kills, seed, given.soon, targets, given.chaos), keep=given.keep)
     print(report.words(), flush=True)
     return 0 if report.good else 1
 

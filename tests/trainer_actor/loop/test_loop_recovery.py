@@ -30,7 +30,16 @@ from loractl.bus.messages import (
     StepResult,
     VersionWritten,
 )
-from loractl.tests.trainer_actor.loop.harness import Adapter, Office, checked, create, pass_over, same
+from loractl.tests.trainer_actor.loop.harness import (
+    Adapter,
+    Office,
+    checked,
+    create,
+    pass_over,
+    same,
+    start,
+    stop,
+)
 
 Serve = Callable[..., Office]
 BROKER = TenantId("(broker)")
@@ -239,6 +248,29 @@ def test_a_publish_that_runs_again_finds_the_version_that_it_wrote(serve: Serve)
     assert (again.record, first.record.request) == (first.record, "p")
     assert (first.record.number, other.record.number) == (1, 2)
     assert first.record.digest == other.record.digest
+
+
+def test_a_publish_that_comes_again_though_a_snapshot_holds_what_came_after_it_finds_its_version(
+    open_office: Serve,
+) -> None:
+    """Its version was written; the broker died before a sampler had served it, and nobody was told."""
+    office = open_office()
+    trainer, _ = start(office)
+    adapter = create(office, "poet")
+    train(adapter, 1)
+    publish = PublishAdapter(**adapter.next())  # type: ignore[arg-type]
+    first = checked(outcome(office, publish, "p"), VersionWritten)
+    stop(office, trainer)
+
+    trainer, _ = start(office)
+    recover(adapter, publish.seq + 3)
+    again = checked(outcome(office, publish, "p"), VersionWritten)
+    another = outcome(office, publish, "another")
+    stop(office, trainer)
+
+    assert again.record == first.record
+    assert isinstance(another, Failed)
+    assert another.code == "sequence_conflict"
 
 
 def test_a_lane_that_was_not_among_those_brought_back_is_lost(serve: Serve) -> None:
