@@ -448,7 +448,7 @@ def test_the_newest_checkpoint_that_is_left_counts(office: Office, loaded: bool)
     assert details(poet).checkpoint_step == -1
 
 
-def test_what_only_a_deleted_checkpoint_held_is_saved_by_a_stop(open_office: Serve) -> None:
+def test_what_only_a_deleted_checkpoint_held_is_there_after_a_stop(open_office: Serve) -> None:
     office = open_office()
     trainer, _ = start(office)
     poet = create(office, "poet")

@@ -1,5 +1,6 @@
 """Snapshots as the trainer takes them: between turns, told behind what they hold, gone on from to the same bits."""
 
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -8,6 +9,7 @@ import pytest
 from loractl.bus.errors import StorageFailed
 from loractl.bus.ids import LOCAL_TENANT, LaneId, RequestId
 from loractl.bus.messages import (
+    ActorReady,
     CheckpointSaved,
     DeleteCheckpoint,
     Done,
@@ -32,6 +34,7 @@ from loractl.tests.trainer_actor.loop.harness import (
     pass_over,
     same,
     start,
+    start_process,
     stop,
 )
 from loractl.trainer_actor.adapters import Adapters
@@ -186,6 +189,34 @@ def test_a_damaged_snapshot_is_refused_and_the_one_before_it_is_there(open_offic
     assert [getattr(each, "code", None) for each in (refused, gone)] == ["checkpoint_mismatch"] * 2
     assert piece in refused.message  # type: ignore[attr-defined]
     assert (there, beginning) == (Recovered(step=1), Recovered(step=0))
+    stop(office, trainer)
+
+
+def test_a_trainer_that_dies_as_it_tells_of_a_snapshot_takes_the_next_under_a_fresh_number(
+    open_office: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office = open_office(SOON)
+    monkeypatch.setenv("LORACTL_CRASH_AT", "snapshot.reported")
+    process = start_process(office)
+    monkeypatch.undo()
+    office.wait_for_report(ActorReady)
+    adapter = create(office, "poet")
+    office.send(pass_over(1, **adapter.next()))
+    assert process.wait(60) == -signal.SIGKILL
+    assert [path.name for path in office.layout.snapshots(adapter.id).iterdir()] == ["1"]
+    office.reports.clear()
+    trainer, _ = start(office)
+
+    beginning = (LanePosition(lane=adapter.lane, next_seq=1),)
+    office.ask(RecoverAdapter(adapter=adapter.id, snapshot="", lanes=beginning), Recovered)
+    adapter.seq = 0
+    adapter.forward_backward(1)
+
+    while (taken := newest(office, adapter, seq=2)).snapshot == "1":
+        pass  # the first may have left the process before its end
+
+    assert taken.snapshot == "2"
+    assert adapter.step().tokens == 12
     stop(office, trainer)
 
 
