@@ -11,15 +11,10 @@ from dataclasses import replace
 
 from ..bus.codec import Header, check_sizes, decode, encode, payload_digest
 from ..bus.config import Config
-from ..bus.errors import (
-    BadFrame,
-    Internal,
-    LoractlError,
-)
+from ..bus.errors import BadFrame, Internal, LoractlError
 from ..bus.failures import failed
 from ..bus.identities import unsolicited
 from ..bus.ids import ActorId
-from ..bus.lane_places import lane_place
 from ..bus.messages import (
     ActorReady,
     ActorRole,
@@ -46,12 +41,11 @@ from .deletions import Deletions
 from .dispatch import Dispatch
 from .durability import Durability
 from .journal.records import Past, Record, VersionDeleted
-from .journaling import DURABLE
 from .ledger import Ticket
 from .publishing import Publishing
 from .questions import Questions
 from .receipts import Settled
-from .routing import DESTINATION_BY_KIND, ON_A_LANE, Destination
+from .routing import DESTINATION_BY_KIND, Destination
 from .status import Identity
 
 REPORTS = (ActorReady, Heartbeat, SnapshotTaken, VersionServed, VersionReleased)
@@ -89,7 +83,10 @@ class Broker:
         if destination is None:
             raise BadFrame(f"{header.kind[:64]!r} is no request")
         if destination is Destination.BROKER:
-            return self._questions.answer(client, self._decoded(frames), now)
+            asked = self._decoded(frames)
+            if isinstance(asked.body, DeleteVersion):
+                return self._deletions.answer(client, asked, asked.body)
+            return self._questions.answer(client, asked, now)
         ledger, digest = self._dispatch.ledger, payload_digest(frames)
         key = (header.tenant, header.request)
         known = ledger.known(key, digest)
@@ -103,14 +100,11 @@ class Broker:
             raise stopping()
         body = self._decoded(frames).body if header.kind in UNDERSTOOD else None
         ticket = ledger.open(key, header.kind, digest, destination, frames, client)
-        ticket.place = lane_place(header, frames) if header.kind in ON_A_LANE else None
-        if logged is not None:
-            return self._durability.run_again(ticket, logged, now)
-        if covered:
-            return self._durability.write_first(ticket, header)
-        if header.kind in DURABLE:  # but nothing is written down
-            self._durability.name(ticket, header)
-        return self._admit(ticket, now, body)
+        try:
+            taken = self._durability.take_in(ticket, header, logged, now)
+        except LoractlError as error:
+            return self.abandon(key, error, now)
+        return self._admit(ticket, now, body) if taken is None else taken
 
     def _admit(self, ticket: Ticket, now: float, body: Message | None = None) -> list[Decision]:
         if ticket.kind not in UNDERSTOOD:
@@ -122,7 +116,7 @@ class Broker:
             return self._settled_pins(self._dispatch.end(ticket, failed(error), now))
 
     def abandon(self, key: Key, error: LoractlError, now: float) -> list[Decision]:
-        """Handling this request hit a bug: answer whoever waits for it."""
+        """Nothing can be done with this request: answer whoever waits for it, and forget it."""
         ticket = self._dispatch.ledger.find(key)
         if ticket is None:
             return []

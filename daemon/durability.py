@@ -29,6 +29,7 @@ from ..bus.ids import (
     new_adapter_id,
     new_lane_id,
 )
+from ..bus.lane_places import checked_place
 from ..bus.messages import (
     CreateAdapter,
     DeleteAdapter,
@@ -53,9 +54,9 @@ from .journal.records import (
     Record,
     Snapshot,
 )
-from .journaling import concerned
+from .journaling import DURABLE, concerned
 from .ledger import Ticket
-from .routing import DESTINATION_BY_KIND
+from .routing import DESTINATION_BY_KIND, ON_A_LANE
 
 # From so much weight on an operation that was in hand when the trainer died is not tried again. Who ends a
 # process from outside says little about what it did: two crashes of its own count as much as four of these.
@@ -104,7 +105,26 @@ class Durability:
         assert self._past is not None
         return tuple(bytes(frame) for frame in self._past.outcome(logged.number))
 
-    def name(self, ticket: Ticket, header: Header) -> LaneId:
+    def take_in(
+        self, ticket: Ticket, header: Header, logged: Logged | None, now: float
+    ) -> list[Decision] | None:
+        """What comes of a request that is to be durable. None: it is not written down, and may go on its way.
+
+        logged: the journal has it, with an outcome that was worth another try.
+
+        Raises:
+            LoractlError: it does not say what must be known of it.
+        """
+        if header.kind in ON_A_LANE:
+            ticket.place = checked_place(header, ticket.frames, self._journaling.limits)
+        if logged is not None:
+            return self._run_again(ticket, logged, now)
+        if header.kind not in DURABLE:
+            return None
+        lane = self._name(ticket, header)
+        return [self._journaling.received(ticket, lane)] if self._journaling.covers(header.kind) else None
+
+    def _name(self, ticket: Ticket, header: Header) -> LaneId:
         """Give a request the ids that it needs, whatever its client wrote there, and say which lane it opens.
         They are made here, so that it always gets the same."""
         lane = new_lane_id() if ticket.kind in (CreateAdapter.kind, OpenLane.kind) else NO_LANE
@@ -117,12 +137,7 @@ class Durability:
                 self._fill_in(ticket, lane=lane)
         return lane
 
-    def write_first(self, ticket: Ticket, header: Header) -> list[Decision]:
-        """Have a request written down."""
-        return [self._journaling.received(ticket, self.name(ticket, header))]
-
-    def run_again(self, ticket: Ticket, logged: Logged, now: float) -> list[Decision]:
-        """The journal has the request, and an outcome that was worth another try."""
+    def _run_again(self, ticket: Ticket, logged: Logged, now: float) -> list[Decision]:
         self._journaling.taken_up(ticket, logged)
         self._journaling.read_again(ticket)
         ticket.sent = True

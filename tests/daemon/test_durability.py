@@ -1,21 +1,28 @@
 """Nothing runs before it is written down, nothing is told before its outcome is, nothing runs twice."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
+from loractl.bus.codec import encode, peek
+from loractl.bus.config import Config
 from loractl.bus.errors import RequestConflict
-from loractl.bus.ids import AdapterId, LaneId
+from loractl.bus.ids import AdapterId, LaneId, RequestId
 from loractl.bus.messages import (
     AdapterCreated,
     CreateAdapter,
     DeleteAdapter,
     Done,
+    Envelope,
     Failed,
     ForwardBackward,
     KeepSnapshot,
     LanePosition,
     Message,
+    OpenLane,
     OptimStep,
     PassResult,
     RecoverAdapter,
@@ -280,3 +287,34 @@ def test_a_stop_leaves_what_did_not_run_to_the_next_start(office: JournalledOffi
     again = office.restarted()
     again.settled(again.ready(TRAINER))
     assert forwarded(recover(again)) == [step(adapter, lane, 1)]
+
+
+@pytest.mark.parametrize(
+    "place", [{"seq": 2**63}, {"lane": LaneId("l" * 129)}, {"adapter": AdapterId("a" * 129)}]
+)
+def test_a_place_that_cannot_be_written_down_is_refused_before_it_is(
+    office: JournalledOffice, place: dict[str, Any]
+) -> None:
+    adapter, lane = created(office)
+
+    (refused,) = told(office.ask(replace(step(adapter, lane, 1), **place)))
+
+    assert isinstance(refused, Failed)
+    assert "63 bits" in refused.message
+    assert forwarded(office.settled(office.ask(step(adapter, lane, 1)))) == [step(adapter, lane, 1)]
+
+
+@pytest.mark.parametrize(
+    "request_", [CreateAdapter(name="pirate", lora=LORA), OpenLane(adapter=AdapterId("ad-1"))]
+)
+def test_a_request_that_lacks_what_the_broker_fills_in_is_refused_and_forgotten(
+    office: JournalledOffice, request_: Message
+) -> None:
+    frames = encode(Envelope(request=RequestId("r1"), tenant=ALICE, body=request_))
+    header = msgpack.unpackb(frames[0])
+    del header["f"]["lane"]
+    broken = [msgpack.packb(header)]
+
+    for _ in range(2):
+        refused = told(office.broker.request(BEN, peek(broken[0], Config().limits), broken, office.now))
+        assert [each.code for each in refused if isinstance(each, Failed)] == ["bad_frame"]

@@ -1,5 +1,6 @@
 """All that is fuzzed. Most cases go to what is quick to ask."""
 
+from loractl.tests.fuzz.broker import BROKER
 from loractl.tests.fuzz.bus_frames import BUS_FRAMES
 from loractl.tests.fuzz.chat_rows import CHAT_ROWS
 from loractl.tests.fuzz.directories import DIRECTORIES
@@ -8,4 +9,4 @@ from loractl.tests.fuzz.subject import Subject
 from loractl.tests.fuzz.weight_files import WEIGHTS
 from loractl.tests.fuzz.wire_bodies import BODIES
 
-SUBJECTS: tuple[Subject, ...] = (BUS_FRAMES, BODIES, DIRECTORIES, WEIGHTS, SETTINGS, CHAT_ROWS)
+SUBJECTS: tuple[Subject, ...] = (BUS_FRAMES, BROKER, BODIES, DIRECTORIES, WEIGHTS, SETTINGS, CHAT_ROWS)
