@@ -47,6 +47,10 @@ class Histories:
         logged = past.numbered(body.number)
         if logged is None or logged.adapter != body.adapter or logged.order is None:
             raise InvalidRequest(f"the journal has no ended operation {body.number} of this adapter")
+        if not logged.whole:
+            raise InvalidRequest(
+                f"of operation {body.number} the journal keeps the outcome only (journal.keep_bytes)"
+            )
         parts = (past.request(logged.number), past.outcome(logged.number))
         return [
             Reply(client, replace(asked, body=self._body(frames), last=last))
