@@ -17,6 +17,7 @@ from ..bus.ids import TenantId
 from .answers import RETRY_AFTER_S, error_body, status_of
 from .body_limit import BodyLimit
 from .bridge import Bridge
+from .pace import Paced
 from .rate_limit import RateLimit
 from .rates import Rates
 from .routes import ROUTERS
@@ -30,7 +31,7 @@ Point the `tinker` SDK here with the environment that `loractl env` prints."""
 def create_app(bridge: Bridge) -> FastAPI:
     app = FastAPI(title="loractl", version=__version__, description=_ABOUT)
     app.state.bridge = bridge
-    app.add_middleware(BodyLimit, most_bytes=lambda scope: _most_bytes(bridge, scope))
+    app.add_middleware(BodyLimit, most_bytes=lambda scope: _most_bytes(bridge, scope), pace=bridge.pace)
     quotas = bridge.config.quotas
     if quotas.requests_per_s or quotas.request_bytes_per_s:
         app.add_middleware(
@@ -39,6 +40,7 @@ def create_app(bridge: Bridge) -> FastAPI:
             tenant_of=lambda scope: _tenant_of(bridge, scope),
             clock=time.monotonic,
         )
+    app.add_middleware(Paced, pace=bridge.pace)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(LoractlError, _refuse)

@@ -15,6 +15,7 @@ from .founding.tokenizer import TokenizerThread
 from .future_ids import Origin
 from .future_journal import FutureJournal
 from .futures import Futures
+from .pace import Pace
 from .repeats import Repeats
 from .runs import Runs
 from .samplers import Samplers
@@ -33,6 +34,7 @@ class Bridge:
     base: BaseModel
     store: Store
     journal: FutureJournal
+    pace: Pace
     futures: Futures
     sessions: Sessions
     checkpoints: Checkpoints
@@ -93,6 +95,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         base=base,
         store=store,
         journal=journal,
+        pace=Pace(),
         futures=futures,
         sessions=sessions,
         checkpoints=checkpoints,

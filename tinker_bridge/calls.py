@@ -71,8 +71,18 @@ class Deciding(Protocol):
         """As `build`, which was done before, and went well."""
 
 
+@runtime_checkable
+class Large(Protocol):
+    """A call whose `build` may take a while."""
+
+    async def turn(self) -> None:
+        """Wait until there is time for it."""
+
+
 async def operation_of(record: RunRecord, place: Place, call: Call, progress: Progress) -> Operation:
     """What goes to the trainer; the same when the work runs again."""
+    if isinstance(call, Large):
+        await call.turn()
     if not isinstance(call, Deciding):
         return _built(record, place, call)
     if not progress.decided:

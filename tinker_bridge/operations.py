@@ -24,6 +24,7 @@ from .adapters import load_operation
 from .bodies import LoadWeightsBody, OptimStepBody, SaveForSamplerBody, SaveWeightsBody
 from .calls import Operation, Place
 from .checkpoints import Checkpoints, checked_ttl
+from .pace import Pace
 from .records import RunRecord
 from .results import PROTOBUF, Result, json_result
 from .samplers import Samplers
@@ -34,13 +35,23 @@ class Pass:
     """forward_backward, in whatever form it came."""
 
     def __init__(
-        self, body: bytes, content_type: str, content_encoding: str | None, *, forward_only: bool
+        self,
+        body: bytes,
+        content_type: str,
+        content_encoding: str | None,
+        *,
+        forward_only: bool,
+        pace: Pace,
     ) -> None:
         self._body = body
         self._content_type = content_type
         self._content_encoding = content_encoding
         self._forward_only = forward_only
+        self._pace = pace
         self._call: ForwardBackwardCall | None = None
+
+    async def turn(self) -> None:
+        await self._pace.turn(len(self._body))
 
     def build(self, _run: RunRecord, place: Place) -> Operation:
         self._call = decode_forward_backward(

@@ -25,7 +25,9 @@ async def run_again(bridge: Bridge) -> None:
 
 
 async def _start(bridge: Bridge, future_id: str) -> None:
+    await bridge.pace.turn()
     asked = bridge.futures.asked(future_id)
+    await bridge.pace.turn(len(asked.body))
     try:
         start = STARTS.get(asked.route)
         if start is None:

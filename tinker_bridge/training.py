@@ -64,11 +64,19 @@ class Training:
         self._held_bytes = held_bytes
         self._held: Counter[TenantId] = Counter()  # bytes of their operations under way
 
-    def submit(self, asked: Asked, run: str, seq: int | None, content: bytes, call: Call) -> Future:
+    def submit(
+        self,
+        asked: Asked,
+        run: str,
+        seq: int | None,
+        content: bytes,
+        call: Call,
+        digest: bytes | None = None,
+    ) -> Future:
         """Start an operation, or join the one that came under its number before.
 
         seq: its number in the run; None runs it behind all that came without a number before.
-        content: what makes two operations the same.
+        content: what makes two operations the same. digest: `digest_of` it, where that was taken already.
 
         An operation of a run that was lost fails as those did that it was lost with: an HTTP
         error that is worth another try would be tried again for minutes.
@@ -83,7 +91,7 @@ class Training:
                 f"seq_id is {seq}: the operations of a model are numbered from 1 to 2**63 - 1"
             )
         # A finished operation is answered again even when its run takes no more.
-        digest = hashlib.blake2b(content, digest_size=16).digest()
+        digest = digest or digest_of(content)
         tenant = asked.tenant
         record = self._runs.owned(tenant, run)
         key = _key(run, seq) if seq is not None else asked.key
@@ -234,6 +242,10 @@ class _Publication:
 
     def close(self) -> None:
         pass
+
+
+def digest_of(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _key(run: str, seq: int) -> Key:

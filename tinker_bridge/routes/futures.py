@@ -1,5 +1,6 @@
 """Results: polled one by one, as completions of a sampling session, or given up."""
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ router = APIRouter(prefix="/api/v1", tags=["futures"])
 # Between our answer and the client's read timeout, for the way there.
 _SLACK_S = 5.0
 _SHORTEST_POLL_S = 1.0
+_SHORTEST_PART = 0.75
 
 
 @router.post("/retrieve_future", openapi_extra=described(RetrieveBody))
@@ -28,6 +30,7 @@ async def retrieve_future(request: Request, bridge: BridgeIn, tenant: TenantIn) 
     """Wait for a result. `try_again` says that there is none yet, and what it waits for."""
     body = checked(RetrieveBody, json_object(await request.body()))
     found = await bridge.futures.wait(tenant, body.request_id, _patience_s(request, bridge))
+    await bridge.pace.turn()  # many end together
     if isinstance(found, Result):
         return _response(found, request.headers.get("accept", ""))
     return JSONResponse(try_again(body.request_id, found))
@@ -92,7 +95,8 @@ def _completion(each: Completion) -> dict[str, Any]:
 
 def _patience_s(request: Request, bridge: Bridge) -> float:
     """How long to hold a poll: less than the client waits, which it may say."""
-    longest = bridge.config.bridge.long_poll_s
+    # Polls that came together do not end together, or all of them would come together again.
+    longest = bridge.config.bridge.long_poll_s * random.uniform(_SHORTEST_PART, 1.0)  # noqa: S311  # no secret
     said = request.headers.get("x-stainless-read-timeout", "")
     try:
         return max(_SHORTEST_POLL_S, min(longest, float(said) - _SLACK_S)) if said else longest

@@ -76,6 +76,7 @@ class Begun:
 async def told(bridge: Bridge, begun: Begun) -> dict[str, Any]:
     """The answer to a request that started something, once that is durable. Raises StorageFailed."""
     await bridge.futures.durable(begun.future)
+    await bridge.pace.turn()  # one commit makes many durable
     return {"request_id": begun.future.id, **begun.fields}
 
 

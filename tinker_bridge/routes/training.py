@@ -3,6 +3,7 @@
 A `begin_…` starts what a request asks for, and starts it again after a restart (see `run_again`).
 """
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from ..future_rows import Asked
 from ..operations import Pass, Save, SaveForSampler, Step
 from ..records import RunRecord
 from ..results import Result
+from ..training import digest_of
 from ..wire import peek_forward_backward
 from .reading import (
     Begun,
@@ -47,6 +49,7 @@ _ROWS_BODY = described(RowsBody)["requestBody"]["content"]
 _PASS_OR_ROWS_BODY = {"requestBody": {"required": True, "content": {**_PROTOBUF_BODY, **_ROWS_BODY}}}
 
 Started = dict[str, Any]
+_LARGE_BYTES = 256 * 2**10
 
 
 @router.post("/forward_backward", openapi_extra=_PASS_OR_ROWS_BODY)
@@ -58,7 +61,7 @@ async def forward_backward(request: Request, bridge: BridgeIn, tenant: TenantIn)
 async def begin_forward_backward(bridge: Bridge, asked: Asked) -> Begun:
     if asked.content_type.startswith("application/json") and _has_rows(asked.body):
         return await begin_rows(bridge, asked)
-    return _begin_pass(bridge, asked, forward_only=False)
+    return await _begin_pass(bridge, asked, forward_only=False)
 
 
 @router.post("/forward", openapi_extra=_PASS_BODY)
@@ -68,7 +71,7 @@ async def forward(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Start
 
 
 async def begin_forward(bridge: Bridge, asked: Asked) -> Begun:
-    return _begin_pass(bridge, asked, forward_only=True)
+    return await _begin_pass(bridge, asked, forward_only=True)
 
 
 class _Rows(msgspec.Struct):
@@ -101,11 +104,15 @@ async def begin_rows(bridge: Bridge, asked: Asked) -> Begun:
     return started(bridge, asked, model, seq, asked.body, call)
 
 
-def _begin_pass(bridge: Bridge, asked: Asked, *, forward_only: bool) -> Begun:
+async def _begin_pass(bridge: Bridge, asked: Asked, *, forward_only: bool) -> Begun:
     kind, encoding = asked.content_type, asked.content_encoding
     envelope = peek_forward_backward(asked.body, kind, encoding)
-    call = Pass(asked.body, kind, encoding, forward_only=forward_only)
-    return started(bridge, asked, envelope.model_id, envelope.seq_id, asked.body, call)
+    call = Pass(asked.body, kind, encoding, forward_only=forward_only, pace=bridge.pace)
+    content = asked.route.encode() + asked.body
+    # Hashing is half the work on a large body, and leaves the loop free in a thread.
+    digest = await asyncio.to_thread(digest_of, content) if len(content) > _LARGE_BYTES else None
+    future = bridge.training.submit(asked, envelope.model_id, envelope.seq_id, content, call, digest)
+    return Begun(future, {"model_id": envelope.model_id})
 
 
 @router.post("/optim_step", openapi_extra=described(OptimStepBody))
