@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import resource
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,12 @@ from .run_again import run_again
 # Longer than clients keep idle connections: who closes first must not be we, or a request that is on its
 # way at that moment is lost with the connection.
 _IDLE_S = 120
+# Each takes a tenth of a millisecond, and a heartbeat may be behind them.
+_ACCEPTED_AT_ONCE = 32
+_CONNECTIONS_WAITING = 4096
+# New objects until the youngest are looked at, rounds of that until the next older, and so on: a millisecond,
+# two milliseconds, and what lives long only after some millions.
+_COLLECT_AFTER = (2000, 5, 500)
 # For answers under way when the daemon stops; the supervisor waits a little longer.
 _GRACE_S = 2
 
@@ -33,6 +41,12 @@ log = structlog.get_logger()
 
 
 class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # uvicorn lets the loop accept so many at one time; many more may wait for that.
+        for each in sockets or ():
+            each.listen(_CONNECTIONS_WAITING)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """The loop below handles signals: uvicorn would raise them again at its end."""
@@ -63,12 +77,14 @@ async def run_bridge(config: Config, actor: str) -> None:
                 lifespan="off",
                 timeout_graceful_shutdown=_GRACE_S,
                 timeout_keep_alive=_IDLE_S,
+                backlog=_ACCEPTED_AT_ONCE,
             )
         )
         # With the daemon goes all that this process can do: the next one takes up what is under way.
         stopping = bridge.futures.gone
         for each in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(each, stopping.set)
+        _collect_rarely()
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         keeping = asyncio.create_task(_work(bridge))
         # The socket listens already: requests that come before uvicorn looks wait in its queue.
@@ -92,6 +108,14 @@ async def _work(bridge: Bridge) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(run_again(bridge))
         group.create_task(keep_house(bridge))
+
+
+def _collect_rarely() -> None:
+    """Python looks for cycles among everything that lives, and nobody is served meanwhile: a third of a
+    second with some thousand futures. What is here now stays, and what comes goes mostly without cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _allow_many_connections() -> None:
