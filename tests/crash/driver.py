@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ TENANTS = 8
 _QUIET_ROUNDS = 12
 _END_S = 240.0
 _AMISS = re.compile(r'"level": ?"(warning|error|critical)"')
+_EVENT = re.compile(r'"event": ?"([^"]*)"')
+_EXPECTED = {"actor.died", "actor.orphaned", "orphan.ended"}
 
 
 @dataclass(frozen=True)
@@ -201,15 +204,20 @@ def _compare(disturbed: Life, calm: Life, report: Report) -> None:
                 break
 
 
-def _complaints(daemon: CrashedDaemon, most: int = 60) -> list[str]:
-    """Warnings and errors of all processes, the last ones of each."""
+def _complaints(daemon: CrashedDaemon, most: int = 4) -> list[str]:
+    """Warnings and errors of all processes: of each kind the first ones."""
     said = []
     for name in ACTORS:
         words = last_words(daemon.layout.logs / f"{name}.out", lines=12)
         said += [f"{name}.out: {line[:500]}" for line in words]
     for file in sorted(daemon.layout.logs.glob("*.log")):
-        amiss = [line for line in file.read_text(errors="replace").splitlines() if _AMISS.search(line)]
-        said += [f"{file.stem}: {line[:500]}" for line in amiss[-most:]]
+        kinds: Counter[str] = Counter()
+        for line in file.read_text(errors="replace").splitlines():
+            event = _AMISS.search(line) and _EVENT.search(line)
+            if event and event[1] not in _EXPECTED:
+                kinds[event[1]] += 1
+                said += [f"{file.stem}: {line[:1500]}"] if kinds[event[1]] <= most else []
+        said += [f"{file.stem}: {count} times {event}" for event, count in kinds.items()]
     return said
 
 
