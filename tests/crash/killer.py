@@ -27,7 +27,7 @@ POINTS = (
 # Such a point is passed alive so often, at most.
 _PASSED = 60
 _ARMED = 0.5  # of the daemon's lives
-_PATIENCE_S = 60.0
+_PATIENCE_S = 180.0
 _LOOK_AGAIN_S = 0.05
 
 
