@@ -21,6 +21,7 @@ from .pace import Paced
 from .rate_limit import RateLimit
 from .rates import Rates
 from .routes import ROUTERS
+from .routes.reading import path_of
 from .wire.pass_request import shown
 
 _ABOUT = """The Tinker API, served by loractl: many LoRA adapters trained and sampled on one shared base model.
@@ -88,7 +89,7 @@ async def _refuse_route(request: Request, error: Exception) -> JSONResponse:
     """No such address, or not with this method."""
     assert isinstance(error, HTTPException)
     code = _ROUTE_CODES.get(error.status_code, InvalidRequest.code)
-    path = request.url.path[:200]
+    path = path_of(request)[:200]
     texts = {
         404: f"there is nothing at {path!r}",
         405: f"{request.method[:20]!r} is not possible at {path!r}",

@@ -176,7 +176,8 @@ class Futures:
 
     async def drop(self, tenant: TenantId, future_ids: Iterable[str]) -> None:
         """Let go of results that their reader has; ids that are not theirs or not ended are left."""
-        ids = tuple(id_ for id_ in future_ids if id_ not in self._open)
+        given = [id_ for id_ in future_ids if self._ids.given_to(tenant, id_)]
+        ids = tuple(id_ for id_ in given if id_ not in self._open)
         if ids:
             await self._journal.write(Dropped(tenant=tenant, ids=ids))
             self._recent.drop(tenant, ids)

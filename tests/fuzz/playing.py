@@ -66,7 +66,12 @@ def play(subject: Subject, seed: int, cases: range, at: Callable[[int], None] = 
             at(case)
             if case == warm:
                 memory.warm()
-            what = _play_one(subject, stage.set_for(case), seed, case)
+            try:
+                on = stage.set_for(case)
+            except Exception:  # noqa: BLE001  # nothing can be played then
+                played.faults.append(Fault(subject.name, seed, case, f"not opened: {traceback.format_exc()}"))
+                break
+            what = _play_one(subject, on, seed, case)
             played.cases += 1
             if what:
                 played.faults.append(Fault(subject.name, seed, case, what))

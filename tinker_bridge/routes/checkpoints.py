@@ -23,7 +23,7 @@ from ..housekeeping import delete_checkpoint
 from ..progress import Progress
 from ..records import CheckpointRecord, parsed_path, run_id
 from ..results import Result, error_of, json_result
-from .reading import Begun, BridgeIn, TenantIn, asked_for, told
+from .reading import Begun, BridgeIn, TenantIn, asked_for, path_of, told
 
 router = APIRouter(prefix="/api/v1", tags=["checkpoints"])
 log = structlog.get_logger()
@@ -163,5 +163,5 @@ async def _once(
     change: Callable[[], Awaitable[None]],
 ) -> None:
     key = request.headers.get("x-idempotency-key", "")
-    what = f"{request.method} {request.url.path}"
+    what = f"{request.method} {path_of(request)}"
     await bridge.repeats.once(tenant, what, key, check=check, change=change)

@@ -49,11 +49,17 @@ TenantIn = Annotated[TenantId, Depends(_tenant)]
 KEYED = [Depends(_tenant)]
 
 
+def path_of(request: Request) -> str:
+    """Without the query, whose bytes need not be text: a URL that holds them cannot be put together."""
+    path: str = request.scope["path"]
+    return path
+
+
 async def asked_of(request: Request, tenant: TenantId) -> Asked:
     """The request, so that it can be started again: now or after a restart."""
     return Asked(
         tenant,
-        request.url.path,
+        path_of(request),
         await request.body(),
         request.headers.get("content-type", ""),
         request.headers.get("content-encoding"),
@@ -62,7 +68,7 @@ async def asked_of(request: Request, tenant: TenantId) -> Asked:
 
 def asked_for(request: Request, tenant: TenantId, body: Body) -> Asked:
     """The same of a body that is read already."""
-    return Asked(tenant, request.url.path, body.model_dump_json().encode())
+    return Asked(tenant, path_of(request), body.model_dump_json().encode())
 
 
 @dataclass(frozen=True, slots=True)
