@@ -50,6 +50,7 @@ def create_app(bridge: Bridge) -> FastAPI:
     app.add_exception_handler(HTTPException, _refuse_route)
     for not_text in (UnicodeEncodeError, PydanticSerializationError):
         app.add_exception_handler(not_text, _refuse_text)
+    app.add_exception_handler(UnicodeDecodeError, _refuse_address)
     return app
 
 
@@ -105,6 +106,12 @@ _ROUTE_CODES: Mapping[int, str] = {404: "no_such_route", 405: "method_not_allowe
 async def _refuse_text(_request: Request, _error: Exception) -> JSONResponse:
     """JSON's escapes can make strings that are no text: whoever has to write one down finds that out."""
     error = InvalidRequest("the body holds a string that is not Unicode text: half a surrogate pair")
+    return JSONResponse(error_body(error), status_code=status_of(error))
+
+
+async def _refuse_address(_request: Request, _error: Exception) -> JSONResponse:
+    """Bodies are read with care; what is left to the framework are the query's bytes."""
+    error = InvalidRequest("the address holds bytes that are no UTF-8 text")
     return JSONResponse(error_body(error), status_code=status_of(error))
 
 
