@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from loractl.bus.client import Client
 from loractl.bus.config import load_config
-from loractl.bus.keys import ensure_local_key
+from loractl.bus.keys import Keys, ensure_local_key
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import DaemonStatus, GetStatus
 from loractl.client.tiny_model import make_tiny_model
@@ -29,6 +29,9 @@ class Service:
     key: str
     state: Path
     processes: dict[str, psutil.Process]
+
+    def new_key(self, tenant: str) -> str:
+        return Keys(StateLayout(self.state)).create(tenant)
 
 
 @contextmanager
