@@ -153,7 +153,7 @@ def read_client_key(file: Path) -> ClientKey:
         key = msgspec.json.decode(file.read_bytes(), type=ClientKey)
     except OSError as error:
         raise InvalidConfig(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidConfig(f"{file} is no key file as `loractl keys curve` makes them") from error
     if any(len(each) != _LENGTH or not each.isascii() for each in (key.server, key.public, key.secret)):
         raise InvalidConfig(f"{file} holds keys that are not {_LENGTH} characters long")

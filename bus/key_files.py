@@ -52,7 +52,7 @@ class KeyFile(Generic[T]):
             raise unusable(self._file, error, self._holds) from error
         try:
             return msgspec.json.decode(data, type=self._kind), stamp
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise StorageFailed(
                 f"{self._file} holds no {self._holds} that loractl wrote ({error}): mend it, or remove it and make new keys"
             ) from error

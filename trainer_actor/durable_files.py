@@ -141,8 +141,17 @@ def link_file(source: Path, target: Path) -> None:
 
 def file_digest(file: Path) -> str:
     """SHA-256 in hex. Raises OSError: it is not there, or no plain file."""
-    with _opened(file) as opened:
+    with open_plain(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def open_plain(file: Path) -> BufferedReader:
+    """For reading. Raises OSError: it is not there, or no plain file, such as a link or a pipe."""
+    opened = os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        return opened
+    opened.close()
+    raise OSError(errno.EINVAL, "no plain file", str(file))
 
 
 def file_size(file: Path) -> int:
@@ -160,7 +169,7 @@ def read_description(file: Path, kind: type[T]) -> T:
         OSError: it is not there, or no small plain file.
         msgspec.DecodeError: it says something else.
     """
-    with _opened(file) as opened:
+    with open_plain(file) as opened:
         text = opened.read(_DESCRIPTION_BYTES + 1)
     if len(text) > _DESCRIPTION_BYTES:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
@@ -193,15 +202,6 @@ def refuse_links(path: Path, home: Path, *, what: str) -> None:
     """Raises StorageFailed: what would be changed there lies elsewhere."""
     if is_linked(path, home):
         raise StorageFailed(f"cannot {what}: a link lies where its directory should be; nothing was changed")
-
-
-def _opened(file: Path) -> BufferedReader:
-    """For reading; neither a link's target nor what never ends."""
-    opened = os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
-    if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-        return opened
-    opened.close()
-    raise OSError(errno.EINVAL, "no plain file", str(file))
 
 
 def _make_directory(directory: Path) -> None:

@@ -151,7 +151,18 @@ def test_a_revoked_local_key_is_replaced_when_it_is_needed_next(keys: Keys, layo
     assert keys.tenant_of(ensure_local_key(layout)) == LOCAL_TENANT
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"keys": 7}', '{"keys": [{"name": "alice"}]}', "\udcff"])
+FOREIGN = [
+    "",
+    "{",
+    "[]",
+    '{"keys": 7}',
+    '{"keys": [{"name": "alice"}]}',
+    "\udcff",
+    '{"keys": [{"name": "\udcff"}]}',
+]
+
+
+@pytest.mark.parametrize("text", FOREIGN)
 def test_a_file_that_loractl_did_not_write_opens_nothing_and_is_named(
     keys: Keys, layout: StateLayout, text: str
 ):

@@ -40,7 +40,7 @@ def _open(directory: Path) -> Iterator[Play]:
     stage.office.store.close()
 
 
-BROKER = Subject(name="broker", share=60, open=_open, episode=_EPISODE)
+BROKER = Subject(name="broker", share=100, open=_open, episode=_EPISODE)
 
 
 @dataclass

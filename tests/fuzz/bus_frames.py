@@ -24,7 +24,7 @@ def _open(_directory: Path) -> Iterator[Play]:
     yield lambda source: _read(hostile(source, messages))
 
 
-BUS_FRAMES = Subject(name="frames", share=400, open=_open)
+BUS_FRAMES = Subject(name="frames", share=240, open=_open)
 
 
 def hostile(source: Source, messages: list[Frames]) -> Frames:

@@ -51,7 +51,7 @@ def _open(directory: Path) -> Iterator[Play]:
     yield play
 
 
-CHAT_ROWS = Subject(name="rows", share=70, open=_open)
+CHAT_ROWS = Subject(name="rows", share=60, open=_open)
 
 
 def _text(source: Source) -> bytes:

@@ -18,10 +18,12 @@ from loractl.tests.fuzz.state_trees import ADAPTERS, BASE, LORA, TENANT, Acciden
 from loractl.tests.fuzz.subject import Play, Subject
 from loractl.tests.fuzz.watched_files import watching
 from loractl.trainer_actor.adapters import on_disk
+from loractl.trainer_actor.bank import HostState
 from loractl.trainer_actor.checkpoints import Checkpoints
 from loractl.trainer_actor.publishing import Versions
 from loractl.trainer_actor.registry import Registry, open_registry
 from loractl.trainer_actor.snapshots import Snapshots
+from loractl.trainer_actor.spill import SpillStore
 
 T = TypeVar("T")
 _WRITES_ONE_IN = 4
@@ -51,7 +53,7 @@ def _open(directory: Path) -> Iterator[Play]:
     yield play
 
 
-DIRECTORIES = Subject(name="directories", share=60, open=_open)
+DIRECTORIES = Subject(name="directories", share=100, open=_open)
 
 
 def _live(source: Source, layout: StateLayout) -> None:
@@ -69,6 +71,7 @@ def _live(source: Source, layout: StateLayout) -> None:
     for record in versions.all():
         assert (layout.version(record.adapter, record.number) / "version.json").is_file()
         _told(lambda record=record: versions.files(record))
+    _spill(source, layout)
     for adapter in known:
         _read_states(layout, checkpoints, snapshots, adapter)
         if source.one_in(_WRITES_ONE_IN):
@@ -122,6 +125,36 @@ def _write(
     _told(lambda: versions.drop(adapter, 1))
     if adapter == ADAPTERS[0]:
         _told(lambda: registry.remove(adapter))
+
+
+def _spill(source: Source, layout: StateLayout) -> None:
+    """States that were set aside, damaged while they lay there."""
+    store = _told(lambda: SpillStore(layout.spill))
+    if store is None:
+        return
+    written = HostState(
+        lora=LORA,
+        step=1,
+        tokens=1,
+        main=torch.ones(4),
+        gradients=torch.ones(4),
+        exp_avg=None,
+        exp_avg_sq=None,
+    )
+    store.write(ADAPTERS[0], written)
+    file = layout.spill / f"{ADAPTERS[0]}.safetensors"
+    match source.randrange(4):
+        case 0:
+            file.write_bytes(source.damaged(file.read_bytes()))
+        case 1:
+            os.truncate(file, source.choice((0, 9, 2**40)))
+        case 2:
+            file.unlink()
+            os.mkfifo(file)
+    read = _told(lambda: store.read(ADAPTERS[0], torch.empty))
+    if read is not None:
+        assert torch.equal(read.main, written.main)
+    store.drop(ADAPTERS[0])
 
 
 def _told(action: Callable[[], T]) -> T | None:

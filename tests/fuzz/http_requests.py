@@ -48,7 +48,7 @@ def _open(directory: Path) -> Iterator[Play]:
         yield stage.play
 
 
-HTTP = Subject(name="http", share=80, open=_open, episode=_EPISODE, patience_s=120.0)
+HTTP = Subject(name="http", share=160, open=_open, episode=_EPISODE, patience_s=120.0)
 
 
 @dataclass

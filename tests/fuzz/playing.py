@@ -77,6 +77,7 @@ def play(subject: Subject, seed: int, cases: range, at: Callable[[int], None] = 
                 played.faults.append(Fault(subject.name, seed, case, what))
     played.cpu_s = time.process_time() - began
     played.grown_bytes, played.peak_bytes = memory.grown(), memory.peak()
+    gc.unfreeze()
     _judge_memory(subject, seed, cases, played)
     return played
 
@@ -146,6 +147,7 @@ class _Memory:
     """Of this process, in bytes, as Linux counts it."""
 
     def __init__(self) -> None:
+        gc.freeze()  # what was there before is looked through no more
         _reset_peak()
         self._first = self._warm = _status("VmRSS")
 

@@ -39,7 +39,7 @@ def _open(directory: Path) -> Iterator[Play]:
     yield lambda source: _read(source, directory, sections)
 
 
-SETTINGS = Subject(name="settings", share=110, open=_open)
+SETTINGS = Subject(name="settings", share=90, open=_open)
 
 
 def _read(source: Source, directory: Path, sections: dict[str, dict[str, Any]]) -> None:

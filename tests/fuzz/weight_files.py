@@ -58,7 +58,7 @@ def _open(directory: Path) -> Iterator[Play]:
     yield play
 
 
-WEIGHTS = Subject(name="weights", share=60, open=_open)
+WEIGHTS = Subject(name="weights", share=50, open=_open)
 
 
 def _read_folder(directory: Path, config: bytes, weights: bytes) -> None:

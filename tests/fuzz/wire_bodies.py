@@ -59,7 +59,7 @@ def _open(_directory: Path) -> Iterator[Play]:
     yield play
 
 
-BODIES = Subject(name="bodies", share=220, open=_open, peak_bytes=2 * _LARGEST)
+BODIES = Subject(name="bodies", share=160, open=_open, peak_bytes=2 * _LARGEST)
 
 
 def _train(source: Source, body: bytes, kind: str, encoding: str | None = None) -> None:
