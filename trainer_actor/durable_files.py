@@ -177,11 +177,13 @@ def read_description(file: Path, kind: type[T]) -> T:
 
 
 def decoded(text: bytes | msgspec.Raw, kind: type[T]) -> T:
-    """Raises msgspec.DecodeError, whatever is wrong with it."""
+    """Raises msgspec.DecodeError, whatever is wrong with it, and for integers that no message can hold."""
     try:
-        return msgspec.json.decode(text, type=kind)
-    except (UnicodeDecodeError, RecursionError) as error:
+        found = msgspec.json.decode(text, type=kind)
+        msgspec.msgpack.encode(found)
+    except (UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise msgspec.DecodeError(str(error)) from error
+    return found
 
 
 def is_linked(path: Path, home: Path) -> bool:

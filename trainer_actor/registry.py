@@ -15,10 +15,11 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from ..bus.errors import AdapterExists, AdapterNotFound
+from ..bus.errors import AdapterExists, AdapterNotFound, InvalidRequest
 from ..bus.ids import NO_ADAPTER, AdapterId, TenantId, checked_name, new_adapter_id
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec, ModelDetails
+from .checks import check_lora
 from .durable_files import (
     own_directories,
     read_description,
@@ -31,6 +32,8 @@ from .durable_files import (
 log = structlog.get_logger()
 
 _FILE = "adapter.json"
+# Of an adapter that anybody ever made; what is allowed now is the settings' to say.
+_HIGHEST_RANK = 2**20
 _OUR_DIRECTORY = re.compile(r"ad-[0-9a-f]{32}")
 
 
@@ -201,5 +204,11 @@ def _read(directory: Path) -> AdapterRecord | None:
         return None
     if record.adapter != directory.name:
         log.warning("registry.misplaced_adapter_ignored", file=str(file), adapter=record.adapter)
+        return None
+    try:
+        checked_name(record.name, what="an adapter")
+        check_lora(record.lora, max_rank=_HIGHEST_RANK)
+    except InvalidRequest as error:
+        log.warning("registry.impossible_adapter_ignored", file=str(file), reason=error.message)
         return None
     return record

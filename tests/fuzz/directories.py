@@ -70,6 +70,7 @@ def _live(source: Source, layout: StateLayout) -> None:
     _check_registry(registry, layout)
     for record in versions.all():
         assert (layout.version(record.adapter, record.number) / "version.json").is_file()
+        msgspec.msgpack.encode(record)
         _told(lambda record=record: versions.files(record))
     _spill(source, layout)
     for adapter in known:
@@ -82,7 +83,8 @@ def _check_registry(registry: Registry, layout: StateLayout) -> None:
     for record in registry.all():
         assert record.base == BASE
         assert (layout.adapter(record.adapter) / "adapter.json").is_file()
-        msgspec.json.encode(record)
+        assert record.lora.rank > 0
+        msgspec.msgpack.encode(record)
         if record.tenant == TENANT and record.name:
             assert registry.of(TENANT, record.name)
 
@@ -93,6 +95,7 @@ def _read_states(
     for record in _told(lambda: checkpoints.all(adapter)) or []:
         assert record.adapter == adapter
         found = layout.checkpoint(adapter, record.name) / str(record.sequence)
+        msgspec.msgpack.encode(record)
         assert found.is_dir()
         assert not found.is_symlink()
         _told(lambda record=record: checkpoints.find(adapter, record.name))

@@ -1,8 +1,10 @@
 """What somebody else left in the state directory: links, pipes, files without end. None of it is ours."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,3 +115,26 @@ def test_a_file_where_adapters_should_lie_is_told(layout: StateLayout) -> None:
 
     with pytest.raises(StorageFailed, match="open the directory of adapters"):
         open_registry(layout, BASE)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": "../x"},
+        {"last_version": 10**30},
+        {"lora": {"rank": 0}},
+        {"lora": {"rank": 2**40}},
+        {"lora": {"alpha": -1.0}},
+    ],
+    ids=str,
+)
+def test_an_adapter_that_nobody_can_have_made_is_none(layout: StateLayout, changed: dict[str, Any]) -> None:
+    registry = open_registry(layout, BASE)
+    registry.add(registry.draft(TenantId("ann"), "poet", LORA, now_unix_s=1.0, adapter=A))
+    file = layout.adapter(A) / "adapter.json"
+    told = json.loads(file.read_bytes())
+
+    file.write_text(json.dumps({**told, **changed, "lora": {**told["lora"], **changed.get("lora", {})}}))
+
+    assert open_registry(layout, BASE).all() == []
+    assert file.exists()
