@@ -73,6 +73,7 @@ class AnsweringBus(InMemoryBus):
         self._path = path
 
     def _answer(self, body: Message, tenant: TenantId) -> Message:
+        self.asked.clear()  # nobody looks, and it is all that ever came
         match body:
             case DescribeModel():
                 return ModelDescribed(model=replace(MODEL, path=str(self._path)))

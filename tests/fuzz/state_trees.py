@@ -122,10 +122,11 @@ class Accidents:
     def _to_directory(self, directory: Path) -> None:
         source = self.source
         beside = directory.with_name(source.choice(_NAMES))
+        free = not os.path.lexists(beside)
         match source.randrange(7):
-            case 0 | 1 if not beside.exists() and self._can_be_copied(directory):
+            case 0 | 1 if free and self._can_be_copied(directory):
                 shutil.copytree(directory, beside, symlinks=True)
-            case 2 if not beside.exists():
+            case 2 if free:
                 directory.rename(beside)
             case 3:
                 shutil.rmtree(directory)
@@ -137,7 +138,7 @@ class Accidents:
                 directory.write_bytes(b"a file")
             case _:
                 place = directory / source.choice(_NAMES)
-                if not place.exists() and not place.is_symlink():
+                if not os.path.lexists(place):
                     source.choice((place.mkdir, place.touch, lambda: self._link(place)))()
 
     def _can_be_copied(self, directory: Path) -> bool:
