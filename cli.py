@@ -13,11 +13,13 @@ from typing import Any
 import click
 
 from . import __version__
-from .bus.ids import LOCAL_TENANT, TenantId, checked_name
+from .bus.ids import TenantId, checked_name
 from .client import commands
 from .client.access_commands import env, keys, tokenizer_cache
+from .client.adapter_commands import adapters, tenant_option
 from .client.boundary import guarded
-from .client.options import example, placed, sampling_options, training_options
+from .client.history_work import verify_adapter
+from .client.options import example, placed, reaching, sampling_options, training_options
 from .client.rows import read_rows
 from .client.run_plan import GivenSettings
 from .client.runs import Job
@@ -25,8 +27,8 @@ from .client.startup import (
     Place,
     StartScreen,
     base_model_settings,
+    check_addresses,
     check_base_model,
-    check_http,
     daemon_for_run,
     with_http,
 )
@@ -66,17 +68,31 @@ def daemon() -> None:
     "--http", metavar="HOST:PORT|none", help="Where to serve HTTP.  [default: 127.0.0.1 and a port it keeps]"
 )
 @click.option("--samplers", type=int, metavar="N", help="Sampler processes.  [default: 1]")
+@click.option(
+    "--chaos",
+    type=click.IntRange(1),
+    metavar="SEED",
+    help="Lose, repeat and delay messages and kill actors, to try a client with.",
+)
 @click.option("--detach", is_flag=True, help="Return when it is ready, and leave it running.")
 @placed
-def start(place: Place, base_model: str | None, http: str | None, samplers: int | None, detach: bool) -> int:
+def start(
+    place: Place,
+    base_model: str | None,
+    http: str | None,
+    samplers: int | None,
+    chaos: int | None,
+    detach: bool,
+) -> int:
     """Start the daemon: in the foreground until Ctrl-C, or detached."""
     more = base_model_settings(base_model) if base_model else []
     more += [f"daemon.http={http}"] if http is not None else []
     more += [f"sampler.count={samplers}"] if samplers is not None else []
+    more += [f"daemon.chaos={chaos}"] if chaos is not None else []
     config = with_http(place.config(*more))
     check_base_model(config)
     if not launch.running(config):
-        check_http(config)
+        check_addresses(config)
     screen = StartScreen(talk_console(), state_option=place.option)
     if not detach:
         return launch.run_foreground(config, screen.show)
@@ -86,7 +102,7 @@ def start(place: Place, base_model: str | None, http: str | None, samplers: int 
 
 @daemon.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@placed
+@reaching
 def status(place: Place, as_json: bool) -> int:
     """Show the daemon, its actors and the adapters it holds."""
     return commands.show_status(place.config(), as_json=as_json)
@@ -129,7 +145,7 @@ def logs(place: Place, follow: bool, lines: int) -> int:
 @training_options
 @click.option("--resume", is_flag=True, help="Go on where an earlier run ended, with its settings.")
 @click.option("--base-model", metavar="NAME[=PATH]", help="For the daemon that is started when none runs.")
-@placed
+@reaching
 def train(place: Place, data: Path, adapter: str, resume: bool, base_model: str | None, **given: Any) -> int:
     """Train an adapter on chat rows, and publish it.
 
@@ -166,75 +182,34 @@ def train(place: Place, data: Path, adapter: str, resume: bool, base_model: str 
 @click.argument("prompt", metavar="PROMPT|-")
 @sampling_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with tokens and logprobs.")
-@placed
+@reaching
 def sample(place: Place, prompt: str, as_json: bool, **options: Any) -> int:
     """Answer PROMPT (- reads stdin), by an adapter or not."""
     return commands.sample(place.config(), prompt, as_json=as_json, **options)
 
 
-@loractl.group()
-def adapters() -> None:
-    """List, show, remove, export and import adapters."""
-
-
-@adapters.command("list")
-@click.option("--tenant", metavar="NAME", help=f"Whose.  [default: {LOCAL_TENANT}]")
-@click.option("--all", "everybody", is_flag=True, help="Everybody's.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-@placed
-def list_(place: Place, tenant: str | None, everybody: bool, as_json: bool) -> int:
-    """List a tenant's adapters, and what they took together."""
-    if tenant is not None and everybody:
-        raise click.UsageError("choose --tenant or --all")
-    wanted = None if everybody else TenantId(checked_name(tenant or LOCAL_TENANT, what="a tenant"))
-    return commands.list_adapters(place.config(), wanted, as_json=as_json)
-
-
-@adapters.command()
-@click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@placed
-def show(place: Place, name: str, as_json: bool) -> int:
-    """Show an adapter: its state, waits, usage and versions."""
-    return commands.show_adapter(place.config(), name, as_json=as_json)
-
-
-@adapters.command()
-@click.argument("name")
-@placed
-def rm(place: Place, name: str) -> int:
-    """Remove an adapter with its checkpoints and versions."""
-    return commands.remove_adapter(place.config(), name)
-
-
-@adapters.command()
-@click.argument("name")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--version", type=int, help="A published version.  [default: the newest]")
-@placed
-def export(place: Place, name: str, directory: Path, version: int | None) -> int:
-    """Copy a published version into DIR, as PEFT reads it."""
-    return commands.export_adapter(place.config(), name, directory, version)
-
-
-@adapters.command("import")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.argument("name")
-@placed
-def import_(place: Place, directory: Path, name: str) -> int:
-    """Make the adapter NAME from a PEFT directory, and publish it."""
-    return commands.import_directory(place.config(), directory, checked_name(name, what="an adapter"))
-
-
 @loractl.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-@placed
+@reaching
 def usage(place: Place, as_json: bool) -> int:
     """Show what each tenant took of the trainer so far."""
     return commands.show_usage(place.config(), as_json=as_json)
 
 
-for _command in (keys, env, tokenizer_cache):
+@loractl.command()
+@click.argument("name")
+@tenant_option
+@placed
+def verify(place: Place, name: str, tenant: TenantId) -> int:
+    """Prove that nobody influenced the adapter NAME.
+
+    Its operations run again from the journal, alone in a fresh trainer; every answer and the weights
+    must be the same to the bit.
+    """
+    return verify_adapter(place.config(), name, tenant, launch.running_daemon)
+
+
+for _command in (adapters, keys, env, tokenizer_cache):
     loractl.add_command(_command)
 
 

@@ -17,12 +17,10 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
-
-import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
 
+from loading.api import Api, connected, models
 from loractl.bus.config import load_config
 from loractl.bus.keys import ensure_local_key
 from loractl.bus.layout import StateLayout
@@ -34,23 +32,6 @@ from rich.table import Table
 
 CLIENTS = (1, 16, 64)
 HEARTBEATS_S = 0.01
-
-
-class Api:
-    def __init__(self, http: aiohttp.ClientSession) -> None:
-        self._http = http
-
-    async def post(self, path: str, **body: Any) -> dict[str, Any]:
-        async with self._http.post(f"/api/v1/{path}", json=body) as answer:
-            answer.raise_for_status()
-            return await answer.json()
-
-    async def done(self, started: dict[str, Any]) -> dict[str, Any]:
-        while (found := await self.post("retrieve_future", request_id=started["request_id"])).get("type") == (
-            "try_again"
-        ):
-            pass
-        return found
 
 
 async def noop(api: Api, session: str, number: int, until: float) -> list[float]:
@@ -65,18 +46,6 @@ async def noop(api: Api, session: str, number: int, until: float) -> list[float]
         took.append(time.perf_counter() - begun)
         assert found["metrics"]["applied"] == 0, found
     return took
-
-
-async def models(api: Api, base: str, count: int) -> str:
-    session = (await api.post("create_session", tags=[], user_metadata={}, sdk_version="bench"))["session_id"]
-    for number in range(count):
-        lora = {"rank": 1, "seed": number}
-        await api.done(
-            await api.post(
-                "create_model", session_id=session, model_seq_id=number, base_model=base, lora_config=lora
-            )
-        )
-    return session
 
 
 async def heartbeats(api: Api, session: str, until: float) -> list[float]:
@@ -95,10 +64,6 @@ def beats(url: str, key: str, session: str, seconds: float) -> list[float]:
             return await heartbeats(Api(http), session, time.perf_counter() + seconds)
 
     return asyncio.run(run())
-
-
-def connected(url: str, key: str) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0), headers={"X-API-Key": key})
 
 
 async def crowd(api: Api, url: str, key: str, session: str, polls: int, seconds: float) -> list[float]:

@@ -36,7 +36,7 @@ class ActorLink:
         Raises:
             DaemonNotRunning: nobody listens on the actors' socket.
         """
-        self._actor, self._role, self._limits = actor, role, config.limits
+        self.actor, self._role, self._limits = actor, role, config.limits
         address = listening_actor_socket(config)
         self._pulse = Pulse()
         self._context = new_context()
@@ -46,7 +46,7 @@ class ActorLink:
 
     def ready(self, details: str, versions: Sequence[VersionRecord] = (), adapters: int = 0) -> None:
         """Say that everything is loaded and requests may come."""
-        self.report(ready_message(self._actor, self._role, details, versions, adapters))
+        self.report(ready_message(self.actor, self._role, details, versions, adapters))
 
     def receive(self, timeout_s: float) -> list[Envelope]:
         """Everything that waits; blocks up to `timeout_s` when nothing does.

@@ -137,7 +137,7 @@ class AsyncClient:
         request = request or new_request_id()
         tenant = tenant or self._tenant
         frames = encode_request(Envelope(request=request, tenant=tenant, body=body), self._limits)
-        asked = self._conversations.ask(request, time.monotonic(), tenant)
+        asked = self._conversations.ask(request, time.monotonic(), tenant, frames)
         self._socket.send(frames)
         return AsyncPending(asked)
 
@@ -180,6 +180,8 @@ class AsyncClient:
         now = time.monotonic()
         if ping := self._conversations.ping_due(now):
             self._socket.send(encode(Envelope(request=ping, tenant=self._tenant, body=Ping())))
+        for recall in self._conversations.recalls_due(now):
+            self._socket.send(encode(recall))
         if daemon_is_gone(self._layout, self._conversations.silent_s(now)):
             self._gone = True
             self._conversations.give_up()
@@ -190,3 +192,5 @@ class AsyncClient:
         envelope = mail.answer if isinstance(mail, BadMail) else mail
         if envelope is not None:
             self._conversations.hear(envelope, time.monotonic())
+            for unheard in self._conversations.take_unheard():
+                self._socket.send([*unheard])

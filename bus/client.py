@@ -10,6 +10,7 @@ it runs once, and the first outcome is the answer.
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +23,17 @@ from .ids import LOCAL_TENANT, RequestId, TenantId, new_request_id
 from .layout import StateLayout
 from .mail import BadMail, read_mail
 from .messages import Abort, Envelope, Message, Ping, Sample
-from .sockets import close, connect_dealer, new_context, receive_waiting, send, someone_listens
+from .remote_daemon import RemoteDaemon
+from .sockets import (
+    PlainContext,
+    PlainSocket,
+    close,
+    connect_dealer,
+    new_context,
+    receive_waiting,
+    send,
+    someone_listens,
+)
 
 
 class Pending:
@@ -70,25 +81,37 @@ class Pending:
 class Client:
     def __init__(
         self,
-        where: Config | StateLayout,
-        tenant: TenantId = LOCAL_TENANT,
+        where: Config | StateLayout | RemoteDaemon,
+        tenant: TenantId | None = None,
         *,
         on_waiting: Callable[[str], None] | None = None,
     ) -> None:
-        """Connect to the daemon of a state directory.
+        """Connect to the daemon of a state directory, or to one on another machine.
 
+        tenant: None is the local user; on another machine whom the key belongs to.
         on_waiting: told why a request waits, when the daemon says so.
 
         Raises:
             DaemonNotRunning: nobody listens there.
+            AccessDenied: the daemon of another machine does not take the key.
         """
-        self._layout, self._limits = place_of(where)
-        self._tenant = tenant
-        self._conversations = Conversations(daemon=str(self._layout.root), on_waiting=on_waiting)
-        check_daemon(self._layout)
+        self._daemon = where if isinstance(where, RemoteDaemon) else LocalDaemon(*place_of(where))
+        self._limits = self._daemon.limits
+        self._tenant = tenant or self._daemon.tenant
+        self._conversations = Conversations(daemon=self._daemon.name, on_waiting=on_waiting)
+        self._daemon.check()
         self._gone = False
         self._context = new_context()
-        self._socket = connect_dealer(self._context, self._layout.client_socket, self._limits)
+        try:
+            self._socket = self._daemon.connect(self._context)
+        except BaseException:
+            self._context.term()
+            raise
+
+    @property
+    def tenant(self) -> TenantId:
+        """Whose requests these are, unless one names another."""
+        return self._tenant
 
     def request(
         self, body: Message, *, timeout_s: float | None = None, request: RequestId | None = None
@@ -106,12 +129,12 @@ class Client:
             DaemonNotRunning: it went away earlier and has not come back.
         """
         if self._gone:
-            check_daemon(self._layout)
+            self._daemon.check()
             self._gone = False
         request = request or new_request_id()
         tenant = tenant or self._tenant
         frames = encode_request(Envelope(request=request, tenant=tenant, body=body), self._limits)
-        asked = self._conversations.ask(request, time.monotonic(), tenant)
+        asked = self._conversations.ask(request, time.monotonic(), tenant, frames)
         send(self._socket, frames)
         return Pending(self, asked)
 
@@ -134,11 +157,15 @@ class Client:
         now = time.monotonic()
         if ping := self._conversations.ping_due(now):
             send(self._socket, encode(Envelope(request=ping, tenant=self._tenant, body=Ping())))
+        for recall in self._conversations.recalls_due(now):
+            send(self._socket, encode(recall))
         self._socket.poll(int(1000 * max(0.0, min(PING_EVERY_S, deadline - now))) + 1)
         for frames in receive_waiting(self._socket):
             self._hear(frames)
+        for unheard in self._conversations.take_unheard():
+            send(self._socket, unheard)
         now = time.monotonic()
-        if daemon_is_gone(self._layout, self._conversations.silent_s(now)):
+        if self._daemon.is_gone(self._conversations.silent_s(now)):
             self._gone = True
             self._conversations.give_up()
         if now >= deadline and asked.final is None and not asked.parts:
@@ -167,6 +194,33 @@ class Client:
         envelope = mail.answer if isinstance(mail, BadMail) else mail
         if envelope is not None:
             self._conversations.hear(envelope, time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDaemon:
+    """The daemon of a state directory of this machine. Whoever reaches its socket may speak for everybody."""
+
+    layout: StateLayout
+    limits: LimitsConfig
+
+    @property
+    def name(self) -> str:
+        return str(self.layout.root)
+
+    @property
+    def tenant(self) -> TenantId:
+        return LOCAL_TENANT
+
+    def check(self) -> None:
+        """Raises DaemonNotRunning."""
+        check_daemon(self.layout)
+
+    def connect(self, context: PlainContext) -> PlainSocket:
+        return connect_dealer(context, self.layout.client_socket, self.limits)
+
+    def is_gone(self, silent_s: float) -> bool:
+        """Whether it will not answer any more, after so long a silence."""
+        return daemon_is_gone(self.layout, silent_s)
 
 
 def place_of(where: Config | StateLayout) -> tuple[StateLayout, LimitsConfig]:

@@ -140,14 +140,15 @@ def with_fields(header_frame: Buffer, **changes: object) -> bytes:
     """The same header with some of its fields replaced by plain values (no arrays).
 
     Raises:
-        BadFrame: the frame is no header.
+        BadFrame: the frame is no header, or lacks these fields.
     """
     try:
         header = _header.decode(header_frame)
         fields: dict[str, object] = {**_field_map.decode(header.packed)}
     except MALFORMED as error:
         raise _bad("header", error) from error
-    assert changes.keys() <= fields.keys(), "only fields that the message has can change"
+    if missing := sorted(changes.keys() - fields.keys()):
+        raise BadFrame(f"{header.kind[:64]}: there is no field {missing[0]!r}")
     return _encoder.encode(
         msgspec.structs.replace(header, packed=msgspec.Raw(_encoder.encode(fields | changes)))
     )

@@ -19,12 +19,14 @@ import msgspec
 from platformdirs import user_data_path
 
 from .errors import InvalidConfig
-from .listening import http_address
+from .listening import http_address, tcp_address
 from .settings import (
     BridgeConfig,
+    ClientConfig,
     Config,
     DaemonConfig,
     FairnessConfig,
+    JournalConfig,
     LimitsConfig,
     LogConfig,
     ModelConfig,
@@ -36,10 +38,13 @@ from .settings import (
 from .tenant_numbers import tenant_numbers
 
 __all__ = [
+    "CRASH_AT",
     "BridgeConfig",
+    "ClientConfig",
     "Config",
     "DaemonConfig",
     "FairnessConfig",
+    "JournalConfig",
     "LimitsConfig",
     "LogConfig",
     "ModelConfig",
@@ -48,6 +53,7 @@ __all__ = [
     "SamplerConfig",
     "TrainerConfig",
     "config_from_json",
+    "crash_setting",
     "hub_cache",
     "load_config",
     "set_process_environment",
@@ -56,9 +62,13 @@ __all__ = [
 
 _PREFIX = "LORACTL_"
 # Read by name below; every other LORACTL_ variable is a key of the tree.
-_PLAIN_VARIABLES = {"LORACTL_STATE_DIR", "LORACTL_CONFIG"}
+CRASH_AT = "LORACTL_CRASH_AT"
+_PLAIN_VARIABLES = {"LORACTL_STATE_DIR", "LORACTL_CONFIG", CRASH_AT}
+# The reader of TOML takes time by the square of a key's parts.
+_MOST_FILE_BYTES = 64 * 2**10
 # Weights and the quantum: further apart, products of them and counts of rounds need not fit into a float.
 _LEAST_SHARE, _LARGEST_SHARE = 1e-6, 1e6
+_INTEGERS_END = 2**63
 
 
 def load_config(
@@ -76,7 +86,7 @@ def load_config(
     """
     env = os.environ if environ is None else environ
     directory = state_dir or env.get("LORACTL_STATE_DIR") or str(user_data_path("loractl"))
-    directory = str(Path(directory).expanduser().absolute())
+    directory = _state_directory(directory)
     tree: dict[str, Any] = {}
     for file in _config_files(directory, env):
         _merge(tree, _read_toml(file), source=str(file))
@@ -93,13 +103,24 @@ def load_config(
 
 
 def config_from_json(text: str) -> Config:
-    """Read back what `Config.to_json` wrote."""
-    return _checked(_convert(json.loads(text)))
+    """Read back what `Config.to_json` wrote. Raises InvalidConfig: it is something else."""
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidConfig(f"these are no settings: {error}") from error
+    if not isinstance(tree, dict):
+        raise InvalidConfig("these are no settings: no JSON object")
+    return _checked(_convert(tree))
 
 
 def subprocess_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment that the supervisor gives an actor: ours, with `extra` on top."""
     return {**os.environ, **extra}
+
+
+def crash_setting() -> str:
+    """At which of its `crash_points` this process is to die; "" for none."""
+    return os.environ.get(CRASH_AT, "")
 
 
 def hub_cache(environ: Mapping[str, str] | None = None) -> Path:
@@ -117,26 +138,49 @@ def set_process_environment(values: Mapping[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
+def _state_directory(written: str) -> str:
+    try:
+        directory = Path(written).expanduser().absolute()
+        directory.lstat()
+    except FileNotFoundError:
+        pass  # it will be made
+    except (OSError, ValueError, RuntimeError) as error:  # a name without end, a NUL, ~ of nobody
+        raise InvalidConfig(f"{written[:80]!r} cannot be the state directory: {error}") from error
+    return str(directory)
+
+
 def _config_files(state_dir: str, env: Mapping[str, str]) -> list[Path]:
     if named := env.get("LORACTL_CONFIG"):
-        if not Path(named).is_file():
+        if not _is_file(Path(named)):
             raise InvalidConfig(f"LORACTL_CONFIG names {named!r}, which is not a file")
         return [Path(named)]
     default = Path(state_dir) / "loractl.toml"
-    return [default] if default.is_file() else []
+    return [default] if _is_file(default) else []
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name without end
+        return False
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = file.read_bytes()
+        if len(data) > _MOST_FILE_BYTES:
+            raise InvalidConfig(f"{file} is larger than {_MOST_FILE_BYTES} bytes: settings are few lines")
+        return tomllib.loads(data.decode("utf-8"))
+    except RecursionError as error:
+        raise InvalidConfig(f"cannot read {file}: it is nested too deeply") from error
+    except (OSError, ValueError) as error:  # no text, no TOML, or a number without end
         raise InvalidConfig(f"cannot read {file}: {error}") from error
 
 
 def _merge(tree: dict[str, Any], new: Mapping[str, Any], *, source: str, prefix: str = "") -> None:
     for key, value in new.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not prefix:  # sections have keys, and these have values
             _merge(tree, value, source=source, prefix=f"{dotted}.")
         else:
             _set(tree, dotted, value, source=source)
@@ -169,8 +213,19 @@ def _convert(tree: Mapping[str, Any]) -> Config:
         if dotted not in _KNOWN_KEYS:
             raise InvalidConfig(str(error)) from error
         section, _, key = dotted.rpartition(".")
-        value = (tree[section] if section else tree)[key]
-        raise InvalidConfig(f"{dotted} is {value!r}: it must be {_wanted(_KNOWN_KEYS[dotted])}") from error
+        value = _shown((tree[section] if section else tree)[key])
+        raise InvalidConfig(f"{dotted} is {value}: it must be {_wanted(_KNOWN_KEYS[dotted])}") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits
+        raise InvalidConfig(f"a setting cannot be read: {error}") from error
+
+
+def _shown(value: object) -> str:
+    """For messages, which stay short."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or what is nested without end
+        return "too large to show"
+    return text if len(text) <= 80 else text[:80] + "…"
 
 
 def _wanted(kind: Any) -> str:
@@ -181,8 +236,9 @@ def _wanted(kind: Any) -> str:
 
 def _checked(config: Config) -> Config:
     for section, value in _numbers(config):
-        if not 0 <= value < math.inf:
-            raise InvalidConfig(f"{section} is {value}: it must be a finite number and not negative")
+        # What actors are handed, and what they send each other, holds integers of 64 bits.
+        if not 0 <= value < (_INTEGERS_END if isinstance(value, int) else math.inf):
+            raise InvalidConfig(f"{section} is {_shown(value)}: it must be a finite number and not negative")
     for dotted in _AT_LEAST_ONE:
         section, _, key = dotted.partition(".")
         if getattr(getattr(config, section), key) < 1:
@@ -195,6 +251,9 @@ def _checked(config: Config) -> Config:
         raise InvalidConfig(f"fairness.quantum_ms must lie from {_LEAST_SHARE:g} to {_LARGEST_SHARE:g}")
     if config.daemon.serves_http and config.daemon.http != "auto":
         http_address(config.daemon.http)
+    for address in (config.daemon.listen, config.client.connect):
+        if address:
+            tcp_address(address)
     return config
 
 

@@ -3,20 +3,26 @@
 While anything is unanswered the daemon is pinged every `PING_EVERY_S`. Three things end a wait that
 would otherwise last for ever: nobody listens on the socket any more; nothing at all was heard for
 `GONE_AFTER_S`; a pong comes from a daemon that is younger than the request, which therefore went
-to one that died. All times are `time.monotonic()`, which the processes of one machine share.
+to one that died. And since an answer may get lost on its way (a network, `--chaos`), the daemon is asked
+after requests that are long without one; what it never heard of is sent again. All times are `time.monotonic()`, which the processes of one machine share.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakValueDictionary
 
+from .arrays import Buffer
 from .errors import Aborted, DaemonGone, LoractlError
 from .failures import error_of
 from .ids import LOCAL_TENANT, RequestId, TenantId, new_request_id
-from .messages import Envelope, Failed, Message, Pong, WaitCause, Waiting
+from .messages import Envelope, Failed, Message, Pong, Recall, Recalled, WaitCause, Waiting
 
 PING_EVERY_S = 0.5
 GONE_AFTER_S = 20.0
+# When a request is asked after for the first time; each time takes twice as long, up to a bound.
+RECALL_AFTER_S = 2.0
+_RECALL_EVERY_S = 32.0
+_RECALLED_AT_ONCE = 256
 
 OnWaiting = Callable[[str], None]
 
@@ -25,14 +31,18 @@ class Asked:
     """One request that is under way: the parts of its answer that have come, then its end.
 
     waits_for: why it is not being served yet, in words; empty when nothing was said. cause: the same for
-    programs.
+    programs. frames: what was sent, kept until the end. recall_at: when to ask after it; pause_s: how long
+    it was until then.
     """
 
     __slots__ = (
         "__weakref__",
         "cause",
         "final",
+        "frames",
         "parts",
+        "pause_s",
+        "recall_at",
         "request",
         "sent_at",
         "tenant",
@@ -40,8 +50,13 @@ class Asked:
         "wakers",
     )
 
-    def __init__(self, request: RequestId, tenant: TenantId, sent_at: float) -> None:
+    def __init__(
+        self, request: RequestId, tenant: TenantId, sent_at: float, frames: Sequence[Buffer] = ()
+    ) -> None:
         self.request = request
+        self.frames = frames
+        self.pause_s = RECALL_AFTER_S
+        self.recall_at = sent_at + RECALL_AFTER_S
         self.tenant = tenant
         self.waits_for = ""
         self.cause: WaitCause = "others"
@@ -57,6 +72,7 @@ class Asked:
 
     def finish(self, final: Message | LoractlError) -> None:
         self.final = final
+        self.frames = ()
         self._wake()
 
     def _wake(self) -> None:
@@ -75,12 +91,20 @@ class Conversations:
         self._pings: dict[RequestId, float] = {}
         self._heard_at = float("-inf")
         self._look_at = float("-inf")
+        self._recall_at = float("-inf")
+        self._unheard: list[Asked] = []
 
-    def ask(self, request: RequestId, now: float, tenant: TenantId = LOCAL_TENANT) -> Asked:
+    def ask(
+        self,
+        request: RequestId,
+        now: float,
+        tenant: TenantId = LOCAL_TENANT,
+        frames: Sequence[Buffer] = (),
+    ) -> Asked:
         """Note a request that is being sent; the same id again joins the wait for its one answer."""
         asked = self._asked.get(request)
         if asked is None or asked.final is not None:
-            asked = Asked(request, tenant, now)
+            asked = Asked(request, tenant, now, frames)
             self._asked[request] = asked
         return asked
 
@@ -90,6 +114,9 @@ class Conversations:
         if envelope.request in self._pings and isinstance(envelope.body, Pong):
             self._hear_pong(envelope.request, envelope.body)
             return
+        if isinstance(envelope.body, Recalled):
+            self._hear_recalled(envelope.tenant, envelope.body)
+            return
         asked = self._asked.get(envelope.request)
         if asked is None or asked.final is not None or envelope.tenant != asked.tenant:
             return
@@ -97,8 +124,9 @@ class Conversations:
             case Failed() as failure:
                 asked.finish(error_of(failure))
             case Waiting(reason=reason, routine=routine, cause=cause):
+                known = asked.waits_for == reason
                 asked.waits_for, asked.cause = reason, cause
-                if self._on_waiting is not None and not routine:
+                if self._on_waiting is not None and not routine and not known:
                     self._on_waiting(reason)
             case body if envelope.last:
                 asked.finish(body)
@@ -116,6 +144,28 @@ class Conversations:
         self._pings[ping] = now
         return ping
 
+    def recalls_due(self, now: float) -> list[Envelope]:
+        """What to ask after now, if it is time for that."""
+        if now < self._recall_at:
+            return []
+        self._recall_at = now + PING_EVERY_S
+        late: dict[TenantId, list[RequestId]] = {}
+        for asked in self._all():
+            if asked.final is None and asked.recall_at <= now:
+                asked.pause_s = min(2 * asked.pause_s, _RECALL_EVERY_S)
+                asked.recall_at = now + asked.pause_s
+                late.setdefault(asked.tenant, []).append(asked.request)
+        return [
+            Envelope(request=new_request_id(), tenant=tenant, body=Recall(requests=part))
+            for tenant, requests in late.items()
+            for part in _parts(requests)
+        ]
+
+    def take_unheard(self) -> list[Sequence[Buffer]]:
+        """The frames of requests that the daemon never heard of: to be sent once more."""
+        unheard, self._unheard = self._unheard, []
+        return [asked.frames for asked in unheard if asked.frames]
+
     def silent_s(self, now: float) -> float:
         """For how long the daemon has owed us a word: since a ping after which nothing was heard."""
         unanswered = [sent_at for sent_at in self._pings.values() if sent_at >= self._heard_at]
@@ -132,6 +182,12 @@ class Conversations:
         for asked in self._all():
             if asked.final is None:
                 asked.finish(Aborted("the client was closed before the answer came"))
+
+    def _hear_recalled(self, tenant: TenantId, recalled: Recalled) -> None:
+        for request in recalled.unknown:
+            asked = self._asked.get(request)
+            if asked is not None and asked.final is None and asked.tenant == tenant:
+                self._unheard.append(asked)
 
     def _hear_pong(self, ping: RequestId, pong: Pong) -> None:
         sent_at = self._pings.pop(ping)
@@ -153,3 +209,8 @@ class Conversations:
                     "`loractl daemon logs`, start it, and try again"
                 )
             )
+
+
+def _parts(requests: list[RequestId]) -> Iterator[tuple[RequestId, ...]]:
+    for first in range(0, len(requests), _RECALLED_AT_ONCE):
+        yield tuple(requests[first : first + _RECALLED_AT_ONCE])

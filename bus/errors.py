@@ -7,6 +7,7 @@ logged, the client reads `internal`, and the supervisor starts the actor again.
 doing it was: the caller's ("user") or ours ("server").
 """
 
+import re
 from typing import ClassVar, Literal
 
 Fault = Literal["user", "server"]
@@ -21,7 +22,19 @@ class LoractlError(Exception):
 
     @property
     def message(self) -> str:
-        return str(self.args[0]) if self.args else self.code
+        """What it quotes may be anybody's: this can be sent as UTF-8 and shown on a terminal."""
+        return _tellable(str(self.args[0])) if self.args else self.code
+
+
+_LONGEST = 8000
+# Half surrogate pairs, which no UTF-8 has, and control characters but for tabs and ends of lines.
+_NOT_TOLD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _tellable(text: str) -> str:
+    if not text.isprintable():
+        text = _NOT_TOLD.sub(lambda found: ascii(found[0])[1:-1], text)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
 # --- the caller's doing -------------------------------------------------------------------------
@@ -35,6 +48,12 @@ class InvalidRequest(LoractlError):
 
 class InvalidName(InvalidRequest):
     code = "invalid_name"
+
+
+class SequenceOutOfRange(InvalidRequest):
+    """A sequence number below 1, or too far ahead of its lane. It is not used up."""
+
+    code = "sequence_out_of_range"
 
 
 class InvalidData(InvalidRequest):
@@ -158,7 +177,7 @@ class Aborted(LoractlError):
 
 
 class LaneLost(LoractlError):
-    """The trainer restarted: the adapter is back at its last checkpoint. Open a new lane."""
+    """The trainer let go of the adapter, or was started again without a journal: open a new lane."""
 
     code = "lane_lost"
     retryable = True
@@ -205,6 +224,19 @@ class StorageFailed(LoractlError):
     """The state directory cannot be written, such as for want of space. Nothing was changed."""
 
     code = "storage_failed"
+    fault = "server"
+
+
+class Quarantined(LoractlError):
+    """The trainer died again and again while it had this operation in hand; it is not tried any more."""
+
+    code = "quarantined"
+
+
+class RecoveryFailed(LoractlError):
+    """After a restart the adapter could not be brought back to where it was. Its checkpoints are there."""
+
+    code = "recovery_failed"
     fault = "server"
 
 

@@ -16,6 +16,10 @@ RequestId = NewType("RequestId", str)
 LaneId = NewType("LaneId", str)
 ActorId = NewType("ActorId", str)
 
+# Where none was given yet.
+NO_ADAPTER = AdapterId("")
+NO_LANE = LaneId("")
+
 # Whoever reaches the ipc socket in the 0700 run directory is the user who started the daemon.
 LOCAL_TENANT = TenantId("local")
 

@@ -6,7 +6,9 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from .arrays import Buffer, items_in_frame
-from .codec import MALFORMED, Header
+from .codec import MALFORMED, Header, decode
+from .config import LimitsConfig
+from .errors import InvalidRequest
 from .ids import AdapterId, LaneId
 
 _Short = Annotated[str, msgspec.Meta(max_length=128)]
@@ -26,11 +28,27 @@ class _Fields(msgspec.Struct, frozen=True):
 
     adapter: _Short
     lane: _Short
-    seq: int
+    seq: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
     tokens: msgspec.msgpack.Ext | None = None
 
 
 _decode = msgspec.msgpack.Decoder(_Fields).decode
+
+
+def checked_place(header: Header, frames: Sequence[Buffer], limits: LimitsConfig) -> LanePlace:
+    """As `lane_place`, for whoever writes it down.
+
+    Raises:
+        BadFrame: it is not that message at all.
+        InvalidRequest: what it says cannot be a place.
+    """
+    place = lane_place(header, frames)
+    if place is None:
+        decode(frames, limits)
+        raise InvalidRequest(
+            "an operation's adapter and lane are ids of at most 128 characters, and its number has at most 63 bits"
+        )
+    return place
 
 
 def lane_place(header: Header, frames: Sequence[Buffer]) -> LanePlace | None:

@@ -3,14 +3,19 @@
 <state>/loractl.toml       optional settings
 <state>/run/               0700: sockets, lock, pid, the config handed to actors
 <state>/logs/<actor>.log   JSON lines, and <actor>.out for what libraries print
-<state>/adapters/<id>/     one directory per adapter: adapter.json, checkpoints/<digest of name>/
+<state>/adapters/<id>/     one directory per adapter: adapter.json, checkpoints/<digest of name>/,
+                           snapshots/<number>/
+<state>/journal.sqlite     every request that changed something, and its outcome; see `daemon/journal`
 <state>/versions/<id>/<n>/ immutable published versions: PEFT files, version.json
 <state>/spill/             training states that found no room in memory; wiped when a trainer starts
 <state>/training/<id>.json the settings of the `loractl train` run that made an adapter
 <state>/keys.json          API keys, hashed, and whose they are
 <state>/local.key          0600: the local user's own API key, as `loractl env` prints it
+<state>/curve.key          0600: the daemon's own CURVE keys, for tcp
+<state>/curve.json         whose CURVE keys may connect over tcp
 <state>/http.port          the port that "auto" HTTP was served on last
 <state>/tinker.sqlite      the bridge's sessions, training runs, checkpoints and samplers
+<state>/futures.sqlite     what the bridge was asked for over HTTP and had not ended, and results
 <state>/exports/<token>/   files behind expiring download addresses
 """
 
@@ -80,6 +85,19 @@ class StateLayout:
     def version(self, adapter: AdapterId, number: int) -> Path:
         return self.versions / adapter / str(number)
 
+    def snapshots(self, adapter: AdapterId) -> Path:
+        """Training states that the journal goes on from, by number."""
+        return self.adapter(adapter) / "snapshots"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal.sqlite"
+
+    @property
+    def in_hand(self) -> Path:
+        """The requests that the trainer has in hand; read when it died."""
+        return self.run / "in_hand"
+
     @property
     def keys(self) -> Path:
         return self.root / "keys.json"
@@ -89,12 +107,24 @@ class StateLayout:
         return self.root / "local.key"
 
     @property
+    def curve_key(self) -> Path:
+        return self.root / "curve.key"
+
+    @property
+    def curve_clients(self) -> Path:
+        return self.root / "curve.json"
+
+    @property
     def http_port(self) -> Path:
         return self.root / "http.port"
 
     @property
     def tinker_store(self) -> Path:
         return self.root / "tinker.sqlite"
+
+    @property
+    def tinker_futures(self) -> Path:
+        return self.root / "futures.sqlite"
 
     @property
     def exports(self) -> Path:

@@ -27,6 +27,24 @@ def http_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def tcp_address(text: str) -> str:
+    """An address of the bus over tcp.
+
+    Raises:
+        InvalidConfig: it has another form than tcp://HOST:PORT.
+    """
+    scheme, _, rest = text.partition("://")
+    host, _, port = rest.rpartition(":")
+    plain = host.removeprefix("[").removesuffix("]")
+    # What zmq reads otherwise: "*" and interfaces, a source address behind ";", names with spaces.
+    known = plain.isascii() and all(each.isalnum() or each in ".-:_" for each in plain)
+    if scheme != "tcp" or not plain or not known or not port.isdecimal() or not 0 < int(port) <= 65535:
+        raise InvalidConfig(
+            f"{text[:80]!r} is no tcp address: write tcp://HOST:PORT, such as tcp://127.0.0.1:7000"
+        )
+    return text
+
+
 def listen(http: str) -> socket.socket:
     """Open a listening socket at HOST:PORT; port 0 takes a free one.
 

@@ -12,7 +12,7 @@ from .arrays import Buffer
 from .sockets import Frames, PlainSocket, receive_waiting, send
 
 # Then others get their turn.
-_MESSAGES_PER_TURN = 256
+_MESSAGES_PER_TURN = 32
 
 
 class LoopSocket:

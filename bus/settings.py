@@ -23,6 +23,7 @@ class TrainerConfig:
     one time; device_bytes 0 is what suits the device. Others wait in host_bytes of host memory, and
     behind it on disk, in disk_bytes. An adapter that nothing was asked of for sink_after_s goes to disk as
     soon as the trainer has nothing else to do. With one slot, a long batch that began has it to its end.
+    keep_checkpoints: so many of an adapter's checkpoints stay, the newest; a save deletes older ones. 0 is all.
 
     threads 0: one fewer than the machine has, at least 1. pass_tokens: positions that run through the
     model at one time, 0 for what suits model and device; a longer sequence runs alone. logits_chunk:
@@ -38,6 +39,7 @@ class TrainerConfig:
     host_bytes: int = 8 * 2**30
     disk_bytes: int = 64 * 2**30
     sink_after_s: float = 600.0
+    keep_checkpoints: int = 0
     max_rank: int = 32
     threads: int = 0
     pass_tokens: int = 0
@@ -65,14 +67,35 @@ class FairnessConfig:
 class QuotasConfig:
     """What one tenant may have at one time; 0 is no bound. Beyond it requests wait, and are told why,
     adapter creations for at most wait_s. adapters, state_bytes: registered adapters, and the training
-    states of all of them. queued_tokens: positions of its forward_backwards that the trainer holds.
-    held_bytes: requests that wait in the broker; a request beyond it is refused."""
+    states of all of them. checkpoint_bytes: saved training states; a save beyond it is refused. queued_tokens: positions of its forward_backwards that the trainer holds.
+    held_bytes: requests that wait in the broker; a request beyond it is refused.
+    requests_per_s, request_bytes_per_s: over HTTP, what comes faster for more than some seconds is told
+    to come again later (429); polls for results and heartbeats do not count."""
 
     adapters: int = 0
     state_bytes: int = 0
+    checkpoint_bytes: int = 0
     queued_tokens: int = 4 * 2**20
     held_bytes: int = 1 * 2**30
     wait_s: float = 60.0
+    requests_per_s: float = 0.0
+    request_bytes_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalConfig:
+    """What outlives every process. enabled: false keeps requests in memory only, for measurements.
+
+    An adapter is snapshotted once its oldest operation that no snapshot holds is snapshot_s old, or once
+    such operations have snapshot_bytes: this bounds what runs again after a crash. keep_s, keep_bytes:
+    operations older than their adapter's newest snapshot stay for so long, and for so many bytes of all of
+    them, as its history; then the oldest go."""
+
+    enabled: bool = True
+    snapshot_s: float = 30.0
+    snapshot_bytes: int = 64 * 2**20
+    keep_s: float = 7 * 24 * 3600.0
+    keep_bytes: int = 16 * 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +129,14 @@ class PublishConfig:
 class DaemonConfig:
     """http: "HOST:PORT" of the bridge; "auto" is 127.0.0.1 and a port that stays the same from start
     to start where it can; "none" is no bridge. Empty is "auto" for `loractl daemon start`, and "none"
-    for programs that start a daemon of their own. Restarts back off from restart_first_s, doubling up
-    to restart_max_s; after restart_limit failures in a row the actor is given up."""
+    for programs that start a daemon of their own. listen: "tcp://HOST:PORT" where bus clients may connect
+    with CURVE keys (`loractl keys curve`), besides the socket of this machine; empty is nowhere. Restarts
+    back off from restart_first_s, doubling up to restart_max_s; after restart_limit failures in a row the
+    actor is given up. chaos: a seed, with which messages get lost, come twice, late or in another order, and
+    actors are killed, to try a client with; 0 is off."""
 
     http: str = ""
+    listen: str = ""
     ready_timeout_s: float = 600.0
     heartbeat_s: float = 1.0
     heartbeat_timeout_s: float = 30.0
@@ -117,6 +144,7 @@ class DaemonConfig:
     restart_max_s: float = 30.0
     restart_limit: int = 5
     stop_timeout_s: float = 4.0
+    chaos: int = 0
 
     @property
     def serves_http(self) -> bool:
@@ -124,10 +152,19 @@ class DaemonConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """Where the commands for clients find their daemon. connect: "tcp://HOST:PORT"; empty is the state
+    directory's own. curve_key: the file that `loractl keys curve` made for this client."""
+
+    connect: str = ""
+    curve_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeConfig:
     """session_expiry_s: how long a session lives without a heartbeat. long_poll_s: how long a poll
-    for a result waits at most. result_s, result_bytes: finished results kept so that they can be
-    read again. pending_samples: beyond so many, clients are told to slow down (429).
+    for a result waits at most. result_s, result_bytes: finished results kept on disk so that they can be
+    read again; those of a live session stay for as long as the bytes suffice. pending_samples: beyond so many, clients are told to slow down (429).
     ephemeral_samplers: unnamed sampler snapshots of a model that stay; older ones go.
     body_bytes: largest request body."""
 
@@ -168,9 +205,11 @@ class Config:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     fairness: FairnessConfig = field(default_factory=FairnessConfig)
     quotas: QuotasConfig = field(default_factory=QuotasConfig)
+    journal: JournalConfig = field(default_factory=JournalConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     bridge: BridgeConfig = field(default_factory=BridgeConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

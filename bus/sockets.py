@@ -1,11 +1,12 @@
 """How sockets are made, and what is the same for all of them.
 
-Nothing is dropped at a high-water mark (they are off; the broker limits what it admits), no frame
-is longer than the limits allow, and only ipc addresses are served: tcp waits for CURVE keys.
-Closing a socket keeps unsent messages for `LINGER_MS` at most, so that no process hangs at its end.
+Nothing is dropped at a high-water mark (they are off; the broker limits what it admits), and no frame
+is longer than the limits allow. ipc is for this machine and this user: the kernel says who connects.
+tcp is served with CURVE keys only, see `curve_sockets`. Closing a socket keeps unsent messages for `LINGER_MS` at most, so that no process hangs at its end.
 """
 
 import contextlib
+import os
 import socket as posix
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -40,16 +41,16 @@ def bind_router(
     handover: a peer that comes back under the identity of an older connection takes its place, as
     a restarted actor does. Never for clients: one could take another's answers.
     """
-    socket = _prepared(context, zmq.ROUTER, limits)
+    socket = prepared(context, zmq.ROUTER, limits)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.ROUTER_HANDOVER, int(handover))
-    socket.bind(checked_address(address))
+    _bind_ipc(socket, address)
     return socket
 
 
 def bind_publisher(context: "zmq.Context[SocketT]", address: str, limits: LimitsConfig) -> SocketT:
-    socket = _prepared(context, zmq.PUB, limits)
-    socket.bind(checked_address(address))
+    socket = prepared(context, zmq.PUB, limits)
+    _bind_ipc(socket, address)
     return socket
 
 
@@ -57,7 +58,7 @@ def connect_dealer(
     context: "zmq.Context[SocketT]", address: str, limits: LimitsConfig, *, identity: bytes = b""
 ) -> SocketT:
     """identity: empty for a client, which gets one of zmq's own; see `identities` for actors."""
-    socket = _prepared(context, zmq.DEALER, limits)
+    socket = prepared(context, zmq.DEALER, limits)
     if identity:
         socket.setsockopt(zmq.IDENTITY, identity)
     socket.connect(checked_address(address))
@@ -65,14 +66,14 @@ def connect_dealer(
 
 
 def connect_subscriber(context: "zmq.Context[SocketT]", address: str, limits: LimitsConfig) -> SocketT:
-    socket = _prepared(context, zmq.SUB, limits)
+    socket = prepared(context, zmq.SUB, limits)
     socket.setsockopt(zmq.SUBSCRIBE, b"")
     socket.connect(checked_address(address))
     return socket
 
 
 def checked_address(address: str) -> str:
-    """Return an address that can be served.
+    """Return an address that can be served without keys.
 
     Raises:
         NotSupported: it is not an ipc address.
@@ -80,7 +81,7 @@ def checked_address(address: str) -> str:
     """
     scheme = address.partition("://")[0]
     if scheme == "tcp":
-        raise NotSupported(f"{address}: tcp needs CURVE keys, which loractl does not have yet; use ipc")
+        raise NotSupported(f"{address}: tcp is served with CURVE keys only (`loractl keys curve`)")
     if not address.startswith(_IPC):
         raise NotSupported(f"{address}: only ipc addresses are served")
     length = len(address.removeprefix(_IPC).encode())
@@ -160,15 +161,31 @@ def close(context: "zmq.Context[Any]", *sockets: "zmq.Socket[Any]") -> None:
     """
     for socket in sockets:
         with contextlib.suppress(zmq.ZMQError):
-            listened = someone_listens(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+            listened = _still_listened(socket.getsockopt_string(zmq.LAST_ENDPOINT))
             socket.close(linger=LINGER_MS if listened else 0)
     context.term()
 
 
-def _prepared(context: "zmq.Context[SocketT]", kind: int, limits: LimitsConfig) -> SocketT:
+def prepared(context: "zmq.Context[SocketT]", kind: int, limits: LimitsConfig) -> SocketT:
     socket = context.socket(kind)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     socket.setsockopt(zmq.MAXMSGSIZE, limits.frame_bytes)
     return socket
+
+
+def _still_listened(endpoint: str) -> bool:
+    return not endpoint.startswith(_IPC) or someone_listens(endpoint)
+
+
+def _bind_ipc(socket: "zmq.Socket[Any]", address: str) -> None:
+    """Serve this user's own processes: whoever else gets as far as the socket is hung up on.
+
+    The directory keeps others out (see `daemon.instance`); this holds where it does not, as on systems
+    that do not look at the rights of a socket's path. A libzmq without the filter leaves the directory.
+    """
+    checked_address(address)
+    with contextlib.suppress(zmq.ZMQError):
+        socket.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+    socket.bind(address)

@@ -1,15 +1,21 @@
-"""What clients of the service over HTTP need: API keys, the environment of the SDK, the tokenizer.
+"""What clients of the service need: API keys, key files for tcp, the SDK's environment, the tokenizer.
 
 Each function is a command's work and returns its exit code; stdout gets data, stderr gets talk.
 """
 
+import hashlib
+import os
 import shlex
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from ..bus.config import Config, hub_cache
-from ..bus.errors import ActorRestarting, NotSupported
+from ..bus.curve import CurveKeys, CurveRecord
+from ..bus.errors import ActorRestarting, InvalidRequest, NotSupported
 from ..bus.keys import KeyRecord, Keys, ensure_local_key
 from ..bus.layout import StateLayout
 from ..bus.listening import url_from_here
@@ -18,35 +24,77 @@ from .service import connect
 from .terminal import data_console, show_json, show_table, talk_console
 from .tokenizer_cache import name_that_clients_ask_for, write_tokenizer_cache
 
+_UNITS_S = {"m": 60, "h": 3600, "d": 24 * 3600}
+_MOST_UNITS = 100_000
 
-def create_key(config: Config, name: str) -> int:
-    key = Keys(_layout(config)).create(name)
+
+def create_key(config: Config, name: str, expires: str | None) -> int:
+    key = Keys(_layout(config)).create(name, expires_unix_s=_moment(expires))
     data_console().print(key)
     talk_console().print(f"this is the key of {name}, shown only now: it is what they set as TINKER_API_KEY")
     return 0
 
 
+def create_curve_key(config: Config, tenant: str | None, out: Path | None, expires: str | None) -> int:
+    """tenant None: the daemon's own keys only, and its public one is shown."""
+    curve = CurveKeys(_layout(config))
+    if tenant is None:
+        data_console().print(curve.ensure_server().public, markup=False, highlight=False)
+        talk_console().print(
+            "this is the daemon's public key: `loractl keys curve --tenant NAME` makes clients'"
+        )
+        return 0
+    if out is not None and out.exists():
+        raise InvalidRequest(f"{out} exists: name a new file")
+    key = curve.create(tenant, expires_unix_s=_moment(expires))
+    text = msgspec.json.format(msgspec.json.encode(key), indent=2).decode()
+    if out is None:
+        data_console().print(text, markup=False, highlight=False)
+    else:
+        _write_private(out, f"{text}\n")
+    where = out or "a file that only its owner may read (0600)"
+    talk_console().print(
+        f"this is the key of {tenant}, shown only now: keep it in {where}, and use it with "
+        "--connect tcp://HOST:PORT --curve-key FILE"
+    )
+    return 0
+
+
 def list_keys(config: Config, *, as_json: bool) -> int:
     """Without the keys themselves, which nobody can read again."""
-    records = Keys(_layout(config)).listed()
+    api, curve = Keys(_layout(config)).listed(), CurveKeys(_layout(config)).listed()
+    facts = [*map(_facts, api), *map(_curve_facts, curve)]
     if as_json:
-        show_json(data_console(), [_facts(record) for record in records])
-    elif records:
-        rows = [tuple(_facts(record).values()) for record in records]
-        show_table(data_console(), ("NAME", "KEY", "ID", "CREATED"), rows)
+        show_json(data_console(), facts)
+    elif facts:
+        rows = [tuple(each.values()) for each in facts]
+        show_table(data_console(), ("NAME", "KEY", "ID", "CREATED", "EXPIRES", "FOR"), rows)
     else:
         talk_console().print("no keys yet: `loractl keys create NAME` makes one")
     return 0
 
 
 def revoke_key(config: Config, name: str) -> int:
-    Keys(_layout(config)).revoke(name)
-    talk_console().print(f"revoked the key of {name}; what was made with it stays")
+    """All keys of a name: who revokes one wants its owner out."""
+    ended = CurveKeys(_layout(config)).revoke(name)
+    keys = Keys(_layout(config))
+    if not ended or any(each.name == name for each in keys.listed()):
+        keys.revoke(name)
+        ended += 1
+    what = "the key" if ended == 1 else f"{ended} keys"
+    talk_console().print(
+        f"revoked {what} of {name}; what was made with {'it' if ended == 1 else 'them'} stays"
+    )
     return 0
 
 
 def show_environment(config: Config) -> int:
     """What a shell evaluates so that the SDK finds the daemon, as its local user."""
+    if config.client.connect:
+        raise NotSupported(
+            f"{config.client.connect} is another daemon than this machine's, whose local key would not open it: "
+            "ask its owner for an API key and its URL"
+        )
     with connect(config=config) as service:
         url = _url(service.status())
     _show_exports({"TINKER_BASE_URL": url, "TINKER_API_KEY": ensure_local_key(_layout(config))})
@@ -68,13 +116,54 @@ def _layout(config: Config) -> StateLayout:
 
 
 def _facts(record: KeyRecord) -> dict[str, str]:
-    created = datetime.fromtimestamp(record.created_unix_s, UTC).astimezone()
     return {
         "name": record.name,
         "key": f"{record.prefix}…",
         "id": record.key_id,
-        "created": created.isoformat(sep=" ", timespec="seconds"),
+        "created": _shown(record.created_unix_s),
+        "expires": _shown(record.expires_unix_s),
+        "for": "http",
     }
+
+
+def _curve_facts(record: CurveRecord) -> dict[str, str]:
+    """A CURVE key is listed by its public half, which is no secret."""
+    return {
+        "name": record.name,
+        "key": f"{record.public[:10]}…",
+        "id": hashlib.sha256(record.public.encode()).hexdigest()[:16],
+        "created": _shown(record.created_unix_s),
+        "expires": _shown(record.expires_unix_s),
+        "for": "tcp",
+    }
+
+
+def _shown(unix_s: float | None) -> str:
+    if unix_s is None:
+        return "never"
+    return datetime.fromtimestamp(unix_s, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def _moment(expires: str | None) -> float | None:
+    """The end of a time from now, as 30d, 12h, 45m.
+
+    Raises:
+        InvalidRequest: it has another form.
+    """
+    if expires is None:
+        return None
+    count, unit = expires[:-1], expires[-1:]
+    if not (count.isascii() and count.isdecimal() and unit in _UNITS_S and 0 < int(count[:9]) <= _MOST_UNITS):
+        raise InvalidRequest(f"--expires {expires[:40]!r}: write 30d, 12h or 45m")
+    return time.time() + int(count) * _UNITS_S[unit]
+
+
+def _write_private(file: Path, text: str) -> None:
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+            opened.write(text)
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {file}: {(error.strerror or str(error)).lower()}") from error
 
 
 def _url(status: DaemonStatus) -> str:

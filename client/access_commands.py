@@ -1,4 +1,4 @@
-"""The commands for clients over HTTP: keys, env, tokenizer-cache. Their work is `access`."""
+"""The commands for clients over HTTP and tcp: keys, env, tokenizer-cache. Their work is `access`."""
 
 from pathlib import Path
 
@@ -8,18 +8,44 @@ from . import access
 from .options import example, placed
 from .startup import Place
 
+_EXPIRES = click.option(
+    "--expires", metavar="30d|12h|45m", help="Until when it is good.  [default: for ever]"
+)
+
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke API keys for HTTP."""
+    """Make, list and revoke keys: for HTTP, and for the bus over tcp."""
 
 
 @keys.command()
 @click.argument("name")
+@_EXPIRES
 @placed
-def create(place: Place, name: str) -> int:
-    """Make a key for the user NAME, and show it this once."""
-    return access.create_key(place.config(), name)
+def create(place: Place, name: str, expires: str | None) -> int:
+    """Make an API key for the user NAME, and show it this once."""
+    return access.create_key(place.config(), name, expires)
+
+
+@keys.command(
+    epilog=example(
+        "loractl keys curve --tenant alice --out alice.key",
+        "loractl daemon start --base-model tiny=/tmp/tiny --config daemon.listen=tcp://10.0.0.5:7000",
+        "loractl adapters list --connect tcp://10.0.0.5:7000 --curve-key alice.key",
+    )
+)
+@click.option("--tenant", metavar="NAME", help="Whom the client is.  [default: only the daemon's own keys]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="[default: stdout]")
+@_EXPIRES
+@placed
+def curve(place: Place, tenant: str | None, out: Path | None, expires: str | None) -> int:
+    """Make the key file with which a client reaches the daemon over tcp.
+
+    The daemon's own keys are made the first time. A tenant may have several key files.
+    """
+    if tenant is None and (out is not None or expires is not None):
+        raise click.UsageError("--out and --expires go with --tenant NAME")
+    return access.create_curve_key(place.config(), tenant, out, expires)
 
 
 @keys.command("list")
@@ -37,7 +63,7 @@ def list_keys(place: Place, as_json: bool) -> int:
 @click.argument("name")
 @placed
 def revoke(place: Place, name: str) -> int:
-    """Forget the key of NAME at once; their adapters stay."""
+    """Forget all keys of NAME at once; their adapters stay."""
     return access.revoke_key(place.config(), name)
 
 

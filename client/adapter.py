@@ -1,7 +1,8 @@
 """An adapter in a client's hands: its lane, and the operations sent along it.
 
-Operations are numbered and run in the order they were sent. A restart of the trainer ends the lane
-(`LaneLost`, `ActorRestarting`): `reopen` gets a new one and says at which step the adapter is.
+Operations are numbered and run in the order they were sent, also through restarts. Only unloading, or a
+restart where the daemon keeps no journal, ends the lane (`LaneLost`, `ActorRestarting`): `reopen` gets a
+new one and says at which step the adapter is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,7 +109,7 @@ class Adapter:
         return self._submit(body, StepResult)
 
     def save(self, name: str, *, overwrite: bool = False) -> Future[CheckpointSaved]:
-        """Write the whole training state under a name. A trainer that restarts goes on from the newest."""
+        """Write the whole training state under a name."""
         return self._submit(SaveCheckpoint(**self._next(), name=name, overwrite=overwrite), CheckpointSaved)
 
     def load(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Unpack
 
 from ..bus.config import Config
-from ..bus.errors import InvalidData, LoractlError
-from ..bus.ids import LOCAL_TENANT, TenantId
+from ..bus.errors import InvalidData, LoractlError, NotSupported
+from ..bus.ids import TenantId
 from ..bus.layout import StateLayout
 from ..bus.messages import DaemonStatus
 from . import doctor, screens
@@ -98,17 +98,19 @@ def _standard_input() -> str:
         raise InvalidData(f"stdin is not {error.encoding} text at byte {error.start + 1}") from error
 
 
-def list_adapters(config: Config, tenant: TenantId | None, *, as_json: bool) -> int:
-    """tenant: None for all of them."""
+def list_adapters(config: Config, tenant: TenantId | None, *, everybody: bool, as_json: bool) -> int:
+    """tenant: None for the caller's own. everybody: all tenants', which the daemon's owner may ask for."""
     with _service(config) as service:
+        tenant = None if everybody else tenant or service.tenant
         tenants = [tenant] if tenant else [each.tenant for each in service.tenants() if each.adapters]
+        own = tenant in (None, service.tenant)
         listed = service.listed_of(tenants)
     adapters = [each for found in listed for each in found.adapters]
     if as_json:
         show_json(data_console(), screens.plain_data(adapters))
     elif not adapters:
         others = f"{tenant} has no adapters: `loractl usage` lists who has some"
-        talk_console().print(screens.NO_ADAPTERS if tenant in (None, LOCAL_TENANT) else others)
+        talk_console().print(screens.NO_ADAPTERS if own else others)
     else:
         screens.show_adapters(data_console(), adapters, with_tenants=tenant is None)
         if tenant:
@@ -149,6 +151,11 @@ def remove_adapter(config: Config, name: str) -> int:
 
 
 def export_adapter(config: Config, name: str, directory: Path, version: int | None) -> int:
+    if config.client.connect:
+        raise NotSupported(
+            "published files lie on the daemon's machine: export them there, or over HTTP with the Tinker SDK "
+            "(save_weights_external)"
+        )
     with _service(config) as service:
         record = choose_version(name, service.versions(name), version)
     export_version(record, directory)

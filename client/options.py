@@ -33,6 +33,23 @@ def placed(command: CommandT) -> CommandT:
     return with_place  # type: ignore[return-value]  # the same command, with two options more
 
 
+def reaching(command: CommandT) -> CommandT:
+    """As `placed`, for commands that a daemon on another machine serves as well."""
+
+    @click.option(
+        "--connect", metavar="tcp://HOST:PORT", help="A daemon elsewhere.  [env: LORACTL_CLIENT__CONNECT]"
+    )
+    @click.option("--curve-key", metavar="FILE", help="The key for it.  [env: LORACTL_CLIENT__CURVE_KEY]")
+    @placed
+    @functools.wraps(command)
+    def with_daemon(*, place: Place, connect: str | None, curve_key: str | None, **options: Any) -> Any:
+        given = {"client.connect": connect, "client.curve_key": curve_key}
+        more = tuple(f"{name}={value}" for name, value in given.items() if value is not None)
+        return command(place=Place(place.state_dir, (*place.overrides, *more)), **options)
+
+    return with_daemon  # type: ignore[return-value]  # as above
+
+
 def training_options(command: CommandT) -> CommandT:
     """What a run trains and how: the fields of `GivenSettings`."""
     return _with(

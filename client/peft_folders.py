@@ -102,7 +102,7 @@ def read_peft_folder(directory: Path, seed: int = 0) -> PeftFolder:
         raise InvalidData(
             f"cannot read {error.filename}: {error.strerror}; is {directory} a PEFT directory?"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidData(f"{directory / CONFIG_FILE} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise InvalidData(f"{directory / CONFIG_FILE} holds no object")

@@ -28,7 +28,7 @@ def read_record(file: Path) -> RunRecord | None:
     """The record of an earlier run, or None when there is none that can be read."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=RunRecord)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

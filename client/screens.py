@@ -32,6 +32,7 @@ def show_status(console: Console, status: DaemonStatus, adapters: Sequence[Adapt
             "base model": status.base_model,
             "state": status.state_dir,
             "http": status.http or "off",
+            **({"chaos": status.chaos} if status.chaos else {}),
         },
     )
     console.print()

@@ -49,6 +49,7 @@ from ..bus.messages import (
     VersionRecord,
     VersionTable,
 )
+from ..bus.remote_daemon import remote_daemon
 from .adapter import Adapter
 from .futures import Future, ask, checked
 from .text import ModelText, load_tokenizer
@@ -76,20 +77,29 @@ def connect(
     config: Config | None = None,
     on_waiting: Callable[[str], None] | None = None,
 ) -> "Service":
-    """Connect to the daemon of a state directory, by default the one that the command line uses.
+    """Connect to the daemon of a state directory, by default the one that the command line uses, or to the
+    one elsewhere that the setting client.connect names.
 
     on_waiting: told why a request waits, when the daemon says so.
 
     Raises:
         DaemonNotRunning: no daemon runs there.
-        InvalidConfig: the settings cannot be read.
+        InvalidConfig: the settings or the key for a daemon elsewhere cannot be read.
+        AccessDenied: a daemon elsewhere does not take the key.
     """
-    return Service(Client(config or load_config(state_dir=state_dir), on_waiting=on_waiting))
+    config = config or load_config(state_dir=state_dir)
+    where = remote_daemon(config) if config.client.connect else config
+    return Service(Client(where, on_waiting=on_waiting))
 
 
 class Service:
     def __init__(self, client: Client) -> None:
         self._client = client
+
+    @property
+    def tenant(self) -> TenantId:
+        """Whose requests these are."""
+        return self._client.tenant
 
     @cached_property
     def model(self) -> ModelDetails:

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from ..bus.config import Config, load_config
+from ..bus.curve import checked_server
 from ..bus.errors import InvalidConfig
+from ..bus.layout import StateLayout
 from ..bus.listening import is_open_to_others, listen
 from ..bus.messages import ActorPhase, ActorStatus, DaemonStatus
 from .terminal import duration_text
@@ -74,12 +76,15 @@ def with_http(config: Config) -> Config:
     return replace(config, daemon=replace(config.daemon, http="auto"))
 
 
-def check_http(config: Config) -> None:
+def check_addresses(config: Config) -> None:
     """Tell an address that cannot be served before anything starts.
 
     Raises:
         StartFailed: it is in use, or not ours.
+        InvalidConfig: it is a tcp address, and there are no CURVE keys.
     """
+    if config.daemon.listen:
+        checked_server(StateLayout(Path(config.state_dir)), config.daemon.listen)
     if config.daemon.serves_http and config.daemon.http != "auto":
         listen(config.daemon.http).close()
 
@@ -109,8 +114,8 @@ class Launcher(Protocol):
 
 @contextmanager
 def daemon_for_run(config: Config, launcher: Launcher, talk: Console) -> Iterator[None]:
-    """The daemon that runs already, or one that runs as long as this context."""
-    if launcher.running(config):
+    """The daemon that runs already, here or elsewhere, or one that runs as long as this context."""
+    if config.client.connect or launcher.running(config):
         yield
         return
     check_base_model(config)

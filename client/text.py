@@ -93,17 +93,22 @@ def load_tokenizer(model: ModelDetails) -> ChatTokenizer:
         InvalidConfig: it cannot be read here.
     """
     try:
-        if (Path(model.path) / "tokenizer.json").is_file():
+        # On another machine than the daemon's, the name leads to what `loractl tokenizer-cache` put there.
+        source = model.path if Path(model.path).is_dir() else model.name
+        if (Path(source) / "tokenizer.json").is_file():
             # Everything that a tokenizer does is in that file; `AutoTokenizer` would import torch.
             from transformers import PreTrainedTokenizerFast as Tokenizer
         else:
             from transformers import AutoTokenizer as Tokenizer
         # Lengths are judged here, by the daemon's limit; transformers would warn of its own beside it.
         tokenizer: ChatTokenizer = Tokenizer.from_pretrained(
-            model.path, local_files_only=True, model_max_length=_ANY_LENGTH
+            source, local_files_only=True, model_max_length=_ANY_LENGTH
         )
     except ImportError as error:
         raise InvalidConfig("text needs the transformers package: pip install 'loractl[train]'") from error
     except (OSError, ValueError) as error:
-        raise InvalidConfig(f"cannot read the tokenizer in {model.path}: {error}") from error
+        raise InvalidConfig(
+            f"cannot read the tokenizer in {model.path}: {error}; for a daemon elsewhere, "
+            f"`loractl tokenizer-cache {model.name} DIR` puts it in reach here"
+        ) from error
     return tokenizer

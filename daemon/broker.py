@@ -6,20 +6,15 @@ is `publishing`. No sockets, no clock: `now` is seconds of a monotonic clock.
 Frames are looked into only where the broker must understand them; all others pass through.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from ..bus.codec import Header, check_sizes, decode, encode, payload_digest
 from ..bus.config import Config
-from ..bus.errors import (
-    BadFrame,
-    Internal,
-    LoractlError,
-)
+from ..bus.errors import BadFrame, Internal, LoractlError
 from ..bus.failures import failed
 from ..bus.identities import unsolicited
 from ..bus.ids import ActorId
-from ..bus.lane_places import lane_place
 from ..bus.messages import (
     ActorReady,
     ActorRole,
@@ -27,44 +22,53 @@ from ..bus.messages import (
     AdapterList,
     DaemonStatus,
     DeleteVersion,
-    Done,
     Drain,
     Envelope,
     Failed,
-    GetStatus,
     GetVersions,
     Heartbeat,
     LaneOpened,
     Message,
-    Ping,
-    Shutdown,
+    SnapshotTaken,
     VersionReleased,
     VersionServed,
     VersionWritten,
 )
 from .admissions import UNDERSTOOD, Admissions
-from .decisions import ClientId, Decision, Frames, Heard, Key, Reply, StopDaemon, Tell
-from .dispatch import Dispatch, stopping
+from .answers import stopping
+from .decisions import ClientId, Decision, Frames, Heard, Key, Relay, Tell
+from .deletions import Deletions
+from .dispatch import Dispatch
+from .durability import Durability
+from .journal.records import Past, Record, VersionDeleted
 from .ledger import Ticket
 from .publishing import Publishing
+from .questions import Questions
 from .receipts import Settled
-from .routing import DESTINATION_BY_KIND, ON_A_LANE, Destination
-from .status import Identity, daemon_status
-from .versions import VersionKey
+from .routing import DESTINATION_BY_KIND, Destination
+from .status import Identity
 
-REPORTS = (ActorReady, Heartbeat, VersionServed, VersionReleased)
+REPORTS = (ActorReady, Heartbeat, SnapshotTaken, VersionServed, VersionReleased)
 _REPORT_KINDS = frozenset(report.kind for report in REPORTS)
 _DESCRIPTIONS = (AdapterCreated.kind, AdapterList.kind, LaneOpened.kind)
 
 
 class Broker:
-    def __init__(self, config: Config, actors: Mapping[ActorId, ActorRole], identity: Identity) -> None:
+    def __init__(
+        self,
+        config: Config,
+        actors: Mapping[ActorId, ActorRole],
+        identity: Identity,
+        past: Past | None = None,
+    ) -> None:
         self._config = config
-        self._identity = identity
         self._draining = False
-        self._dispatch = Dispatch(config.limits, config.quotas, actors)
+        self._dispatch = Dispatch(config.limits, config.quotas, actors, past)
+        self._durability = Durability(self._dispatch, past, self._admit)
         self._publishing = Publishing(config.publish, self._dispatch.actors)
         self._admissions = Admissions(self._dispatch, self._publishing)
+        self._deletions = Deletions(self._publishing, past)
+        self._questions = Questions(config, identity, self._dispatch, self._publishing, past)
 
     # --- from clients ------------------------------------------------------------------------
 
@@ -79,26 +83,40 @@ class Broker:
         if destination is None:
             raise BadFrame(f"{header.kind[:64]!r} is no request")
         if destination is Destination.BROKER:
-            return self._answer_at_once(client, self._decoded(frames), now)
+            asked = self._decoded(frames)
+            if isinstance(asked.body, DeleteVersion):
+                return self._deletions.answer(client, asked, asked.body)
+            return self._questions.answer(client, asked, now)
         ledger, digest = self._dispatch.ledger, payload_digest(frames)
         key = (header.tenant, header.request)
         known = ledger.known(key, digest)
         if known is not None:
             return self._dispatch.again(known, key, client)
+        covered = self._dispatch.journaling.covers(header.kind)
+        logged = self._durability.find(key, digest) if covered else None
+        if logged is not None and not logged.again:
+            return [Relay(client, self._durability.first_outcome(logged))]
         if self._draining:
             raise stopping()
         body = self._decoded(frames).body if header.kind in UNDERSTOOD else None
         ticket = ledger.open(key, header.kind, digest, destination, frames, client)
-        ticket.place = lane_place(header, frames) if header.kind in ON_A_LANE else None
-        if body is None:
+        try:
+            taken = self._durability.take_in(ticket, header, logged, now)
+        except LoractlError as error:
+            return self.abandon(key, error, now)
+        return self._admit(ticket, now, body) if taken is None else taken
+
+    def _admit(self, ticket: Ticket, now: float, body: Message | None = None) -> list[Decision]:
+        if ticket.kind not in UNDERSTOOD:
             return self._dispatch.place(ticket, now)
         try:
+            body = body or self._decoded(ticket.frames).body
             return self._settled_pins(self._admissions.admit(ticket, body, now))
         except LoractlError as error:
             return self._settled_pins(self._dispatch.end(ticket, failed(error), now))
 
     def abandon(self, key: Key, error: LoractlError, now: float) -> list[Decision]:
-        """Handling this request hit a bug: answer whoever waits for it."""
+        """Nothing can be done with this request: answer whoever waits for it, and forget it."""
         ticket = self._dispatch.ledger.find(key)
         if ticket is None:
             return []
@@ -118,14 +136,40 @@ class Broker:
             broken = Internal(f"{actor} answered with a broken message ({error.message}): its log has more")
             return self.abandon((header.tenant, header.request), broken, now)
 
+    # --- from the journal ------------------------------------------------------------------------
+
+    def written(self, record: Record, now: float, *, refused: str = "") -> list[Decision]:
+        """A record is durable; or was refused, and why."""
+        if isinstance(record, VersionDeleted):
+            settled = self._deletions.refused(record, refused) if refused else self._deletions.written(record)
+            return self._settled_pins(settled)
+        if refused:
+            return self._settled_pins(self._durability.refused(record, refused, now))
+        return self._settled_pins(self._durability.written(record, now))
+
     # --- from the supervisor -----------------------------------------------------------------
 
     def spawned(self, actor: ActorId, *, pid: int, restarts: int) -> None:
         self._dispatch.actors.spawned(actor, pid=pid, restarts=restarts)
 
-    def lost(self, actor: ActorId, *, for_good: bool, details: str, now: float) -> list[Decision]:
-        """An actor's process ended. for_good: it will not be started again."""
-        decisions = self._dispatch.actor_lost(actor, for_good=for_good, details=details, now=now)
+    def lost(
+        self,
+        actor: ActorId,
+        *,
+        for_good: bool,
+        details: str,
+        now: float,
+        killed: bool = False,
+        in_hand: Collection[Key] = (),
+    ) -> list[Decision]:
+        """An actor's process ended. for_good: it will not be started again. killed: nothing that it did
+        itself ended it. in_hand: requests that a trainer was at just then."""
+        decisions: list[Decision] = []
+        if self._dispatch.actors[actor].role == "trainer":
+            # One that was not ready had nothing in hand: what is noted is what the one before it was at.
+            was_ready = self._dispatch.actors[actor].phase in ("ready", "stopping")
+            decisions += self._durability.lost(in_hand if was_ready else (), killed=killed, now=now)
+        decisions += self._dispatch.actor_lost(actor, for_good=for_good, details=details, now=now)
         if self._dispatch.actors[actor].role == "sampler":
             told, settled = self._publishing.sampler_lost(actor)
             decisions += [*told, *self._settle(settled, now)]
@@ -145,57 +189,52 @@ class Broker:
 
     def tick(self, now: float) -> list[Decision]:
         self._dispatch.ledger.forget(now)
-        return self._settled_pins(self._settle(self._publishing.receipts.expire(now), now))
+        late = self._settle(self._publishing.receipts.expire(now), now)
+        return self._settled_pins([*self._durability.due(now), *late])
 
     def next_deadline(self) -> float:
         """When `tick` has something to do; infinity when nothing is due ever."""
-        return min(self._dispatch.ledger.next_deadline(), self._publishing.receipts.next_deadline())
+        return min(
+            self._dispatch.ledger.next_deadline(),
+            self._publishing.receipts.next_deadline(),
+            self._durability.next_due(),
+        )
 
     def status(self, now: float) -> DaemonStatus:
-        return daemon_status(self._identity, self._config, self._dispatch.actors, self._publishing, now)
-
-    # --- requests with a meaning of their own ------------------------------------------------
-
-    def _answer_at_once(self, client: ClientId, envelope: Envelope, now: float) -> list[Decision]:
-        """Questions change nothing, and a deletion done twice nothing more: the ledger need not know them."""
-        answer: Message
-        match envelope.body:
-            case Ping():
-                answer = self._identity.pong(now)
-            case GetStatus():
-                answer = self.status(now)
-            case GetVersions():
-                answer = self._publishing.versions.table(envelope.tenant)
-            case Shutdown():
-                answer = Done()
-            case DeleteVersion(adapter=adapter, version=number):
-                done = self._publishing.delete_version(envelope.tenant, VersionKey(adapter, number))
-                return [*done, _reply(client, envelope, Done())]
-            case other:
-                raise AssertionError(f"{other.kind} is routed to the broker, which does not know it")
-        reply = _reply(client, envelope, answer)
-        return [reply, StopDaemon()] if isinstance(envelope.body, Shutdown) else [reply]
+        return self._questions.status(now)
 
     # --- answers and reports -----------------------------------------------------------------
 
     def _answer(self, actor: ActorId, header: Header, frames: Frames, now: float) -> list[Decision]:
+        if (step := self._dispatch.recovery.heard(header, frames)) is not None:
+            return self._dispatch.released(step, now)
         ticket = self._dispatch.ledger.find((header.tenant, header.request))
         if ticket is None or ticket.actor != actor:
             return []  # answered otherwise already, because its actor had died
         if not header.last:
             return self._dispatch.pass_on(ticket, frames)
         if header.kind == Failed.kind:
-            return self._dispatch.end(ticket, frames, now, keep=header.fields.get("retryable") is False)
+            return self._failed(ticket, header, frames, now)
         if header.kind == VersionWritten.kind:
             return self._version_written(ticket, frames, now)
         if header.kind in _DESCRIPTIONS:
             frames = self._described(frames)
         deleted = self._publishing.deleted(ticket.deletes) if ticket.deletes is not None else []
-        return [*deleted, *self._dispatch.end(ticket, frames, now)]
+        ended = self._dispatch.end(ticket, frames, now)
+        return [*deleted, *ended, *self._durability.gone(ticket)]
+
+    def _failed(self, ticket: Ticket, header: Header, frames: Frames, now: float) -> list[Decision]:
+        if ticket.number:
+            body = self._decoded(frames).body
+            assert isinstance(body, Failed)
+            if parked := self._durability.answered(ticket, body, draining=self._draining, now=now):
+                return parked
+        return self._dispatch.end(ticket, frames, now, keep=header.fields.get("retryable") is False)
 
     def _version_written(self, ticket: Ticket, frames: Frames, now: float) -> list[Decision]:
         body = self._decoded(frames).body
         assert isinstance(body, VersionWritten)
+        ticket.written_version = True
         told, settled = self._publishing.written(ticket, body.record, now)
         return [*told, *self._dispatch.let_go(ticket), *self._settle(settled, now)]
 
@@ -217,6 +256,8 @@ class Broker:
                 return self._settle(self._publishing.served(body, now), now)
             case VersionReleased():
                 return self._publishing.released(body)
+            case SnapshotTaken():
+                return self._durability.snapshot(body)
             case other:
                 raise AssertionError(f"{other.kind} is no report")
 
@@ -227,6 +268,7 @@ class Broker:
         decisions: list[Decision] = [Heard(actor.name, ready=True)]
         if actor.role == "trainer":
             decisions += self._publishing.trainer_ready(body)
+            decisions += self._durability.ready(actor.name, now)
         return decisions + self._dispatch.advance_all(now)
 
     def _table_for(self, actor: ActorId, header: Header) -> list[Decision]:
@@ -256,7 +298,3 @@ class Broker:
 
     def _decoded(self, frames: Frames) -> Envelope:
         return decode(frames, self._config.limits)
-
-
-def _reply(client: ClientId, asked: Envelope, answer: Message) -> Reply:
-    return Reply(client, replace(asked, body=answer))

@@ -4,13 +4,16 @@ A client is known by the identity its socket has; an actor by its name. Frames t
 through stay as they came; messages of the broker's own are encoded by the loop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
 from ..bus.codec import Buffer
 from ..bus.ids import ActorId, RequestId, TenantId
 from ..bus.messages import AdapterDeleted, AdapterPublished, Envelope, VersionRetired
+
+if TYPE_CHECKING:
+    from .journal.records import Record
 
 ClientId = NewType("ClientId", bytes)
 Key = tuple[TenantId, RequestId]
@@ -70,4 +73,19 @@ class StopDaemon:
     """A client asked for it: end as on SIGTERM."""
 
 
-Decision = Forward | Relay | Tell | Reply | Publish | Heard | StopDaemon
+@dataclass(frozen=True, slots=True)
+class WriteDown:
+    """To the journal. What depends on it is decided once it is durable."""
+
+    record: "Record"
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """To the daemon's log."""
+
+    event: str
+    fields: Mapping[str, object]
+
+
+Decision = Forward | Relay | Tell | Reply | Publish | Heard | StopDaemon | WriteDown | Say

@@ -6,15 +6,20 @@ returns decisions; the pins of requests that ended are left in `unpinned` for th
 
 from collections.abc import Mapping
 
+from ..bus.codec import encode, peek
 from ..bus.config import LimitsConfig, QuotasConfig
-from ..bus.errors import ActorRestarting, ActorStopping, ActorUnavailable, LoractlError
+from ..bus.errors import ActorUnavailable, LoractlError
 from ..bus.failures import failed
 from ..bus.ids import ActorId, LaneId, TenantId
-from ..bus.messages import ActorRole, Envelope, Failed, Message, WaitCause, Waiting
+from ..bus.messages import ActorRole, Failed, Message, WaitCause
 from .actors import Actor, ActorTable, Hold
-from .decisions import ClientId, Decision, Forward, Key, Relay, Reply
+from .answers import delivery, enveloped, loss, notice, recovery_failed
+from .decisions import ClientId, Decision, Forward, Key
+from .journal.records import Past
+from .journaling import Journaling
 from .ledger import Ended, Ledger, Outcome, Ticket
 from .quota_words import held_too_much, quota_reason
+from .recovery import WAITS, Recovery, Step
 from .routing import Destination
 from .versions import VersionKey
 from .waitlist import Waitlist
@@ -22,9 +27,16 @@ from .waitlist import Waitlist
 
 class Dispatch:
     def __init__(
-        self, limits: LimitsConfig, quotas: QuotasConfig, actors: Mapping[ActorId, ActorRole]
+        self,
+        limits: LimitsConfig,
+        quotas: QuotasConfig,
+        actors: Mapping[ActorId, ActorRole],
+        past: Past | None = None,
     ) -> None:
+        self._limits = limits
+        self.journaling = Journaling(past, limits)
         self.ledger = Ledger(limits.outcome_bytes, limits.outcome_s)
+        self.recovery = Recovery(past, limits, self.ledger.find)
         self.actors = ActorTable(actors)
         self.waitlist = Waitlist(
             limits.inflight_per_tenant,
@@ -36,22 +48,24 @@ class Dispatch:
     def again(self, known: Ticket | Ended, key: Key, client: ClientId) -> list[Decision]:
         """The same request came again: read the first outcome, or wait for it with the others."""
         if isinstance(known, Ended):
-            return [_delivery(client, key, known.outcome)]
+            return [delivery(client, key, known.outcome)]
         known.waiters[client] = None
-        return [_notice(client, known)] if known.waits_for else []
+        if known.parked and (error := self._never(known)):
+            return self._tell_to_leave(known, failed(error))
+        return [notice(client, known)] if known.waits_for else []
 
     def place(self, ticket: Ticket, now: float) -> list[Decision]:
         """Hand a new request to an actor, or let it wait and say why; one too much to wait is refused."""
         try:
             choice = self.actors.choose(ticket.destination)
         except ActorUnavailable as error:
-            return self.end(ticket, failed(error), now)
+            return self.leave(ticket, error, now)
         if isinstance(choice, Hold):
             return self._hold(ticket, choice.reason, "others", now)
         # Were something waiting that this one must not overtake, one of these would hold for it too.
         if reason := quota_reason(self.waitlist, ticket):
             return self._hold(ticket, reason, "quota", now)
-        return [self._hand_over(ticket, choice)]
+        return self._hand_over(ticket, choice)
 
     def follow(self, ticket: Ticket, target: Ticket) -> Decision:
         """Hand a request to whoever holds its target, whatever the tenant's places."""
@@ -60,18 +74,65 @@ class Dispatch:
 
     def pass_on(self, ticket: Ticket, outcome: Outcome) -> list[Decision]:
         """A part of the answer, to everybody who waits for it."""
-        return [_delivery(client, ticket.key, outcome) for client in ticket.waiters]
+        return [delivery(client, ticket.key, outcome) for client in ticket.waiters]
 
     def end(self, ticket: Ticket, outcome: Outcome, now: float, *, keep: bool = True) -> list[Decision]:
-        """Answer everybody who waits. What may succeed on another try is never kept."""
+        """Answer everybody who waits; those of a durable request once the journal has the answer. What
+        may succeed on another try is never kept."""
         if isinstance(outcome, Failed) and outcome.retryable:
             keep = False
-        if ticket.waits_for and ticket.actor is None:
+        self._stop_waiting(ticket)
+        if not ticket.number:
+            return [*self._close(ticket, outcome, keep=keep, now=now), *self.let_go(ticket)]
+        if ticket.outcome is not None:
+            return []
+        ticket.outcome, ticket.kept = outcome, keep
+        frames = encode(enveloped(ticket.key, outcome)) if isinstance(outcome, Message) else outcome
+        is_failure = peek(frames[0], self._limits).kind == Failed.kind
+        written = self.journaling.ended(ticket, frames, failed=is_failure, again=not keep)
+        return [*self.let_go(ticket), written]
+
+    def give_up(self, ticket: Ticket, outcome: Failed, now: float) -> list[Decision]:
+        """Answer a request that the journal never had, and no actor."""
+        self.journaling.close(ticket)
+        ticket.number = 0
+        return self.end(ticket, outcome, now, keep=False)
+
+    def outcome_written(self, ticket: Ticket, now: float) -> list[Decision]:
+        """The journal has it: tell."""
+        assert ticket.outcome is not None
+        self.journaling.close(ticket)
+        return self._close(ticket, ticket.outcome, keep=ticket.kept, now=now)
+
+    def leave(self, ticket: Ticket, error: LoractlError, now: float) -> list[Decision]:
+        """Tell everybody who waits that it does not run now. A durable request stays in the journal, and
+        runs when it can."""
+        if not ticket.number:
+            return self.end(ticket, failed(error), now)
+        if ticket.outcome is not None:
+            return []
+        self._stop_waiting(ticket)
+        decisions = [*self._tell_to_leave(ticket, failed(error)), *self.let_go(ticket)]
+        self.recovery.park(ticket)
+        return decisions
+
+    def _tell_to_leave(self, ticket: Ticket, failure: Failed) -> list[Decision]:
+        decisions = self.pass_on(ticket, failure)
+        ticket.waiters.clear()
+        return decisions
+
+    def _stop_waiting(self, ticket: Ticket) -> None:
+        if ticket.parked:
+            self.recovery.unpark(ticket)
+        elif ticket.waits_for and ticket.actor is None:
             self.waitlist.remove(ticket)
+        ticket.waits_for = ""
+
+    def _close(self, ticket: Ticket, outcome: Outcome, *, keep: bool, now: float) -> list[Decision]:
         self.ledger.end(ticket, outcome, keep=keep, now=now)
         if ticket.pin is not None:
             self.unpinned.append(ticket.pin)
-        return [*self.pass_on(ticket, outcome), *self.let_go(ticket)]
+        return self.pass_on(ticket, outcome)
 
     def let_go(self, ticket: Ticket) -> list[Decision]:
         """The actor is done with it: its place goes to whoever of its tenant waits."""
@@ -99,8 +160,13 @@ class Dispatch:
         decisions: list[Decision] = []
         for ticket in held:
             ticket.actor = None
-            error = _loss(self.actors[name], ticket)
-            decisions += self.end(ticket, failed(error), now)
+            if ticket.number and not for_good and self.actors[name].phase != "stopping":
+                decisions += self.park(ticket)
+            else:
+                decisions += self.leave(ticket, loss(self.actors[name], ticket), now)
+        if for_good and self.actors[name].role == "trainer":
+            for ticket in self.recovery.parked():
+                decisions += self._tell_to_leave(ticket, failed(loss(self.actors[name], ticket)))
         return decisions + self.advance_all(now)
 
     def refuse_waiting(self, error: LoractlError, now: float) -> list[Decision]:
@@ -108,14 +174,16 @@ class Dispatch:
         decisions: list[Decision] = []
         for ticket in self.waitlist.take_all():
             ticket.waits_for = ""
-            decisions += self.end(ticket, failed(error), now)
+            decisions += self.leave(ticket, error, now)
+        for ticket in self.recovery.parked():
+            decisions += self._tell_to_leave(ticket, failed(error))
         return decisions
 
     def refuse_all(self, error: LoractlError, now: float) -> list[Decision]:
         """End everything under way."""
         decisions = self.refuse_waiting(error, now)
         for ticket in self.ledger.under_way():
-            decisions += self.end(ticket, failed(error), now)
+            decisions += self.leave(ticket, error, now)
         return decisions
 
     def _advance(self, tenant: TenantId, lane: LaneId | None = None) -> list[Decision]:
@@ -124,10 +192,10 @@ class Dispatch:
         while ticket := _off_the_list(self._next(tenant, lane)):
             actor = self.actors.choose(ticket.destination)
             assert isinstance(actor, Actor), "it was ready a moment ago"
-            decisions.append(self._hand_over(ticket, actor))
+            decisions += self._hand_over(ticket, actor)
             if ticket.cause == "quota" and ticket.place is not None:
                 # It may have to wait for others' turns now, which is no doing of its own.
-                decisions += [_notice(client, ticket) for client in ticket.waiters]
+                decisions += [notice(client, ticket) for client in ticket.waiters]
         return decisions
 
     def _next(self, tenant: TenantId, lane: LaneId | None) -> Ticket | None:
@@ -149,15 +217,53 @@ class Dispatch:
             return self.end(ticket, failed(refusal), now)
         ticket.waits_for, ticket.cause = reason, cause
         self.waitlist.hold(ticket)
-        return [_notice(client, ticket) for client in ticket.waiters]
+        return [notice(client, ticket) for client in ticket.waiters]
 
-    def _hand_over(self, ticket: Ticket, actor: Actor) -> Decision:
+    def _hand_over(self, ticket: Ticket, actor: Actor) -> list[Decision]:
+        if ticket.number and not self.recovery.lets(ticket.adapter):
+            return self._recover_first(ticket, actor)
         ticket.counted = True
         self.waitlist.taken(ticket)
-        return self._send(ticket, actor)
+        return [self._send(ticket, actor)]
+
+    def _recover_first(self, ticket: Ticket, actor: Actor) -> list[Decision]:
+        """The trainer has been started since it had this adapter last."""
+        if error := self._never(ticket):
+            return self.leave(ticket, error, now=0.0)
+        begun = self.released(self.recovery.begin(ticket.adapter))
+        if self.recovery.lets(ticket.adapter):  # there was nothing to do
+            return [*begun, *self._hand_over(ticket, actor)]
+        return [*begun, *self.park(ticket)]
+
+    def _never(self, ticket: Ticket) -> LoractlError | None:
+        """Why a durable request does not run before the daemon is started again, if so."""
+        try:
+            self.actors.choose(ticket.destination)
+        except ActorUnavailable as error:
+            return error
+        reason = self.recovery.broken(ticket.adapter)
+        return recovery_failed(reason) if reason else None
+
+    def park(self, ticket: Ticket) -> list[Decision]:
+        """Let a durable request wait until its adapter is where it was."""
+        decisions = self.let_go(ticket)
+        ticket.retried = ticket.retried or ticket.sent
+        self.recovery.park(ticket)
+        ticket.waits_for, ticket.cause = WAITS, "others"
+        return [*decisions, *(notice(client, ticket) for client in ticket.waiters)]
+
+    def released(self, step: Step, now: float = 0.0) -> list[Decision]:
+        """Carry out what recovery decided."""
+        decisions = [*step.decisions]
+        for ticket in step.released:
+            ticket.waits_for = ""
+            if not ticket.frames:
+                self.journaling.read_again(ticket)
+            decisions += self.place(ticket, now)
+        return decisions
 
     def _send(self, ticket: Ticket, actor: Actor) -> Decision:
-        ticket.actor = actor.name
+        ticket.actor, ticket.sent = actor.name, True
         actor.holds[ticket.key] = ticket
         frames, ticket.frames = ticket.frames, ()
         return Forward(actor.name, frames)
@@ -167,32 +273,3 @@ def _off_the_list(ticket: Ticket | None) -> Ticket | None:
     if ticket is not None:
         ticket.waits_for = ""
     return ticket
-
-
-def _loss(actor: Actor, ticket: Ticket) -> LoractlError:
-    if actor.phase == "stopping":
-        return stopping()
-    if actor.phase == "failed":
-        return ActorUnavailable(
-            f"{actor.name} died while it held this {ticket.kind} and was given up: see its log"
-        )
-    return ActorRestarting(
-        f"{actor.name} died while it held this {ticket.kind}; it is being started again: send the request again"
-    )
-
-
-def stopping() -> ActorStopping:
-    return ActorStopping("the daemon is stopping: send the request again when it runs")
-
-
-def _notice(client: ClientId, ticket: Ticket) -> Decision:
-    tenant, request = ticket.key
-    waiting = Waiting(reason=ticket.waits_for, routine=not ticket.waits_for, cause=ticket.cause)
-    return Reply(client, Envelope(request=request, tenant=tenant, body=waiting, last=False))
-
-
-def _delivery(client: ClientId, key: Key, outcome: Outcome) -> Decision:
-    if not isinstance(outcome, Message):
-        return Relay(client, outcome)
-    tenant, request = key
-    return Reply(client, Envelope(request=request, tenant=tenant, body=outcome))

@@ -5,6 +5,7 @@ Owns `<state>/run`. The lock is the kernel's (flock), so it goes with its proces
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ def hold_state_directory(config: Config) -> Iterator[StateLayout]:
     layout = StateLayout(Path(config.state_dir))
     for address in _addresses(layout):
         checked_address(address)
+    # What people train on lies here, and what they made of it: whatever we write from now on, or an actor of
+    # ours does, is for our user alone.
+    os.umask(0o077)
     with _usable(layout):
         _make_directories(layout)
         lock = layout.lock.open("a")
@@ -120,8 +124,23 @@ def _make_directories(layout: StateLayout) -> None:
     for directory in (layout.root, layout.logs, layout.adapters, layout.versions):
         directory.mkdir(parents=True, exist_ok=True)
     layout.run.mkdir(mode=0o700, exist_ok=True)
+    _check_own(layout.run)
     # It may be older than this rule: whoever enters it can act as the user who started the daemon.
     layout.run.chmod(0o700)
+    if layout.run.stat().st_mode & 0o077:  # a file system without rights, say
+        raise InvalidConfig(
+            f"{layout.run} may be entered by others, who could then act as its owner: choose a --state-dir on a "
+            "file system with rights"
+        )
+
+
+def _check_own(run: Path) -> None:
+    """Raises InvalidConfig: the directory of the sockets is somebody else's."""
+    found = run.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise InvalidConfig(f"{run} is no directory of its own: remove it, or choose another --state-dir")
+    if found.st_uid != os.geteuid():
+        raise InvalidConfig(f"{run} belongs to another user: whose state directory is it?")
 
 
 def _remove_sockets_and_pid(layout: StateLayout) -> None:

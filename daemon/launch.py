@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -13,13 +13,16 @@ import structlog
 from .. import __version__
 from ..bus.client import Client
 from ..bus.config import Config, subprocess_environment
+from ..bus.curve import checked_server
 from ..bus.errors import DaemonGone, DaemonNotRunning, StartFailed
 from ..bus.keys import Keys, ensure_local_key
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from ..bus.messages import ActorStatus, DaemonStatus, GetStatus, Shutdown
 from .broker import Broker
+from .chaos import Chaos
 from .instance import actors_file, already_running, hold_state_directory, is_held, read_pid, unusable
+from .journal.journal import Journal
 from .known_tenants import unknown_tenants
 from .loop import Loop, Progress
 from .processes import end_orphans, last_words, note_processes
@@ -53,8 +56,13 @@ def run_foreground(
         if config.daemon.serves_http:
             ensure_local_key(layout)
         _warn_of_unknown_tenants(config, layout)
-        identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic())
-        broker = Broker(config, {each.actor: each.role for each in commands}, identity)
+        if config.daemon.listen:
+            checked_server(layout, config.daemon.listen)
+        chaos = Chaos(config.daemon.chaos, config.limits) if config.daemon.chaos else None
+        identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic(), chaos=chaos)
+        journal = Journal(layout, config.journal) if config.journal.enabled else None
+        past = journal.past if journal is not None else None
+        broker = Broker(config, {each.actor: each.role for each in commands}, identity, past)
         supervisor = Supervisor(config, commands)
         start = _Start(layout)
 
@@ -67,8 +75,19 @@ def run_foreground(
             if start.failed(status):
                 loop.stop()
 
-        loop = Loop(config, broker, supervisor, progressed)
-        loop.run()
+        loop = Loop(
+            config,
+            broker,
+            supervisor,
+            progressed,
+            journal=journal.writer if journal is not None else None,
+            chaos=chaos,
+        )
+        try:
+            loop.run()
+        finally:
+            if journal is not None:
+                journal.close()
     if start.failure is not None:
         raise start.failure
     return 0
@@ -112,6 +131,16 @@ def stop(config: Config) -> None:
         if time.monotonic() > deadline:
             raise StartFailed(f"the daemon on {layout.root} does not stop: end it with `kill -9 {pid}`")
         time.sleep(_LOOK_AGAIN_S)
+
+
+@contextlib.contextmanager
+def running_daemon(config: Config) -> Iterator[None]:
+    """A detached daemon for as long as the block lasts. Raises as `start_detached` and `stop`."""
+    start_detached(config, config.daemon.ready_timeout_s)
+    try:
+        yield
+    finally:
+        stop(config)
 
 
 def running(config: Config) -> bool:

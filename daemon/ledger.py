@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ..bus.errors import RequestConflict
-from ..bus.ids import ActorId, AdapterId
+from ..bus.ids import NO_ADAPTER, ActorId, AdapterId
 from ..bus.lane_places import LanePlace
 from ..bus.messages import Message, WaitCause
 from .decisions import ClientId, Frames, Key
@@ -31,6 +31,10 @@ class Ticket:
     counted: it takes one of its tenant's places. place: of an operation on a lane. waits_for: why it waits
     in the broker, or empty; cause: the same for programs. size_bytes: of its frames while it waits there.
     pin: the version that it needs until it ends. deletes: the adapter that is gone when it succeeds.
+    adapter: whom it concerns, of a durable one; number: in the journal, 0 for none. sent: an actor may have
+    seen it. parked: it waits for its adapter's recovery. retried: it went to
+    a trainer that died. written_version: of a publish that waits for a sampler. outcome: how it ended, while the journal takes that
+    in; kept: for resends. crashes: see `journal.records`.
     """
 
     key: Key
@@ -48,6 +52,15 @@ class Ticket:
     size_bytes: int = 0
     pin: VersionKey | None = None
     deletes: AdapterId | None = None
+    adapter: AdapterId = NO_ADAPTER
+    number: int = 0
+    sent: bool = False
+    parked: bool = False
+    retried: bool = False
+    written_version: bool = False
+    kept: bool = True
+    outcome: "Outcome | None" = None
+    crashes: int = 0
 
 
 Outcome = Frames | Message
@@ -104,12 +117,34 @@ class Ledger:
             return _same(Ended(kept[1]), kept[0], key, digest)
         return None
 
+    def recall(self, key: Key) -> Ticket | Ended | None:
+        """The same for whoever only names the request."""
+        if ticket := self._open.get(key):
+            return ticket
+        kept = self._ended.get(key)
+        return Ended(kept[1]) if kept is not None else None
+
     def open(
-        self, key: Key, kind: str, digest: bytes, destination: Destination, frames: Frames, client: ClientId
+        self,
+        key: Key,
+        kind: str,
+        digest: bytes,
+        destination: Destination,
+        frames: Frames,
+        client: ClientId | None,
     ) -> Ticket:
+        """client: who asked; None: nobody does now, for the request is older than this process."""
         assert key not in self._open, "a request is opened once"
         self._arrivals += 1
-        ticket = Ticket(key, kind, digest, destination, frames, self._arrivals, {client: None})
+        ticket = Ticket(
+            key,
+            kind,
+            digest,
+            destination,
+            frames,
+            self._arrivals,
+            {client: None} if client is not None else {},
+        )
         self._open[key] = ticket
         return ticket
 

@@ -14,24 +14,25 @@ from pathlib import Path
 import structlog
 import zmq
 
-from ..bus.codec import Buffer, Header, encode, peek
+from ..bus.codec import Header, peek
 from ..bus.config import Config
 from ..bus.errors import BadFrame, Internal, LoractlError
-from ..bus.failures import failed
-from ..bus.identities import read_identity, unsolicited
+from ..bus.identities import read_identity
+from ..bus.ids import ActorId
 from ..bus.layout import StateLayout
-from ..bus.messages import DaemonStatus, Envelope
+from ..bus.messages import DaemonStatus
 from ..bus.sockets import (
     Frames,
-    PlainSocket,
     bind_publisher,
     bind_router,
     close,
     new_context,
     receive_waiting,
-    send,
 )
+from .answers import turned_away
 from .broker import Broker
+from .chaos import Chaos
+from .chaos_log import say_deeds, say_end
 from .decisions import (
     ClientId,
     Decision,
@@ -40,9 +41,16 @@ from .decisions import (
     Publish,
     Relay,
     Reply,
+    Say,
     StopDaemon,
     Tell,
+    WriteDown,
 )
+from .in_hand import read_in_hand
+from .journal.records import Record
+from .journal.writer import Writer
+from .outbox import Outbox
+from .remote_clients import RemoteClients
 from .signals import Signals
 from .supervisor import Change, Lost, Spawned, Supervisor
 
@@ -57,12 +65,22 @@ _LONGEST_POLL_S = 3600.0
 
 
 class Loop:
-    """on_progress is called whenever an actor's phase has changed."""
+    """journal: None keeps nothing. on_progress is called whenever an actor's phase has changed."""
 
     def __init__(
-        self, config: Config, broker: Broker, supervisor: Supervisor, on_progress: Progress | None = None
+        self,
+        config: Config,
+        broker: Broker,
+        supervisor: Supervisor,
+        on_progress: Progress | None = None,
+        *,
+        journal: Writer | None = None,
+        chaos: Chaos | None = None,
     ) -> None:
-        layout = StateLayout(Path(config.state_dir))
+        self._layout = layout = StateLayout(Path(config.state_dir))
+        self._journal = journal
+        # Written at the end of a turn, all at once: one commit for all.
+        self._records: list[Record] = []
         self._config = config
         self._broker = broker
         self._supervisor = supervisor
@@ -71,8 +89,10 @@ class Loop:
         self._clients = bind_router(self._context, layout.client_socket, config.limits)
         self._actors = bind_router(self._context, layout.actor_socket, config.limits, handover=True)
         self._events = bind_publisher(self._context, layout.event_socket, config.limits)
-        # Sent at the end of a turn, all at once: a send that finds zmq's thread asleep costs a wake-up.
-        self._outbox: list[tuple[PlainSocket, list[Buffer]]] = []
+        self._remote = RemoteClients(config, self._context, layout) if config.daemon.listen else None
+        self._remote_sources = self._remote.sources if self._remote is not None else ()
+        self._chaos = chaos
+        self._outbox = Outbox(self._clients, self._actors, self._events, self._remote, chaos)
         self._stop_asked = False
         self._kill_at = math.inf  # when actors that are still draining are ended
         # When to look at the actors' processes again; a signal makes it now.
@@ -83,8 +103,10 @@ class Loop:
         """Until a signal, `stop` or a Shutdown, and until all actors have ended."""
         poller = zmq.Poller()
         with Signals() as signals:
-            for source in (self._clients, self._actors, signals.woken):
+            for source in (self._clients, self._actors, signals.woken, *self._remote_sources):
                 poller.register(source, zmq.POLLIN)
+            if self._journal is not None:
+                poller.register(self._journal.woken, zmq.POLLIN)
             try:
                 while not self._finished():
                     self._turn(poller, signals)
@@ -101,24 +123,37 @@ class Loop:
     def _turn(self, poller: zmq.Poller, signals: Signals) -> None:
         # What falls due because of this turn's messages is looked at in the next one.
         tick_at = self._broker.next_deadline()
-        for source, _ in poller.poll(_timeout_ms(min(tick_at, self._supervise_at))):
-            if source is self._clients:
-                for frames in islice(receive_waiting(self._clients), _MESSAGES_PER_TURN):
-                    self._from_client(frames)
-            elif source is self._actors:
-                for frames in islice(receive_waiting(self._actors), _MESSAGES_PER_TURN):
-                    self._from_actor(frames)
-            else:
-                signals.take_in()
-                self._supervise_at = 0.0
+        due = min(
+            tick_at, self._supervise_at, self._chaos.next_due() if self._chaos is not None else math.inf
+        )
+        for source, _ in poller.poll(_timeout_ms(due)):
+            self._take_in(source, signals)
         now = time.monotonic()
+        if self._chaos is not None:
+            self._stir(self._chaos, now)
         # Processes cost system calls to look at: not between any two messages.
         if now >= self._supervise_at:
             self._supervise(signals, now)
         if now >= self._tick_at:
             self._perform(self._broker.tick(now))
-        self._send_outbox()
+        self._write_down()
+        self._outbox.send()
         self._tick_at = self._broker.next_deadline()
+
+    def _take_in(self, source: object, signals: Signals) -> None:
+        if source is self._clients:
+            for frames in islice(receive_waiting(self._clients), _MESSAGES_PER_TURN):
+                self._arrived(frames)
+        elif source is self._actors:
+            for frames in islice(receive_waiting(self._actors), _MESSAGES_PER_TURN):
+                self._from_actor(frames)
+        elif self._remote is not None and source in self._remote_sources:
+            self._from_remote(self._remote)
+        elif self._journal is not None and source == self._journal.woken.fileno():
+            self._written(self._journal.take_done())
+        else:
+            signals.take_in()
+            self._supervise_at = 0.0
 
     def _supervise(self, signals: Signals, now: float) -> None:
         if (self._stop_asked or signals.stops) and not self._stopping:
@@ -131,13 +166,37 @@ class Loop:
         if not self._stop_asked or self._stopping:
             self._supervise_at = min(self._supervisor.next_deadline(), self._kill_at)
 
-    def _from_client(self, frames: Frames) -> None:
+    def _from_remote(self, remote: RemoteClients) -> None:
+        remote.answer_zap()
+        for frames, refusal in islice(remote.receive(), _MESSAGES_PER_TURN):
+            self._from_client(frames, refusal)
+
+    def _arrived(self, frames: Frames) -> None:
+        """A message as it came, or as chaos has it come."""
+        for each in (frames,) if self._chaos is None else self._chaos.asked(frames, time.monotonic()):
+            self._from_client(each)
+
+    def _stir(self, chaos: Chaos, now: float) -> None:
+        due = chaos.due(now)
+        for frames in due.asked:
+            self._from_client(frames)
+        self._outbox.put_as_they_are(due.told)
+        if not self._stopping and (victim := chaos.victim(self._supervisor.steady(now), now)):
+            self._supervisor.kill(victim)
+        say_deeds(chaos)
+
+    def _from_client(self, frames: Frames, refusal: LoractlError | None = None) -> None:
         client, header = ClientId(bytes(frames[0])), None
         try:
             header = self._header(frames)
+            if refusal is not None:
+                raise refusal
             self._perform(self._broker.request(client, header, frames[1:], time.monotonic()))
         except LoractlError as error:
-            self._perform(_refusal(client, header, error))
+            if header is None:  # nobody knows which request this was
+                log.warning("frame.refused", error=error.message)
+            else:
+                self._perform([turned_away(client, header, error)])
         except Exception:  # the boundary: a bug costs one request, never the daemon
             log.exception("request.hit_a_bug", kind=header.kind if header else None)
             self._give_up(header)
@@ -169,43 +228,47 @@ class Loop:
     def _perform(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:
             match decision:
-                case Forward(actor, frames):
-                    self._outbox.append((self._actors, [actor.encode(), *frames]))
-                case Relay(client, frames):
-                    self._outbox.append((self._clients, [client, *frames]))
-                case Reply(client, envelope):
-                    self._outbox.append((self._clients, [client, *encode(envelope)]))
-                case Tell(actor, envelope):
-                    self._outbox.append((self._actors, [actor.encode(), *encode(envelope)]))
-                case Publish(event):
-                    self._outbox.append((self._events, encode(unsolicited(event))))
+                case Forward() | Relay() | Reply() | Tell() | Publish():
+                    self._outbox.put(decision)
+                case WriteDown(record):
+                    self._records.append(record)
                 case Heard(actor, ready):
-                    self._supervisor.heard(actor, ready=ready, now=time.monotonic())
-                    if ready:
-                        log.info("actor.ready", actor=actor)
-                        self._supervise_at = 0.0
-                        self._progressed()
+                    self._heard(actor, ready=ready)
+                case Say(event, fields):
+                    log.warning(event, **fields)
                 case StopDaemon():
                     self.stop()
 
-    def _send_outbox(self) -> None:
-        outbox, self._outbox = self._outbox, []
-        for socket, frames in outbox:
-            try:
-                send(socket, frames, copy=False)
-            except zmq.ZMQError as error:
-                if error.errno != zmq.EHOSTUNREACH:
-                    raise
-                # The client hung up, or the actor died: its requests are answered when that is noticed.
-                log.debug("peer.gone", peer=bytes(frames[0]).hex())
+    def _heard(self, actor: ActorId, *, ready: bool) -> None:
+        self._supervisor.heard(actor, ready=ready, now=time.monotonic())
+        if ready:
+            log.info("actor.ready", actor=actor)
+            self._supervise_at = 0.0
+            self._progressed()
+
+    def _write_down(self) -> None:
+        if self._records and self._journal is not None:
+            records, self._records = self._records, []
+            self._journal.submit(records)
+
+    def _written(self, done: Iterable[tuple[Record, str]]) -> None:
+        """done: records and why each was refused; "" where it is durable."""
+        now = time.monotonic()
+        for record, refused in done:
+            self._perform(self._broker.written(record, now, refused=refused))
 
     def _changed(self, change: Change, now: float) -> None:
         match change:
             case Spawned(actor, pid, restarts):
                 self._broker.spawned(actor, pid=pid, restarts=restarts)
-            case Lost(actor, for_good, details):
+            case Lost(actor, for_good, details, killed):
                 self._hear_last_words()
-                self._perform(self._broker.lost(actor, for_good=for_good, details=details, now=now))
+                in_hand = read_in_hand(self._layout.in_hand)
+                self._perform(
+                    self._broker.lost(
+                        actor, for_good=for_good, details=details, now=now, killed=killed, in_hand=in_hand
+                    )
+                )
         self._progressed()
 
     def _hear_last_words(self) -> None:
@@ -237,17 +300,16 @@ class Loop:
     def _end(self) -> None:
         self._supervisor.kill_all()
         self._perform(self._broker.finish(time.monotonic()))
-        self._send_outbox()
+        if self._journal is not None:
+            self._write_down()
+            self._journal.close()
+            self._written(self._journal.take_done())
+        if self._chaos is not None:
+            self._outbox.put_as_they_are(self._chaos.rest().told)
+            say_end(self._chaos)
+        self._outbox.send()
         log.info("daemon.stopped")
-        close(self._context, self._clients, self._actors, self._events)
-
-
-def _refusal(client: ClientId, header: Header | None, error: LoractlError) -> list[Decision]:
-    if header is None:  # nobody knows which request this was
-        log.warning("frame.refused", error=error.message)
-        return []
-    answer = Envelope(request=header.request, tenant=header.tenant, body=failed(error))
-    return [Reply(client, answer)]
+        close(self._context, self._clients, self._actors, self._events, *self._remote_sources)
 
 
 def _timeout_ms(due: float) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import structlog
 
-from ..bus.config import subprocess_environment
+from ..bus.config import CRASH_AT, subprocess_environment
 
 log = structlog.get_logger()
 
@@ -30,8 +30,10 @@ _LOOK_AGAIN_S = 0.02
 START_MARK = "--- started "
 
 
-def spawn(argv: Sequence[str], output: Path) -> "subprocess.Popen[bytes]":
+def spawn(argv: Sequence[str], output: Path, *, again: bool = False) -> "subprocess.Popen[bytes]":
     """Start an actor as the leader of its own group; what it prints goes to the end of `output`.
+
+    again: after its death. One that was told to die somewhere (`bus.crash_points`) does so in its first life.
 
     Raises:
         OSError: the system cannot start it.
@@ -44,7 +46,7 @@ def spawn(argv: Sequence[str], output: Path) -> "subprocess.Popen[bytes]":
             stdout=file,
             stderr=file,
             start_new_session=True,
-            env=subprocess_environment({"PYTHONUNBUFFERED": "1"}),
+            env=subprocess_environment({"PYTHONUNBUFFERED": "1", **({CRASH_AT: ""} if again else {})}),
         )
 
 

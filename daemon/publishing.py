@@ -78,6 +78,7 @@ class Publishing:
         return self.told(self.versions.released(ActorId(body.actor), VersionKey(body.adapter, body.version)))
 
     def sampler_lost(self, sampler: ActorId) -> tuple[list[Decision], list[Settled]]:
+        self.receipts.lost(sampler)
         return self.told(self.versions.sampler_lost(sampler)), self.receipts.despair(self._samplers())
 
     def described(self, body: AdapterCreated | AdapterList | LaneOpened, held: _Held) -> Message:

@@ -1,10 +1,12 @@
 """Publishes that wait until a sampler serves the new version, and what became of each.
 
 One sampler that serves it is enough for the receipt. It fails when every sampler that is not given up
-said why it cannot, or when the time is over; the version stays either way.
+said why it cannot, or when the time is over; the version stays either way. After a crash of the daemon a
+sampler may tell of a version before the publish itself has come again: what it said is kept.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -31,12 +33,17 @@ class _Open:
     refusals: dict[ActorId, str] = field(default_factory=dict)
 
 
+# Reports that no publish waited for: of versions that a sampler found when it started, above all.
+_REMEMBERED = 10_000
+
+
 @dataclass(slots=True)
 class Receipts:
     """timeout_s: how long a publish waits for a sampler."""
 
     timeout_s: float
     _open: dict[VersionKey, _Open] = field(default_factory=dict)
+    _unasked: "OrderedDict[VersionKey, dict[ActorId, VersionServed]]" = field(default_factory=OrderedDict)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -47,19 +54,29 @@ class Receipts:
         """Wait for a sampler. samplers: every configured one, and whether it was given up."""
         if not samplers:
             return [Settled(ticket, _receipt_without_sampler(record))]
-        self._open[VersionKey(record.adapter, record.number)] = _Open(ticket, record, now)
-        return self.despair(samplers)
+        key = VersionKey(record.adapter, record.number)
+        self._open[key] = _Open(ticket, record, now)
+        settled = self.despair(samplers)
+        for report in self._unasked.pop(key, {}).values():
+            settled += self.served(report, samplers, now)
+        return settled
 
     def served(self, body: VersionServed, samplers: Mapping[ActorId, bool], now: float) -> list[Settled]:
         key = VersionKey(body.adapter, body.version)
         waiting = self._open.get(key)
         if waiting is None:
+            self._remember(key, body)
             return []
         if body.error:
             waiting.refusals[ActorId(body.actor)] = body.error
             return self.despair(samplers)
         del self._open[key]
         return [Settled(waiting.ticket, _receipt(waiting, body, now))]
+
+    def lost(self, sampler: ActorId) -> None:
+        """It died: what it served it serves no more."""
+        for reports in self._unasked.values():
+            reports.pop(sampler, None)
 
     def despair(self, samplers: Mapping[ActorId, bool]) -> list[Settled]:
         """Give up what no sampler is left for; call it whenever one was given up."""
@@ -77,6 +94,11 @@ class Receipts:
         if not self._open:  # asked for at every turn of the loop
             return math.inf
         return min(waiting.since for waiting in self._open.values()) + self.timeout_s
+
+    def _remember(self, key: VersionKey, body: VersionServed) -> None:
+        self._unasked.setdefault(key, {})[ActorId(body.actor)] = body
+        if len(self._unasked) > _REMEMBERED:
+            self._unasked.popitem(last=False)
 
     def _fail(self, key: VersionKey, why: str) -> Settled:
         waiting = self._open.pop(key)

@@ -29,6 +29,10 @@ class Lifeline:
     def is_ready(self) -> bool:
         return self._ready is not None
 
+    def is_steady(self, now: float) -> bool:
+        """Whether it has run well, so that what went before is forgotten."""
+        return self._ready is not None and now - self._ready > self.config.restart_max_s
+
     def started(self, now: float) -> None:
         self._started, self._ready = now, None
 
@@ -58,7 +62,7 @@ class Lifeline:
     def died(self, now: float, *, hopeless: bool = False) -> float:
         """When to start it again; infinity when it is given up. hopeless: it said that trying again
         changes nothing."""
-        if self._ready is not None and now - self._ready > self.config.restart_max_s:
+        if self.is_steady(now):
             self.in_a_row = 0
         self.in_a_row += 1
         self._ready = None

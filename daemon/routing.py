@@ -14,6 +14,7 @@ from ..bus.messages import (
     Echo,
     ExportWeights,
     ForwardBackward,
+    GetHistory,
     GetStatus,
     GetVersions,
     ImportWeights,
@@ -26,6 +27,8 @@ from ..bus.messages import (
     OptimStep,
     Ping,
     PublishAdapter,
+    ReadOperation,
+    Recall,
     RefuseOperation,
     Sample,
     SaveCheckpoint,
@@ -46,7 +49,16 @@ class Destination(Enum):
 
 
 _ROUTES: Mapping[Destination, tuple[type[Message], ...]] = {
-    Destination.BROKER: (Ping, GetStatus, GetVersions, DeleteVersion, Shutdown),
+    Destination.BROKER: (
+        Ping,
+        GetStatus,
+        GetVersions,
+        GetHistory,
+        ReadOperation,
+        Recall,
+        DeleteVersion,
+        Shutdown,
+    ),
     Destination.TRAINER: (
         CreateAdapter,
         OpenLane,

@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from ..bus.config import Config
 from ..bus.messages import DaemonStatus, Pong
 from .actors import ActorTable
+from .chaos import Chaos
 from .publishing import Publishing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Which daemon this is. started: when its sockets opened, on the clock that `now` reads."""
+    """Which daemon this is. started: when its sockets opened, on the clock that `now` reads. chaos: None
+    where there is none."""
 
     version: str
     pid: int
     started: float
+    chaos: Chaos | None = None
 
     def pong(self, now: float) -> Pong:
         return Pong(daemon_version=self.version, uptime_s=now - self.started)
@@ -38,4 +41,5 @@ def daemon_status(
         adapters=publishing.adapters,
         versions=len(publishing.versions),
         last_event=publishing.versions.last_event,
+        chaos=identity.chaos.summary if identity.chaos is not None else "",
     )

@@ -5,6 +5,7 @@ broker; when to start again and when to give up is `restarts`.
 """
 
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -50,11 +51,12 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """for_good: it will not be started again. details: how it ended, in words."""
+    """for_good: it will not be started again. details: how it ended, in words. killed: from outside."""
 
     actor: ActorId
     for_good: bool
     details: str
+    killed: bool = False
 
 
 Change = Spawned | Lost
@@ -137,6 +139,18 @@ class Supervisor:
             if child.process is not None and not child.lifeline.is_ready:
                 kill_group(child.process.pid)
 
+    def steady(self, now: float) -> list[ActorId]:
+        """Those that have run well for long enough: another death is the first in a row."""
+        return [
+            name for name, child in self._children.items() if child.process and child.lifeline.is_steady(now)
+        ]
+
+    def kill(self, actor: ActorId) -> None:
+        """As if somebody else had: it is noticed, and started again, as any death."""
+        child = self._children[actor]
+        if child.process is not None:
+            kill_group(child.process.pid)
+
     def kill_all(self) -> None:
         for child in self._children.values():
             if child.process is not None:
@@ -145,7 +159,8 @@ class Supervisor:
     def _start(self, child: _Child, now: float) -> Change:
         name = child.command.actor
         try:
-            process = spawn(child.command.argv, StateLayout(Path(self.config.state_dir)).logs / f"{name}.out")
+            output = StateLayout(Path(self.config.state_dir)).logs / f"{name}.out"
+            process = spawn(child.command.argv, output, again=child.lifeline.restarts > 0)
         except OSError as error:  # no memory, no process numbers, no such program
             return self._lost(child, f"could not be started: {error}", now)
         child.process, child.start_at, child.cause = process, math.inf, ""
@@ -169,13 +184,16 @@ class Supervisor:
         if self.stopping:
             log.info("actor.stopped", actor=child.command.actor, how=details)
             return [Lost(child.command.actor, True, details)]
-        return [self._lost(child, details, now, hopeless=code == CANNOT_START)]
+        killed = code == -signal.SIGKILL and not child.cause
+        return [self._lost(child, details, now, hopeless=code == CANNOT_START, killed=killed)]
 
-    def _lost(self, child: _Child, details: str, now: float, *, hopeless: bool = False) -> Lost:
+    def _lost(
+        self, child: _Child, details: str, now: float, *, hopeless: bool = False, killed: bool = False
+    ) -> Lost:
         child.start_at = child.lifeline.died(now, hopeless=hopeless)
         for_good = child.start_at == math.inf
         log.error("actor.given_up" if for_good else "actor.died", actor=child.command.actor, how=details)
-        return Lost(child.command.actor, for_good, details)
+        return Lost(child.command.actor, for_good, details, killed)
 
 
 def _deadline(child: _Child) -> float:

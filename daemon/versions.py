@@ -62,7 +62,7 @@ class Versions:
         # What was retired, so that a directory that turns up again is known to be left over: numbers
         # up to here, but held ones only where the adapter was deleted (infinity), and these by name.
         self._floor: dict[AdapterId, float] = {}
-        self._deleted: dict[VersionKey, TenantId] = {}
+        self._deleted: set[tuple[TenantId, VersionKey]] = set()
         self._knows_disk = False
         self._holders: set[ActorId] = set()
         self._last_event = 0
@@ -144,20 +144,24 @@ class Versions:
                 version.phase = "closing"
         return self._close(adapter)
 
+    def may_delete(self, tenant: TenantId, key: VersionKey) -> bool:
+        """Whether there is, or may be, something for `delete` to do."""
+        version = self._find(key)
+        return not self._knows_disk if version is None else version.record.tenant == tenant
+
     def delete(self, tenant: TenantId, key: VersionKey) -> list[Change]:
         """Retire one version of the tenant, held or not. One that it does not have is left alone.
 
-        Before a trainer has said what the disk holds, the wish is kept until it does. It is kept in
-        memory only: a daemon that dies before the directory is gone serves the version again.
+        Before a trainer has said what the disk holds, the wish is kept until it does.
         """
         version = self._find(key)
         if version is None:
             if not self._knows_disk:
-                self._deleted[key] = tenant
+                self._deleted.add((tenant, key))
             return []
         if version.record.tenant != tenant:
             return []
-        self._deleted[key] = tenant
+        self._deleted.add((tenant, key))
         if version.phase == "live":
             version.phase = "closing"
         return self._close(key.adapter)
@@ -179,7 +183,7 @@ class Versions:
                 changes += self._add(found[key])
         on_disk = {key.adapter for key in found}
         self._floor = {adapter: floor for adapter, floor in self._floor.items() if adapter in on_disk}
-        self._deleted = {key: tenant for key, tenant in self._deleted.items() if key in found}
+        self._deleted = {(tenant, key) for tenant, key in self._deleted if key in found}
         for adapter in sorted(on_disk):
             changes += self._retire_old(adapter)
         for adapter in [*self._deleting]:
@@ -249,7 +253,7 @@ class Versions:
         version = self._adapters[key.adapter][key.number]
         if version.phase != "retired":
             version.phase, version.awaiting = "retired", set(self._holders)
-            if key not in self._deleted:
+            if (version.record.tenant, key) not in self._deleted:
                 self._floor[key.adapter] = max(self._floor.get(key.adapter, 0), key.number)
         return self._drop_if_free(key)
 
@@ -262,9 +266,8 @@ class Versions:
 
     def _is_left_over(self, record: VersionRecord) -> bool:
         """Whether this version, which the table lacks, was retired and only its files are still there."""
-        tenant = self._deleted.get(VersionKey(record.adapter, record.number))
-        if tenant is not None:
-            return tenant == record.tenant
+        if (record.tenant, VersionKey(record.adapter, record.number)) in self._deleted:
+            return True
         floor = self._floor.get(record.adapter, 0)
         return record.number <= floor and (not record.held or floor == math.inf)
 

@@ -1,8 +1,8 @@
 """Adapters on the bus: what they are made of, how they are made, what is loaded into them."""
 
-import secrets
+from contextlib import suppress
 
-from ..bus.errors import AdapterExists, InvalidRequest, NotSupported
+from ..bus.errors import AdapterExists, AdapterNotFound, InvalidRequest, NotSupported
 from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.messages import (
     AdapterCreated,
@@ -14,8 +14,10 @@ from ..bus.messages import (
     LoadVersion,
     LoraSpec,
 )
+from .asking import ask
 from .base import Bus
-from .futures import Progress
+from .future_ids import Origin
+from .progress import Progress
 from .records import CheckpointRecord
 
 # Tinker's LoraConfig has no alpha: 32 is the service's convention, whatever the rank.
@@ -23,30 +25,44 @@ ALPHA = 32.0
 
 
 async def create_adapter(
-    bus: Bus, tenant: TenantId, name: str, lora: LoraSpec, progress: Progress | None = None
+    bus: Bus, tenant: TenantId, name: str, lora: LoraSpec, progress: Progress
 ) -> AdapterCreated:
-    """Make an adapter. One of this name is a leftover: of a bridge that died before it wrote it down.
+    """Make an adapter. One of this name that was made by other work is a leftover that nobody wrote down.
 
     progress: learns what it waits for, such as room in the tenant's quota.
 
     Raises:
         LoractlError
     """
-    progress = progress or Progress()
+    create = CreateAdapter(name=name, lora=lora)
     try:
-        progress.waiting = pending = bus.submit(CreateAdapter(name=name, lora=lora), tenant=tenant)
-        created = await pending.result()
+        created = await ask(bus, create, tenant=tenant, progress=progress, step="create")
     except AdapterExists:
-        found = await bus.request(ListAdapters(name=name), tenant=tenant)
-        assert isinstance(found, AdapterList)
-        await bus.request(DeleteAdapter(adapter=found.adapters[0].adapter), tenant=tenant)
-        created = await bus.request(CreateAdapter(name=name, lora=lora), tenant=tenant)
+        await _delete_leftover(bus, tenant, name, progress)
+        created = await ask(bus, create, tenant=tenant, progress=progress, step="create again")
     assert isinstance(created, AdapterCreated)
     return created
 
 
+async def _delete_leftover(bus: Bus, tenant: TenantId, name: str, progress: Progress) -> None:
+    """Which one that is has to be known when the work runs again: by then, the name is the new one's."""
+    if not progress.decided:
+        found = await bus.request(ListAdapters(name=name), tenant=tenant)
+        assert isinstance(found, AdapterList)
+        await progress.keep(found.adapters[0].adapter.encode())
+    left = DeleteAdapter(adapter=AdapterId(progress.decided.decode()))
+    with suppress(AdapterNotFound):
+        await ask(bus, left, tenant=tenant, progress=progress, step="delete leftover")
+
+
 def lora_spec(
-    *, rank: int, seed: int | None, train_attn: bool, train_mlp: bool, train_unembed: bool
+    origin: Origin,
+    *,
+    rank: int,
+    seed: int | None,
+    train_attn: bool,
+    train_mlp: bool,
+    train_unembed: bool,
 ) -> LoraSpec:
     """Tinker's LoraConfig as ours. Without a seed, one is drawn.
 
@@ -60,7 +76,7 @@ def lora_spec(
     return LoraSpec(
         rank=rank,
         alpha=ALPHA,
-        seed=secrets.randbelow(2**31) if seed is None else seed,
+        seed=origin.number("seed", 2**31) if seed is None else seed,
         train_attn=train_attn,
         train_mlp=train_mlp,
         train_unembed=train_unembed,

@@ -4,9 +4,11 @@ import asyncio
 from typing import Protocol
 
 from ..bus.config import ModelConfig
-from ..bus.errors import InvalidRequest
+from ..bus.errors import ActorRestarting, ActorStopping, InvalidRequest
 from ..bus.ids import RequestId, TenantId
 from ..bus.messages import DescribeModel, Message, ModelDescribed, ModelDetails, WaitCause
+
+_AGAIN_S = 1.0
 
 
 class Pending(Protocol):
@@ -31,7 +33,9 @@ class Bus(Protocol):
         self, body: Message, *, timeout_s: float | None = None, tenant: TenantId | None = None
     ) -> Message: ...
 
-    def submit(self, body: Message, *, tenant: TenantId | None = None) -> Pending: ...
+    def submit(
+        self, body: Message, *, request: RequestId | None = None, tenant: TenantId | None = None
+    ) -> Pending: ...
 
 
 class BaseModel:
@@ -42,19 +46,34 @@ class BaseModel:
         self._bus = bus
         self._details: ModelDetails | None = None
         self._asking = asyncio.Lock()
+        self._pending: Pending | None = None
 
     @property
     def name(self) -> str:
         """As clients call it; known before the trainer is ready."""
         return self._config.name or self._config.path
 
+    @property
+    def waits_for(self) -> str:
+        """Why there are no details yet, in words."""
+        return self._pending.waits_for if self._pending is not None else ""
+
+    @property
+    def cause(self) -> WaitCause:
+        return self._pending.cause if self._pending is not None else "others"
+
     async def details(self) -> ModelDetails:
         """Waits until the trainer is ready. Raises LoractlError when it never will be."""
         async with self._asking:
-            if self._details is None:
-                described = await self._bus.request(DescribeModel())
+            while self._details is None:
+                try:
+                    self._pending = self._bus.submit(DescribeModel())
+                    described = await self._pending.result()
+                except (ActorRestarting, ActorStopping):
+                    await asyncio.sleep(_AGAIN_S)
+                    continue
                 assert isinstance(described, ModelDescribed)
-                self._details = described.model
+                self._details, self._pending = described.model, None
         return self._details
 
     def check(self, wanted: str | None) -> None:

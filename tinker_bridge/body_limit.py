@@ -11,6 +11,7 @@ import msgspec
 
 from ..bus.errors import InvalidRequest
 from .answers import error_body, status_of
+from .pace import Pace
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -21,16 +22,17 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 class BodyLimit:
     """most_bytes: what a request may send, by its ASGI scope."""
 
-    def __init__(self, app: App, *, most_bytes: Callable[[Mapping[str, Any]], int]) -> None:
+    def __init__(self, app: App, *, most_bytes: Callable[[Mapping[str, Any]], int], pace: Pace) -> None:
         self._app = app
         self._most_bytes = most_bytes
+        self._pace = pace
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            body = await _read(receive, self._most_bytes(scope))
+            body = await _read(receive, self._most_bytes(scope), self._pace)
         except InvalidRequest as error:
             await _refuse(error, send)
             return
@@ -44,22 +46,29 @@ class BodyLimit:
         await self._app(scope, rest, send)
 
 
-async def _read(receive: Receive, most_bytes: int) -> bytes | None:
+async def _read(receive: Receive, most_bytes: int, pace: Pace) -> bytes | None:
     """None when the client hung up before its end: half a request is none.
 
     Raises:
         InvalidRequest: it is too large.
     """
-    body, more = bytearray(), True
-    while more:
+    parts: list[bytes] = []
+    size_bytes = 0
+    while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body += message.get("body", b"")
-        if len(body) > most_bytes:
+        parts.append(message.get("body", b""))
+        size_bytes += len(parts[-1])
+        if size_bytes > most_bytes:
             raise InvalidRequest(f"the body is larger than {most_bytes} bytes: send less at once")
-        more = message.get("more_body", False)
-    return bytes(body)
+        if not message.get("more_body", False):
+            break
+        # Nothing more is read from the socket until then.
+        await pace.turn(len(parts[-1]))
+    if len(parts) > 1:
+        await pace.turn(size_bytes)  # whoever gets it reads, copies and hashes all of it
+    return b"".join(parts)
 
 
 async def _refuse(error: InvalidRequest, send: Send) -> None:

@@ -12,7 +12,10 @@ from .checkpoints import Checkpoints
 from .exports import Exports
 from .founding.serving import Serving
 from .founding.tokenizer import TokenizerThread
+from .future_ids import Origin
+from .future_journal import FutureJournal
 from .futures import Futures
+from .pace import Pace
 from .repeats import Repeats
 from .runs import Runs
 from .samplers import Samplers
@@ -30,6 +33,8 @@ class Bridge:
     keys: Keys
     base: BaseModel
     store: Store
+    journal: FutureJournal
+    pace: Pace
     futures: Futures
     sessions: Sessions
     checkpoints: Checkpoints
@@ -47,6 +52,7 @@ class Bridge:
         self.tokenizer.close()
         self.sessions.flush()
         self.runs.flush()
+        self.journal.close()
         self.store.close()
 
 
@@ -54,22 +60,30 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
     """Open what the state directory holds.
 
     Raises:
-        StorageFailed: the store cannot be opened.
+        StorageFailed: a file of it cannot be opened.
     """
     layout = StateLayout(Path(config.state_dir))
     store = Store(layout.tinker_store)
+    journal = FutureJournal(layout.tinker_futures)
     settings = config.bridge
     base = BaseModel(config.model, bus)
     checkpoints = Checkpoints(store, bus, layout, clock=time.time)
     futures = Futures(
+        journal,
         secret=store.secret,
         kept_bytes=settings.result_bytes,
         kept_s=settings.result_s,
-        clock=time.monotonic,
+        clock=time.time,
     )
     runs = Runs(store, bus, base, checkpoints, clock=time.time)
     samplers = Samplers(
-        store, bus, base, checkpoints, kept_snapshots=settings.ephemeral_samplers, clock=time.time
+        store,
+        bus,
+        base,
+        checkpoints,
+        kept_snapshots=settings.ephemeral_samplers,
+        clock=time.time,
+        origin=Origin(store.secret, ("sampler",)),
     )
     sessions = Sessions(store, expiry_s=settings.session_expiry_s, clock=time.time)
     training = Training(bus, sessions, runs, futures, held_bytes=config.quotas.held_bytes)
@@ -80,11 +94,13 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         keys=Keys(layout),
         base=base,
         store=store,
+        journal=journal,
+        pace=Pace(),
         futures=futures,
         sessions=sessions,
         checkpoints=checkpoints,
         exports=Exports(store, layout, clock=time.time),
-        repeats=Repeats(),
+        repeats=Repeats(journal, clock=time.time),
         runs=runs,
         training=training,
         samplers=samplers,

@@ -34,15 +34,15 @@ class Checkpoints:
         # How many saves of a name are under way: several in a row may ask for the same one.
         self._reserved: Counter[str] = Counter()
 
-    def reserve(self, run: RunRecord, kind: CheckpointKind, name: str, *, overwrite: bool = False) -> str:
-        """Claim a name until `release`; returns its tinker path.
-
-        Raises:
-            InvalidName, CheckpointExists
-        """
+    def check_free(self, run: RunRecord, kind: CheckpointKind, name: str, *, overwrite: bool = False) -> None:
+        """Raises InvalidName, CheckpointExists: the name may not be reserved."""
         path = tinker_path(run.id, kind, checked_name(name, what="a checkpoint"))
         if not overwrite and (path in self._reserved or self._live(path) is not None):
             raise CheckpointExists(f"{path} exists already: choose another name{_OVERWRITE[kind]}")
+
+    def reserve(self, run: RunRecord, kind: CheckpointKind, name: str) -> str:
+        """Claim a name until `release`; returns its tinker path."""
+        path = tinker_path(run.id, kind, name)
         self._reserved[path] += 1
         return path
 
@@ -65,8 +65,16 @@ class Checkpoints:
         version: int = 0,
         token: str = "",
         size_bytes: int = 0,
+        made_by: str = "",
     ) -> CheckpointRecord:
-        """Record a checkpoint that was just made. Raises StorageFailed."""
+        """Record a checkpoint that was just made; one that the same work recorded before stays.
+
+        Raises:
+            StorageFailed
+        """
+        known = self._store.find(CheckpointRecord, tinker_path(run.id, kind, name))
+        if known is not None and made_by and known.made_by == made_by:
+            return known
         now = self._clock()
         record = CheckpointRecord(
             id=tinker_path(run.id, kind, name),
@@ -83,6 +91,7 @@ class Checkpoints:
             size_bytes=size_bytes,
             expires_unix_s=None if ttl_s is None else now + ttl_s,
             user_metadata=dict(user_metadata),
+            made_by=made_by,
         )
         self._set_aside(record.id)
         self._store.put(record)
@@ -126,10 +135,14 @@ class Checkpoints:
         """Newest first, without those that expired."""
         return [each for each in self._store.of_tenant(CheckpointRecord, tenant) if not self._over(each)]
 
+    def check_public(self, record: CheckpointRecord, *, public: bool) -> None:
+        """Raises CheckpointExists: it is not public, or not private, but the other already."""
+        if record.public != public:
+            raise CheckpointExists(f"{record.id} is {'private' if public else 'public'} already")
+
     def set_public(self, record: CheckpointRecord, *, public: bool) -> None:
         """Raises CheckpointExists: it is that already, as the API documents."""
-        if record.public == public:
-            raise CheckpointExists(f"{record.id} is {'public' if public else 'private'} already")
+        self.check_public(record, public=not public)
         self._store.put(replace(record, public=public))
 
     def set_ttl(self, record: CheckpointRecord, ttl_s: int | None) -> None:

@@ -3,11 +3,11 @@
 from ..bus.messages import ExportWeights, Message, WeightsExported
 from .age import Recipients
 from .bodies import SaveExternalBody
+from .calls import Operation, Place
 from .checkpoints import Checkpoints, checked_ttl
 from .exports import Exports
-from .futures import Result, json_result
 from .records import RunRecord
-from .training import Operation, Place
+from .results import Result, json_result
 
 
 class SaveExternal:
@@ -23,17 +23,21 @@ class SaveExternal:
         self._token = ""
 
     def build(self, run: RunRecord, place: Place) -> Operation:
-        self._run = run
         checked_ttl(self._body.ttl_seconds)
-        if self._body.age_encryption_recipients is not None:
-            self._to = Recipients(self._body.age_encryption_recipients)
-        self._reserved = self._checkpoints.reserve(run, "external", self._body.path)
+        self._checkpoints.check_free(run, "external", self._body.path)
+        self.take_up(run, place)
         return ExportWeights(adapter=place.adapter, lane=place.lane, seq=place.seq)
 
-    async def finish(self, answer: Message) -> Result:
+    def take_up(self, run: RunRecord, _place: Place) -> None:
+        if self._body.age_encryption_recipients is not None:
+            self._to = Recipients(self._body.age_encryption_recipients)
+        self._run = run
+        self._reserved = self._checkpoints.reserve(run, "external", self._body.path)
+
+    async def finish(self, answer: Message, made_by: str) -> Result:
         assert isinstance(answer, WeightsExported)
         assert self._run is not None
-        self._token = self._exports.begin()
+        self._token = self._exports.begin(made_by)
         files = {
             "adapter_config.json": memoryview(answer.config_json.encode()),
             "adapter_model.safetensors": answer.safetensors.data,
@@ -47,6 +51,7 @@ class SaveExternal:
             user_metadata={},
             token=self._token,
             size_bytes=size_bytes,
+            made_by=made_by,
         )
         return json_result({"type": "save_weights_external", "path": record.id, "size_bytes": size_bytes})
 

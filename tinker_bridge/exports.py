@@ -9,7 +9,6 @@ import base64
 import hashlib
 import hmac
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,9 +40,9 @@ class Exports:
         # What `delete_orphans` found to be spoken of: nothing to read all records for again.
         self._looked_at: set[str] = set()
 
-    def begin(self) -> str:
-        """A fresh directory's name, safe from `delete_orphans` until `end`."""
-        token = secrets.token_hex(16)
+    def begin(self, made_by: str) -> str:
+        """A directory's name, safe from `delete_orphans` until `end`: the same for the same work."""
+        token = hmac.new(self._key, f"directory {made_by}".encode(), hashlib.sha256).hexdigest()[:32]
         self._under_way.add(token)
         return token
 
@@ -104,6 +103,8 @@ class Exports:
     def _write(self, directory: Path, files: Mapping[str, memoryview], to: Recipients | None) -> int:
         try:
             directory.parent.mkdir(mode=0o700, exist_ok=True)
+            # What a bridge that died had begun.
+            shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(mode=0o700)
             size_bytes = sum(_write_file(directory, name, data, to) for name, data in files.items())
             for each in (directory, directory.parent):

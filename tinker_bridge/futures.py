@@ -1,125 +1,91 @@
 """Work under way and its results: a POST starts work and returns an id, a poll waits for its result.
 
-Owns who may read which, and how long a result can be read again. The same key with the
-same content joins the first future and runs nothing twice. A future runs as a task of the bridge's
-loop; what it does, and what its result looks like, is its starter's.
+Owns who may read which, and how long a result can be read again. The same key with the same content joins
+the first future and runs nothing twice. An id is told once its request is durable, a result once that is:
+whatever was told is there after a restart, and what had not ended then is started again (`run_again`).
+A future runs as a task of the bridge's loop; what it does, and what its result looks like, is its starter's.
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
-import msgspec
 import structlog
 
+from ..bus.crash_points import crash_point
 from ..bus.errors import (
     ActorStopping,
-    Internal,
     LoractlError,
     RequestConflict,
     ResultExpired,
     ResultNotFound,
 )
 from ..bus.ids import TenantId
-from ..bus.messages import WaitCause
 from .completions import Completion, Completions
-from .future_ids import FutureIds
+from .future import Future, outcome
+from .future_ids import FutureIds, Key, Origin
+from .future_journal import FutureJournal
+from .future_rows import Aged, Asked, Begun, Decided, Dropped, Ended, Kept
+from .progress import Pause, Progress, Work
+from .recent import Recent
+from .results import Result, failed_result, failed_text
 
 log = structlog.get_logger()
 
-JSON = "application/json"
-PROTOBUF = "application/x-protobuf"
-
-# What an ended future costs beside its result (measured).
-_ENTRY_BYTES = 1700
-
-# Names what a future is for, from ids in the request's body: the same key is the same work.
-Key = tuple[str, ...]
+# Results in memory; all of them are on disk.
+_RECENT_BYTES = 64 * 2**20
+_TRY_AGAIN_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A finished future's answer, ready to be sent. failed: it says why the work was not done.
-
-    to_json: makes JSON of a body that is protobuf, for clients that do not read that.
-    """
-
-    body: bytes
-    media_type: str = JSON
-    failed: bool = False
-    to_json: Callable[[bytes], bytes] | None = None
-
-
-class Waited(Protocol):
-    """What of a bus request under way is looked at (`AsyncPending`)."""
-
-    @property
-    def waits_for(self) -> str: ...
-
-    @property
-    def cause(self) -> WaitCause: ...
-
-
-@dataclass(slots=True)
-class Progress:
-    """What a future's work says about itself while it runs. waiting: a bus request it waits on."""
-
-    waiting: Waited | None = None
-
-    @property
-    def cause(self) -> WaitCause:
-        """What kind of reason it has to wait."""
-        return self.waiting.cause if self.waiting is not None else "others"
-
-    @property
-    def reason(self) -> str:
-        """What it waits for, in words; empty when it is being worked on."""
-        return self.waiting.waits_for if self.waiting is not None else ""
-
-
-Work = Callable[[Progress], Awaitable[Result]]
-
-
-@dataclass(slots=True, eq=False)
-class Future:
-    """scope: what ends it when it ends itself, such as a session; empty for nothing. group: where its
-    completion is announced, see `completions`."""
-
-    id: str
-    tenant: TenantId
-    key: Key
-    digest: bytes
-    scope: str
-    group: Key
-    progress: Progress = field(default_factory=Progress)
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-    result: Result | None = None
-    ended_at: float = 0.0
-    task: "asyncio.Task[Result] | None" = None
+_CANCELLED = failed_text("the request was cancelled", "user", "aborted")
 
 
 class Futures:
-    """kept_bytes, kept_s: bounds on results that can be read again."""
+    """kept_bytes, kept_s: bounds on results that can be read again; those of live sessions stay longer than
+    kept_s. clock: seconds since the epoch. gone: set when the daemon is, so that this process should end."""
 
-    def __init__(self, *, secret: bytes, kept_bytes: int, kept_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        journal: FutureJournal,
+        *,
+        secret: bytes,
+        kept_bytes: int,
+        kept_s: float,
+        clock: Callable[[], float],
+        recent_bytes: int = _RECENT_BYTES,
+    ) -> None:
+        self.gone = asyncio.Event()
         self._ids = FutureIds(secret)
+        self._secret = secret
+        self._journal = journal
         self._kept_bytes = kept_bytes
         self._kept_s = kept_s
         self._clock = clock
-        self._futures: dict[str, Future] = {}
-        self._by_key: dict[tuple[TenantId, Key], Future] = {}
-        self._ended: OrderedDict[str, int] = OrderedDict()  # id to bytes, oldest first
-        self._ended_bytes = 0
-        self._completions = Completions(self._futures)
-        self._under_way: dict[str, set[Future]] = {}  # by scope
+        self._open: dict[str, Future] = {}
+        self._recent = Recent(recent_bytes)
+        self._completions = Completions(journal.table)
+        self._ends = journal.table.last_completion()
         self._closed = False
-        self._parting: LoractlError | None = None
+        for kept in journal.table.unfinished():
+            self._take_up(kept)
+        self._again = {*self._open}
 
     def __len__(self) -> int:
         """How many are under way."""
-        return len(self._futures) - len(self._ended)
+        return len(self._open)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this process ends, and what is under way goes on in the next one."""
+        return self._closed
+
+    @property
+    def running_again(self) -> bool:
+        """Whether anything that an earlier process left unfinished is still under way."""
+        return not self._again.isdisjoint(self._open)
+
+    def origin(self, *path: str) -> Origin:
+        """Of names that belong to no one future."""
+        return Origin(self._secret, path)
 
     def known(self, tenant: TenantId, key: Key, digest: bytes) -> Future | None:
         """The future of this key, if there is one.
@@ -127,7 +93,7 @@ class Futures:
         Raises:
             RequestConflict: the key was used for something else.
         """
-        future = self._by_key.get((tenant, key))
+        future = self._find(self._ids.of(tenant, key))
         if future is not None and future.digest != digest:
             raise RequestConflict(
                 f"{' '.join(key)} was used before for another request: its first outcome stands; "
@@ -136,23 +102,40 @@ class Futures:
         return future
 
     def start(
-        self, tenant: TenantId, key: Key, digest: bytes, work: Work, *, scope: str = "", group: Key = ()
+        self,
+        asked: Asked,
+        key: Key,
+        digest: bytes,
+        work: Work,
+        *,
+        session: str = "",
+        scope: str = "",
+        group: Key = (),
     ) -> Future:
         """Start work under a key, or join what was started under it before.
+
+        session: while it lives, the result is kept. scope: what ends the work when it ends itself, such as a
+        session; empty for nothing. group: where its completion is announced, see `completions`.
 
         Raises:
             RequestConflict: as `known`.
         """
-        if (known := self.known(tenant, key, digest)) is not None:
-            return known
-        future = Future(self._ids.new(tenant), tenant, key, digest, scope, group)
-        self._futures[future.id] = future
-        self._by_key[tenant, key] = future
-        if scope:
-            self._under_way.setdefault(scope, set()).add(future)
-        future.task = asyncio.create_task(_outcome(future, work))
-        future.task.add_done_callback(lambda task: self._end(future, task))
+        future = self.known(asked.tenant, key, digest)
+        if future is None:
+            future = self._new(asked, key, digest, session, scope, group)
+        if not future.started:
+            self._run(future, work)
         return future
+
+    async def durable(self, future: Future) -> None:
+        """Wait until the future's id may be told. Raises StorageFailed: it may not be."""
+        if future.begun is None:
+            return
+        if future.writing is None:  # it could not be written before
+            self._write_begun(future)
+        assert future.writing is not None
+        await asyncio.shield(future.writing)
+        crash_point("bridge.acknowledged")
 
     async def wait(self, tenant: TenantId, future_id: str, timeout_s: float) -> Result | Progress:
         """The result; or, when there is none yet after timeout_s, what it waits for.
@@ -163,7 +146,7 @@ class Futures:
             ActorStopping: there will be none from this process.
         """
         future = self.owned(tenant, future_id)
-        if future.result is None:
+        if not future.done.is_set():
             try:
                 async with asyncio.timeout(timeout_s):
                     await future.done.wait()
@@ -175,7 +158,7 @@ class Futures:
 
     def owned(self, tenant: TenantId, future_id: str) -> Future:
         """Raises ResultNotFound, ResultExpired: as `wait`."""
-        future = self._futures.get(future_id)
+        future = self._find(future_id)
         if future is not None and future.tenant == tenant:
             return future
         if future is None and self._ids.given_to(tenant, future_id):
@@ -184,104 +167,149 @@ class Futures:
 
     def cancel(self, tenant: TenantId, future_id: str) -> None:
         """End a future's work; one that has ended stays as it is. Raises as `owned`."""
-        future = self.owned(tenant, future_id)
-        if future.task is not None:
-            future.task.cancel()
+        self._cancel(self.owned(tenant, future_id))
 
     def cancel_scope(self, scope: str) -> None:
         """End the work of everything that belongs to a scope."""
-        for future in self._under_way.get(scope, ()):
-            if future.task is not None:
-                future.task.cancel()
+        for future in [each for each in self._open.values() if each.scope == scope]:
+            self._cancel(future)
 
-    def drop(self, tenant: TenantId, future_ids: list[str]) -> None:
+    async def drop(self, tenant: TenantId, future_ids: Iterable[str]) -> None:
         """Let go of results that their reader has; ids that are not theirs or not ended are left."""
-        for future_id in future_ids:
-            future = self._futures.get(future_id)
-            if future is not None and future.tenant == tenant and future_id in self._ended:
-                self._forget(future_id)
+        given = [id_ for id_ in future_ids if self._ids.given_to(tenant, id_)]
+        ids = tuple(id_ for id_ in given if id_ not in self._open)
+        if ids:
+            await self._journal.write(Dropped(tenant=tenant, ids=ids))
+            self._recent.drop(tenant, ids)
 
     async def completions(self, group: Key, after: int, timeout_s: float) -> tuple[list[Completion], int]:
         """Those of a group after a number, waiting for the first; and the number to go on from."""
         return await self._completions.after(group, after, timeout_s)
 
-    def close(self, parting: LoractlError | None = None) -> None:
-        """End all work. Nobody is told of an outcome: who asks again after a restart is told the truth.
+    async def forget_old(self, live_sessions: Iterable[str]) -> None:
+        """Let go of the oldest results until the bounds hold. Raises StorageFailed."""
+        before = self._clock() - self._kept_s
+        live = frozenset(live_sessions)
+        aged = Aged(before_unix_s=before, live_sessions=tuple(live), most_bytes=self._kept_bytes)
+        await self._journal.write(aged)
+        self._recent.age(before, live)
 
-        parting: what the work of training runs ends with all the same, when no restart is meant. Clients
-        of samples ask again by themselves, and are served when the service is back.
-        """
+    def unfinished(self) -> list[str]:
+        """What an earlier process left that nobody has started here yet, in the order in which it came."""
+        return [id_ for id_, future in self._open.items() if not future.started]
+
+    def asked(self, future_id: str) -> Asked:
+        """The request of an unfinished future of an earlier process."""
+        return self._journal.table.asked(future_id)
+
+    def fail(self, future_id: str, error: LoractlError) -> None:
+        """End a future whose work could not even be started again."""
+        future = self._open.get(future_id)
+        if future is not None and not future.started:
+            self._keep(future, failed_result(error))
+
+    def close(self) -> None:
+        """End all work. Nobody is told of an outcome: the next process goes on."""
         self._closed = True
-        self._parting = parting
-        for future in self._futures.values():
+        for future in self._open.values():
             if future.task is not None:
                 future.task.cancel()
+            future.done.set()
 
-    def _end(self, future: Future, task: "asyncio.Task[Result]") -> None:
+    # --- starting and ending ---------------------------------------------------------------------
+
+    def _new(self, asked: Asked, key: Key, digest: bytes, session: str, scope: str, group: Key) -> Future:
+        begun = Begun(
+            id=self._ids.of(asked.tenant, key),
+            tenant=asked.tenant,
+            key=key,
+            digest=digest,
+            session=session,
+            scope=scope,
+            group=group,
+            asked=asked,
+            began_unix_s=self._clock(),
+        )
+        future = Future(begun.id, asked.tenant, key, digest, session, scope, group, begun=begun)
+        self._admit(future)
+        self._write_begun(future)
+        return future
+
+    def _take_up(self, kept: Kept) -> None:
+        future = Future.of(kept)
+        self._admit(future)
+        future.progress.decided = kept.decided
+        future.progress.waiting = Pause("the server was started again and takes up what was under way")
+
+    def _admit(self, future: Future) -> None:
+        self._open[future.id] = future
+        future.progress.origin = Origin(self._secret, ("work", future.tenant, *future.key))
+        future.progress.write = lambda decided: self._decide(future, decided)
+
+    async def _decide(self, future: Future, decided: bytes) -> None:
+        await self._journal.write(Decided(id=future.id, decided=decided))
+
+    def _write_begun(self, future: Future) -> None:
+        assert future.begun is not None
+        future.writing = self._journal.write(future.begun)
+        future.writing.add_done_callback(future.begun_written)
+
+    def _run(self, future: Future, work: Work) -> None:
+        future.progress.waiting = None
+        future.started = True
+        if self._closed:
+            return
+        future.task = asyncio.create_task(outcome(future, work))
+        future.task.add_done_callback(lambda task: self._end(future, task))
+
+    def _cancel(self, future: Future) -> None:
+        if future.task is not None:
+            future.task.cancel()
+        elif not future.started:
+            self._keep(future, _CANCELLED)
+
+    def _end(self, future: Future, task: "asyncio.Task[Result | None]") -> None:
         future.task = None
         future.progress.waiting = None
-        if future.scope:
-            self._leave_scope(future)
-        if not task.cancelled():
-            self._keep(future, task.result())
-        elif self._parting is not None and not future.group:
-            self._keep(future, failed_result(self._parting))
-        elif not self._closed:
-            self._keep(future, failed_text("the request was cancelled", "user"))
-        future.done.set()
-
-    def _leave_scope(self, future: Future) -> None:
-        siblings = self._under_way[future.scope]
-        siblings.remove(future)
-        if not siblings:
-            del self._under_way[future.scope]
+        result = _CANCELLED if task.cancelled() else task.result()
+        if self._closed:
+            return  # the next process runs it again
+        if result is None:
+            self.gone.set()
+            return
+        self._keep(future, result)
 
     def _keep(self, future: Future, result: Result) -> None:
-        future.result = result
-        future.ended_at = self._clock()
-        self._ended[future.id] = _ENTRY_BYTES + len(result.body)
-        self._ended_bytes += self._ended[future.id]
+        """Write a result down, until that succeeds."""
+        if self._closed:
+            return
+        future.started = True
+        if future.begun is not None and future.writing is None:
+            self._write_begun(future)
+        self._ends += 1
+        ended = Ended(id=future.id, number=self._ends, result=result, ended_unix_s=self._clock())
+        written = self._journal.write(ended)
+        written.add_done_callback(lambda done: self._kept(future, ended, done))
+
+    def _kept(self, future: Future, ended: Ended, written: "asyncio.Future[None]") -> None:
+        refused = written.exception()
+        if refused is not None or future.begun is not None:
+            future.progress.waiting = Pause(f"its result cannot be written down: {refused}")
+            asyncio.get_running_loop().call_later(_TRY_AGAIN_S, self._keep, future, ended.result)
+            return
+        future.result, future.ended_unix_s = ended.result, ended.ended_unix_s
+        future.done.set()
+        del self._open[future.id]
+        self._recent.add(future)
         if future.group:
-            self._completions.add(future.group, future.id, failed=result.failed, size_bytes=len(result.body))
-        self.forget_old(keep=future.id)
+            self._completions.added(future.group)
 
-    def forget_old(self, *, keep: str = "") -> None:
-        """Let go of the oldest results until the bounds hold; `keep` was not read yet."""
-        now = self._clock()
-        while self._ended:
-            oldest = next(iter(self._ended))
-            if oldest == keep:
-                return
-            young = now - self._futures[oldest].ended_at < self._kept_s
-            if young and self._ended_bytes <= self._kept_bytes:
-                return
-            self._forget(oldest)
-
-    def _forget(self, future_id: str) -> None:
-        self._ended_bytes -= self._ended.pop(future_id)
-        future = self._futures.pop(future_id)
-        self._by_key.pop((future.tenant, future.key), None)
-        if future.group:
-            self._completions.tidy(future.group)
-
-
-async def _outcome(future: Future, work: Work) -> Result:
-    try:
-        return await work(future.progress)
-    except LoractlError as error:
-        return failed_result(error)
-    except Exception:  # the loop's boundary: the client must hear of every bug
-        log.exception("future.crashed", key=future.key, tenant=future.tenant)
-        return failed_result(Internal("the bridge failed on this request; its log says why"))
-
-
-def json_result(fields: object) -> Result:
-    return Result(msgspec.json.encode(fields))
-
-
-def failed_result(error: LoractlError) -> Result:
-    return failed_text(error.message, error.fault)
-
-
-def failed_text(message: str, category: str) -> Result:
-    return Result(msgspec.json.encode({"error": message, "category": category}), failed=True)
+    def _find(self, future_id: str) -> Future | None:
+        if (known := self._open.get(future_id) or self._recent.find(future_id)) is not None:
+            return known
+        kept = self._journal.table.find(future_id)
+        if kept is None or kept.result is None:
+            return None
+        future = Future.of(kept)
+        self._recent.add(future)
+        return future

@@ -29,25 +29,28 @@ _GRACE_S = 60.0
 
 
 async def keep_house(bridge: Bridge) -> None:
-    """Runs until it is cancelled."""
+    """Runs until it is cancelled. The first round waits: what is being taken up again after a restart has
+    to claim first what it needs."""
     orphans = Orphans(bridge, grace_s=bridge.config.publish.receipt_timeout_s + _GRACE_S)
     # Often enough that no round takes the pause since the one before for a machine that slept.
     round_s = min(_ROUND_S, bridge.config.bridge.session_expiry_s / 8)
     while True:
+        await asyncio.sleep(round_s)
         try:
             await one_round(bridge)
-            await orphans.look(time.monotonic())
+            # What runs again may be about to write down what nobody speaks of yet.
+            if not bridge.futures.running_again:
+                await orphans.look(time.monotonic())
         except LoractlError as error:
             # The daemon or the disk, and it may pass.
             log.warning("housekeeping.put_off", reason=error.message)
-        await asyncio.sleep(round_s)
 
 
 async def one_round(bridge: Bridge) -> None:
     """Raises LoractlError: the rest is left to the next round."""
     bridge.sessions.flush(late_s=_LATE_S)
     bridge.runs.flush(late_s=_LATE_S)
-    bridge.futures.forget_old()
+    await bridge.futures.forget_old(bridge.sessions.live())
     for session in bridge.sessions.expired():
         log.info("session.expired", session=session.id, tenant=session.tenant)
         end_session(bridge, session, finished=False)

@@ -22,25 +22,36 @@ from ..bus.messages import (
 )
 from .adapters import load_operation
 from .bodies import LoadWeightsBody, OptimStepBody, SaveForSamplerBody, SaveWeightsBody
+from .calls import Operation, Place
 from .checkpoints import Checkpoints, checked_ttl
-from .futures import PROTOBUF, Result, json_result
+from .pace import Pace
 from .records import RunRecord
+from .results import PROTOBUF, Result, json_result
 from .samplers import Samplers
-from .training import Operation, Place
-from .wire import ForwardBackwardCall, decode_forward_backward, encode_pass, pass_json, to_message
+from .wire import ForwardBackwardCall, decode_forward_backward, encode_pass, to_message
 
 
 class Pass:
     """forward_backward, in whatever form it came."""
 
     def __init__(
-        self, body: bytes, content_type: str, content_encoding: str | None, *, forward_only: bool
+        self,
+        body: bytes,
+        content_type: str,
+        content_encoding: str | None,
+        *,
+        forward_only: bool,
+        pace: Pace,
     ) -> None:
         self._body = body
         self._content_type = content_type
         self._content_encoding = content_encoding
         self._forward_only = forward_only
+        self._pace = pace
         self._call: ForwardBackwardCall | None = None
+
+    async def turn(self) -> None:
+        await self._pace.turn(len(self._body))
 
     def build(self, _run: RunRecord, place: Place) -> Operation:
         self._call = decode_forward_backward(
@@ -49,11 +60,11 @@ class Pass:
         self._body = b""  # the arrays of the message may be views on it; nobody else needs it
         return to_message(self._call, adapter=place.adapter, lane=place.lane, seq=place.seq)
 
-    async def finish(self, answer: Message) -> Result:
+    async def finish(self, answer: Message, _made_by: str) -> Result:
         assert isinstance(answer, PassResult)
         assert self._call is not None
         body = encode_pass(answer, self._call.inputs.lengths, self._call.metrics)
-        return Result(body, PROTOBUF, to_json=pass_json)
+        return Result(body, PROTOBUF, form="pass")
 
     def close(self) -> None:
         pass
@@ -84,7 +95,7 @@ class Step:
             grad_clip_norm=adam.grad_clip_norm,
         )
 
-    async def finish(self, answer: Message) -> Result:
+    async def finish(self, answer: Message, _made_by: str) -> Result:
         assert isinstance(answer, StepResult)
         metrics = {
             "grad_norm": answer.grad_norm,
@@ -110,17 +121,19 @@ class Save:
         self._reserved = ""
 
     def build(self, run: RunRecord, place: Place) -> Operation:
-        self._run = run
         checked_ttl(self._body.ttl_seconds)
-        self._name = self._body.path or f"{place.seq:06d}"
-        overwrite = self._body.overwrite
-        self._reserved = self._checkpoints.reserve(run, "training", self._name, overwrite=overwrite)
+        self._checkpoints.check_free(run, "training", self._named(place), overwrite=self._body.overwrite)
+        self.take_up(run, place)
         # The trainer may hold one that expired and was not swept yet, or that nobody got to hear of.
         return SaveCheckpoint(
             adapter=place.adapter, lane=place.lane, seq=place.seq, name=self._name, overwrite=True
         )
 
-    async def finish(self, answer: Message) -> Result:
+    def take_up(self, run: RunRecord, place: Place) -> None:
+        self._run, self._name = run, self._named(place)
+        self._reserved = self._checkpoints.reserve(run, "training", self._name)
+
+    async def finish(self, answer: Message, made_by: str) -> Result:
         assert isinstance(answer, CheckpointSaved)
         assert self._run is not None
         record = self._checkpoints.add(
@@ -130,11 +143,15 @@ class Save:
             ttl_s=self._body.ttl_seconds,
             user_metadata=self._body.user_metadata or {},
             size_bytes=answer.size_bytes,
+            made_by=made_by,
         )
         return json_result({"type": "save_weights", "path": record.id})
 
     def close(self) -> None:
         self._checkpoints.release(self._reserved)
+
+    def _named(self, place: Place) -> str:
+        return self._body.path or f"{place.seq:06d}"
 
 
 class SaveForSampler:
@@ -148,17 +165,22 @@ class SaveForSampler:
         self._reserved = ""
 
     def build(self, run: RunRecord, place: Place) -> Operation:
-        self._run = run
         checked_ttl(self._body.ttl_seconds)
         if self._body.path is not None:
-            self._reserved = self._checkpoints.reserve(run, "sampler", self._body.path)
+            self._checkpoints.check_free(run, "sampler", self._body.path)
         elif self._body.sampling_session_seq_id is None:
             raise InvalidRequest("name the checkpoint (path), or number a sampling session for it")
         elif not run.parent:
             raise InvalidRequest(f"name the checkpoint (path): model {run.id} belongs to no session")
+        self.take_up(run, place)
         return PublishAdapter(adapter=place.adapter, lane=place.lane, seq=place.seq, held=True)
 
-    async def finish(self, answer: Message) -> Result:
+    def take_up(self, run: RunRecord, _place: Place) -> None:
+        self._run = run
+        if self._body.path is not None:
+            self._reserved = self._checkpoints.reserve(run, "sampler", self._body.path)
+
+    async def finish(self, answer: Message, made_by: str) -> Result:
         assert isinstance(answer, Receipt)
         assert self._run is not None
         kind = {"type": "save_weights_for_sampler"}
@@ -166,7 +188,9 @@ class SaveForSampler:
             number = self._body.sampling_session_seq_id
             assert number is not None
             inflight = self._body.kind == "inflight"
-            sampler = await self._samplers.add_snapshot(self._run, number, answer.record, inflight=inflight)
+            sampler = await self._samplers.add_snapshot(
+                self._run, number, answer.record, inflight=inflight, made_by=made_by
+            )
             return json_result({**kind, "sampling_session_id": sampler.id})
         record = self._checkpoints.add(
             self._run,
@@ -176,6 +200,7 @@ class SaveForSampler:
             user_metadata=self._body.user_metadata or {},
             version=answer.record.number,
             size_bytes=_size_bytes(answer.record),
+            made_by=made_by,
         )
         return json_result({**kind, "path": record.id})
 
@@ -192,13 +217,16 @@ class Load:
         self._run: RunRecord | None = None
 
     def build(self, run: RunRecord, place: Place) -> LoadCheckpoint | LoadVersion:
-        self._run = run
+        self.take_up(run, place)
         source = self._checkpoints.find(run.tenant, self._body.path)
         return load_operation(
             source, run.tenant, place.adapter, place.lane, place.seq, optimizer=self._body.optimizer
         )
 
-    async def finish(self, answer: Message) -> Result:
+    def take_up(self, run: RunRecord, _place: Place) -> None:
+        self._run = run
+
+    async def finish(self, answer: Message, _made_by: str) -> Result:
         assert isinstance(answer, StateLoaded)
         assert self._run is not None
         return loaded_result(self._run, self._body.path)

@@ -46,7 +46,7 @@ class RunRecord:
     parent: its session; empty when it belongs to none, and stays until it is removed. lane: the
     client's ordered lane on the adapter; Tinker's seq_id is the lane's seq. state "lost": the trainer
     restarted and what was not saved is gone; "unloaded": its session ended, checkpoints are there;
-    "deleted": so is the adapter.
+    "deleted": so is the adapter. made_by: the request that made it, so that the same one finds it again.
     """
 
     table: ClassVar[str] = "runs"
@@ -60,6 +60,7 @@ class RunRecord:
     base_model: str
     lora: LoraSpec
     user_metadata: Mapping[str, Json] = field(default_factory=dict)
+    made_by: str = ""
     state: Literal["live", "lost", "unloaded", "deleted"] = "live"
 
 
@@ -68,7 +69,8 @@ class CheckpointRecord:
     """A checkpoint of a run; its id is its tinker:// path, its parent the run.
 
     training: `name` is the checkpoint's name with the trainer. sampler: published version `version`
-    of `adapter`, held for us. external: files under `<state>/exports/<token>/`.
+    of `adapter`, held for us. external: files under `<state>/exports/<token>/`. made_by: the work that
+    made it, so that the same work, run again, finds it.
     """
 
     table: ClassVar[str] = "checkpoints"
@@ -87,6 +89,7 @@ class CheckpointRecord:
     public: bool = False
     expires_unix_s: float | None = None
     user_metadata: Mapping[str, str] = field(default_factory=dict)
+    made_by: str = ""
 
     @property
     def checkpoint_id(self) -> str:
@@ -101,7 +104,8 @@ class SamplerRecord:
     adapter None is the base model. owner: whose adapter it is, which may be another tenant's if that
     made the checkpoint public. run: whose unnamed snapshot it is, else empty. inflight: it moves on
     with its run's later inflight snapshots. version: -1 when it went, 0 for the base model and for a
-    training checkpoint that was not published yet. clones: further clients that joined.
+    training checkpoint that was not published yet. clones: further clients that joined. made_by: as of
+    checkpoints. failures: how often its publication failed.
     """
 
     table: ClassVar[str] = "samplers"
@@ -117,6 +121,8 @@ class SamplerRecord:
     run: str = ""
     inflight: bool = False
     clones: int = 0
+    made_by: str = ""
+    failures: int = 0
 
 
 Record = SessionRecord | RunRecord | CheckpointRecord | SamplerRecord

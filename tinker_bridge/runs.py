@@ -12,9 +12,10 @@ from ..bus.errors import (
     AdapterNotFound,
     LaneLost,
     LoractlError,
+    RequestConflict,
     SessionEnded,
 )
-from ..bus.ids import LaneId, TenantId
+from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.messages import (
     AdapterCreated,
     DeleteAdapter,
@@ -24,9 +25,10 @@ from ..bus.messages import (
     UnloadAdapter,
 )
 from .adapters import create_adapter, load_operation
+from .asking import ask, is_final
 from .base import BaseModel, Bus
 from .checkpoints import Checkpoints
-from .futures import Progress
+from .progress import Progress
 from .records import CheckpointRecord, Json, RunRecord
 from .store import Store
 
@@ -68,7 +70,7 @@ class Runs:
 
         Raises:
             AdapterNotFound: the tenant has none with this id.
-            LaneLost: the trainer restarted under it.
+            LaneLost: what it was is lost.
             SessionEnded: its session ended, and its state was let go of.
         """
         record = self.owned(tenant, run)
@@ -96,18 +98,21 @@ class Runs:
         base_model: str,
         lora: LoraSpec,
         user_metadata: Mapping[str, Json],
-        progress: Progress | None = None,
+        progress: Progress,
+        *,
+        made_by: str = "",
     ) -> RunRecord:
         """Make a fresh run. Making it again returns the first. progress: as `create_adapter` has it.
 
         Raises:
+            RequestConflict: another request made it.
             LoractlError: it does not exist then.
         """
-        if (known := self.find(tenant, run)) is not None:
+        if (known := self._made(tenant, run, made_by)) is not None:
             return known
         self._base.check(base_model)
         created = await create_adapter(self._bus, tenant, run, lora, progress)
-        return self._add(tenant, session, run, created, user_metadata)
+        return self._add(tenant, session, run, created, user_metadata, made_by)
 
     async def create_from(
         self,
@@ -116,39 +121,43 @@ class Runs:
         run: str,
         source: CheckpointRecord,
         user_metadata: Mapping[str, Json],
-        progress: Progress | None = None,
+        progress: Progress,
         *,
         optimizer: bool,
+        made_by: str = "",
     ) -> RunRecord:
         """Make a run of the same geometry as a checkpoint's, and load it, with or without the optimizer.
 
         Raises:
+            RequestConflict: as `create`.
             LoractlError: the run does not exist then.
         """
-        if (known := self.find(tenant, run)) is not None:
+        if (known := self._made(tenant, run, made_by)) is not None:
             return known
         self._base.check(source.base_model)
         created = await create_adapter(self._bus, tenant, run, source.lora, progress)
+        adapter = created.details.adapter
         try:
-            operation = load_operation(
-                source, tenant, created.details.adapter, created.lane, 1, optimizer=optimizer
-            )
-            await self._bus.request(operation, tenant=tenant)
-            opened = await self._bus.request(OpenLane(adapter=created.details.adapter), tenant=tenant)
-        except LoractlError:
-            await self._bus.request(DeleteAdapter(adapter=created.details.adapter), tenant=tenant)
+            operation = load_operation(source, tenant, adapter, created.lane, 1, optimizer=optimizer)
+            await ask(self._bus, operation, tenant=tenant, progress=progress, step="load")
+            lane = await self.open_lane(tenant, adapter, progress)
+        except LoractlError as error:
+            if is_final(error):
+                deletion = DeleteAdapter(adapter=adapter)
+                await ask(self._bus, deletion, tenant=tenant, progress=progress, step="delete")
             raise
-        assert isinstance(opened, LaneOpened)
-        return self._add(tenant, session, run, replace(created, lane=opened.lane), user_metadata)
+        return self._add(tenant, session, run, replace(created, lane=lane), user_metadata, made_by)
 
-    async def open_lane(self, record: RunRecord) -> LaneId:
+    async def open_lane(self, tenant: TenantId, adapter: AdapterId, progress: Progress) -> LaneId:
         """Another ordered lane on a live run. Raises LoractlError."""
-        opened = await self._bus.request(OpenLane(adapter=record.adapter), tenant=record.tenant)
+        opened = await ask(
+            self._bus, OpenLane(adapter=adapter), tenant=tenant, progress=progress, step="open lane"
+        )
         assert isinstance(opened, LaneOpened)
         return opened.lane
 
     def lose(self, run: str) -> None:
-        """The trainer restarted: what was not saved is gone, and the client must be told, not misled."""
+        """What was not saved is gone, and the client must be told, not misled."""
         record = self._loaded.get(run)
         if record is not None and record.state == "live":
             self._put(replace(record, state="lost"))
@@ -198,6 +207,7 @@ class Runs:
         run: str,
         created: AdapterCreated,
         user_metadata: Mapping[str, Json],
+        made_by: str,
     ) -> RunRecord:
         now = self._clock()
         record = RunRecord(
@@ -211,9 +221,17 @@ class Runs:
             base_model=self._base.name,
             lora=created.details.lora,
             user_metadata=dict(user_metadata),
+            made_by=made_by,
         )
         self._put(record)
         return record
+
+    def _made(self, tenant: TenantId, run: str, made_by: str) -> RunRecord | None:
+        known = self.find(tenant, run)
+        # A record of before this was written down says nothing.
+        if known is not None and known.made_by and known.made_by != made_by:
+            raise RequestConflict(f"{run} is another training run already: take the next number")
+        return known
 
     def _put(self, record: RunRecord) -> None:
         self._store.put(record)
@@ -222,6 +240,6 @@ class Runs:
 
 def lost_text(run: str) -> str:
     return (
-        f"the trainer restarted, and what model {run} had not saved is gone: create a training client from "
+        f"after a restart, what model {run} had not saved is gone: create a training client from "
         "its newest checkpoint (create_training_client_from_state_with_optimizer)"
     )

@@ -22,14 +22,18 @@ from ..bus.ids import AdapterId, TenantId
 from ..bus.messages import (
     DeleteAdapter,
     DeleteVersion,
+    Message,
     PublishAdapter,
     Receipt,
     UnloadAdapter,
     VersionRecord,
 )
 from .adapters import create_adapter, load_operation
+from .asking import ask, is_final
 from .base import BaseModel, Bus
 from .checkpoints import Checkpoints
+from .future_ids import Origin
+from .progress import Progress
 from .records import RunRecord, SamplerRecord, sampler_id
 from .store import Store
 
@@ -44,7 +48,8 @@ class Source:
 
 
 class Samplers:
-    """kept_snapshots: unnamed ones of a run that stay. clock: seconds since the epoch."""
+    """kept_snapshots: unnamed ones of a run that stay. clock: seconds since the epoch. origin: of the ids of
+    publications."""
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class Samplers:
         *,
         kept_snapshots: int,
         clock: Callable[[], float],
+        origin: Origin,
     ) -> None:
         self._store = store
         self._bus = bus
@@ -62,6 +68,7 @@ class Samplers:
         self._checkpoints = checkpoints
         self._kept_snapshots = kept_snapshots
         self._clock = clock
+        self._origin = origin
         # Those with a version of their own, which has to go in the end; oldest first.
         self._holding = {each.id: each for each in store.all(SamplerRecord) if _holds(each)}
         self._publishing: dict[str, asyncio.Task[SamplerRecord]] = {}
@@ -127,15 +134,16 @@ class Samplers:
         return Source(record.adapter, record.version or None, record.owner)
 
     async def add_snapshot(
-        self, run: RunRecord, number: int, version: VersionRecord, *, inflight: bool
+        self, run: RunRecord, number: int, version: VersionRecord, *, inflight: bool, made_by: str
     ) -> SamplerRecord:
-        """A sampling session of its own for a version that was published for it.
+        """A sampling session of its own for a version that was published for it. made_by: names the work;
+        done again, it finds the first one.
 
         Raises:
             RequestConflict: the number was used for another one.
         """
         known = self.find(run.tenant, sampler_id(run.parent, number))
-        if known is not None and (known.adapter, known.version) == (run.adapter, version.number):
+        if known is not None and known.made_by == made_by:
             return known
         if known is not None:
             await self._delete_version(run.tenant, run.adapter, version.number)
@@ -150,6 +158,7 @@ class Samplers:
             version=version.number,
             run=run.id,
             inflight=inflight,
+            made_by=made_by,
         )
         self._put(record)
         await self._thin_out(record)
@@ -218,17 +227,24 @@ class Samplers:
         """Load the checkpoint into an adapter of the sampler's own and publish that."""
         assert record.model_path is not None
         checkpoint = self._checkpoints.find(record.tenant, record.model_path)
-        created = await create_adapter(self._bus, record.tenant, record.id, checkpoint.lora)
-        adapter, lane, tenant = created.details.adapter, created.lane, record.tenant
+        # Tried again after a failure, it is other work; after a restart it is the same.
+        progress = Progress(origin=self._origin.inside(record.id, str(record.failures)))
+        tenant = record.tenant
+
+        async def do(step: str, body: Message) -> Message:
+            return await ask(self._bus, body, tenant=tenant, progress=progress, step=step)
+
+        created = await create_adapter(self._bus, tenant, record.id, checkpoint.lora, progress)
+        adapter, lane = created.details.adapter, created.lane
         try:
-            loading = load_operation(checkpoint, tenant, adapter, lane, 1, optimizer=False)
-            await self._bus.request(loading, tenant=tenant)
-            receipt = await self._bus.request(
-                PublishAdapter(adapter=adapter, lane=lane, seq=2, held=True), tenant=tenant
-            )
-            await self._bus.request(UnloadAdapter(adapter=adapter), tenant=tenant)
-        except LoractlError:
-            await self._bus.request(DeleteAdapter(adapter=adapter), tenant=tenant)
+            await do("load", load_operation(checkpoint, tenant, adapter, lane, 1, optimizer=False))
+            receipt = await do("publish", PublishAdapter(adapter=adapter, lane=lane, seq=2, held=True))
+            await do("unload", UnloadAdapter(adapter=adapter))
+        except LoractlError as error:
+            if is_final(error):
+                await do("delete", DeleteAdapter(adapter=adapter))
+                again = self.owned(tenant, record.id)
+                self._put(replace(again, failures=again.failures + 1))
             raise
         assert isinstance(receipt, Receipt)
         # As it is by now: others may have joined it.

@@ -6,19 +6,28 @@ from dataclasses import replace
 
 import structlog
 
-from ..bus.errors import ActorRestarting, EngineFailed, VersionNotFound
-from ..bus.ids import TenantId
+from ..bus.errors import ActorRestarting, ActorStopping, EngineFailed, VersionNotFound
+from ..bus.ids import RequestId, TenantId
 from ..bus.messages import Abort, Sample, SampleResult
 from .base import BaseModel, Bus
-from .futures import PROTOBUF, Future, Futures, Key, Progress, Result
+from .future import Future
+from .future_ids import Key
+from .future_rows import Asked
+from .futures import Futures
+from .progress import Pause, Progress
 from .records import SamplerRecord
+from .results import PROTOBUF, Result
 from .samplers import Samplers
-from .wire import decode_sample, encode_sample, sample_json
+from .wire import decode_sample, encode_sample
 
 log = structlog.get_logger()
 
 # A sample that brings every sampler down must not do so for ever.
-_ATTEMPTS = 3
+_ATTEMPTS = 4
+# Before the next one.
+_AGAIN_S = 0.5
+# Of samples that come without a seed; the sampler adds the number of a sequence.
+_SEEDS = 2**62
 
 # The SDK numbers the samples of a cloned client from clone id times this.
 _CLONE = 1_000_000_000
@@ -42,10 +51,10 @@ class Sampling:
         """Whether no more samples should come for a moment."""
         return self._pending >= self._most_pending
 
-    def submit(self, tenant: TenantId, sampler: SamplerRecord, seq: int, content: bytes) -> Future:
+    def submit(self, asked: Asked, sampler: SamplerRecord, seq: int) -> Future:
         """Start a sample, or join the one that came under its number before.
 
-        content: the request's body. What is wrong with it is the future's answer.
+        What is wrong with its body is the future's answer.
 
         Raises:
             RequestConflict: the number was used for something else.
@@ -54,39 +63,60 @@ class Sampling:
         async def work(progress: Progress) -> Result:
             self._pending += 1
             try:
+                progress.waiting = self._base
                 context_tokens = (await self._base.details()).max_sequence_tokens
                 call = decode_sample(content, context_tokens=context_tokens)
                 source = await self._samplers.source(tenant, sampler.id)
+                drawn, seed = progress.origin.number("seed", _SEEDS), call.message.seed
                 sample = replace(
-                    call.message, adapter=source.adapter, version=source.version, owner=source.owner
+                    call.message,
+                    adapter=source.adapter,
+                    version=source.version,
+                    owner=source.owner,
+                    seed=drawn if seed is None else seed,
                 )
                 try:
                     result = await self._sampled(tenant, sample, progress)
                 except VersionNotFound as error:
                     raise _gone(sampler) from error
-                return Result(encode_sample(result, call), PROTOBUF, to_json=sample_json)
+                return Result(encode_sample(result, call), PROTOBUF, form="sample")
             finally:
                 self._pending -= 1
 
+        tenant, content = asked.tenant, asked.body
         digest = hashlib.blake2b(content, digest_size=16).digest()
         key, group = ("seq_id", str(seq), "of", sampler.id), group_of(sampler.id, seq // _CLONE)
-        return self._futures.start(tenant, key, digest, work, scope=sampler.parent, group=group)
+        session = sampler.parent
+        return self._futures.start(asked, key, digest, work, session=session, scope=session, group=group)
 
     async def _sampled(self, tenant: TenantId, sample: Sample, progress: Progress) -> SampleResult:
         """A sample changes nothing, so one that was lost with its sampler is asked for again."""
-        for _ in range(_ATTEMPTS - 1):
+        # An inflight sampler may have moved on since this work ran the last time: that is another request.
+        request = progress.origin.request(f"sample {sample.adapter} {sample.version}")
+        left = _ATTEMPTS
+        while True:
             try:
-                return await self._asked(tenant, sample, progress)
+                return await self._asked(tenant, sample, request, progress)
+            except ActorStopping as error:
+                progress.waiting = Pause(error.message)
             except (ActorRestarting, EngineFailed) as error:
+                left -= 1
+                if not left:
+                    raise
                 log.info("sample.asked_for_again", tenant=tenant, reason=error.message)
-        return await self._asked(tenant, sample, progress)
+                progress.waiting = Pause(error.message)
+            await asyncio.sleep(_AGAIN_S)
 
-    async def _asked(self, tenant: TenantId, sample: Sample, progress: Progress) -> SampleResult:
-        progress.waiting = pending = self._bus.submit(sample, tenant=tenant)
+    async def _asked(
+        self, tenant: TenantId, sample: Sample, request: RequestId, progress: Progress
+    ) -> SampleResult:
+        progress.waiting = pending = self._bus.submit(sample, request=request, tenant=tenant)
         try:
             result = await pending.result()
         except asyncio.CancelledError:
-            self._bus.submit(Abort(target=pending.request), tenant=tenant)
+            # One that goes on in the next process is not given up.
+            if not self._futures.closed:
+                self._bus.submit(Abort(target=pending.request), tenant=tenant)
             raise
         assert isinstance(result, SampleResult)
         return result

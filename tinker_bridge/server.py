@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import resource
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,30 +15,38 @@ import uvicorn
 from ..bus.async_actor_link import AsyncActorLink
 from ..bus.async_client import AsyncClient
 from ..bus.config import Config
-from ..bus.errors import ActorStopping, NotSupported
+from ..bus.errors import NotSupported
 from ..bus.failures import failed
 from ..bus.layout import StateLayout
 from ..bus.listening import listen, listen_as_before, url_of
 from ..bus.messages import Drain, Echo, Echoed, Envelope
 from .app import create_app
-from .bridge import open_bridge
+from .bridge import Bridge, open_bridge
 from .housekeeping import keep_house
+from .run_again import run_again
 
 # Longer than clients keep idle connections: who closes first must not be we, or a request that is on its
 # way at that moment is lost with the connection.
 _IDLE_S = 120
+# Each takes a tenth of a millisecond, and a heartbeat may be behind them.
+_ACCEPTED_AT_ONCE = 32
+_CONNECTIONS_WAITING = 4096
+# New objects until the youngest are looked at, rounds of that until the next older, and so on: a millisecond,
+# two milliseconds, and what lives long only after some millions.
+_COLLECT_AFTER = (2000, 5, 500)
 # For answers under way when the daemon stops; the supervisor waits a little longer.
 _GRACE_S = 2
-
-_STOPPING = (
-    "the service is stopping: when it runs again, create a training client from your newest checkpoint "
-    "(create_training_client_from_state_with_optimizer)"
-)
 
 log = structlog.get_logger()
 
 
 class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # uvicorn lets the loop accept so many at one time; many more may wait for that.
+        for each in sockets or ():
+            each.listen(_CONNECTIONS_WAITING)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """The loop below handles signals: uvicorn would raise them again at its end."""
@@ -67,27 +77,45 @@ async def run_bridge(config: Config, actor: str) -> None:
                 lifespan="off",
                 timeout_graceful_shutdown=_GRACE_S,
                 timeout_keep_alive=_IDLE_S,
+                backlog=_ACCEPTED_AT_ONCE,
             )
         )
-        stopping = asyncio.Event()
+        # With the daemon goes all that this process can do: the next one takes up what is under way.
+        stopping = bridge.futures.gone
         for each in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(each, stopping.set)
+        _collect_rarely()
         serving = asyncio.create_task(server.serve(sockets=[listening]))
-        keeping = asyncio.create_task(keep_house(bridge))
+        keeping = asyncio.create_task(_work(bridge))
         # The socket listens already: requests that come before uvicorn looks wait in its queue.
         link.ready(url_of(listening))
         log.info("bridge.opened", url=url_of(listening))
-        drained = await _until_drained(link, stopping, serving, keeping)
+        await _until_drained(link, stopping, serving, keeping)
         server.should_exit = True
         broken = keeping.done()
         keeping.cancel()
         # Polls that are held open end with this.
-        bridge.futures.close(ActorStopping(_STOPPING) if drained else None)
+        bridge.futures.close()
         await serving
         bridge.close()
         log.info("bridge.closed")
         if broken:
             keeping.result()  # a bug: it is raised here, and the supervisor starts a sound bridge
+
+
+async def _work(bridge: Bridge) -> None:
+    """Take up what an earlier process left, then keep house until cancelled."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(run_again(bridge))
+        group.create_task(keep_house(bridge))
+
+
+def _collect_rarely() -> None:
+    """Python looks for cycles among everything that lives, and nobody is served meanwhile: a third of a
+    second with some thousand futures. What is here now stays, and what comes goes mostly without cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _allow_many_connections() -> None:
@@ -98,11 +126,8 @@ def _allow_many_connections() -> None:
 
 async def _until_drained(
     link: AsyncActorLink, stopping: asyncio.Event, *working: "asyncio.Task[None]"
-) -> bool:
-    """Answer what the broker sends; end on Drain, on a signal, or when what never ends by itself does.
-
-    True for Drain: the whole service stops, and nothing is started again.
-    """
+) -> None:
+    """Answer what the broker sends; end on Drain, on a signal, or when what never ends by itself does."""
     stopped = asyncio.create_task(stopping.wait())
     ends = [stopped, *working]
     try:
@@ -111,12 +136,11 @@ async def _until_drained(
             await asyncio.wait([receiving, *ends], return_when=asyncio.FIRST_COMPLETED)
             if not receiving.done():
                 receiving.cancel()
-                return False
+                return
             for envelope in receiving.result():
                 if isinstance(envelope.body, Drain):
-                    return True
+                    return
                 _answer(link, envelope)
-        return False
     finally:
         stopped.cancel()
 

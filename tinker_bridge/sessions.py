@@ -43,10 +43,14 @@ class Sessions:
         display_name: str | None,
         project: str | None,
         sdk_version: str,
+        id_: str = "",
     ) -> SessionRecord:
+        """id_: of one that its maker would find again; empty draws one."""
+        if id_ and (known := self._store.owned(SessionRecord, tenant, id_)) is not None:
+            return known
         now = self._clock()
         record = SessionRecord(
-            id=str(uuid.uuid4()),
+            id=id_ or str(uuid.uuid4()),
             tenant=tenant,
             created_unix_s=now,
             last_seen_unix_s=now,
@@ -101,6 +105,9 @@ class Sessions:
             replace(record, status=status, reason=reason, detail=detail, last_seen_unix_s=last_seen_unix_s)
         )
         return True
+
+    def live(self) -> list[str]:
+        return [*self._live]
 
     def is_live(self, session: str) -> bool:
         """What belongs to no session (an empty id) stays until it is removed."""

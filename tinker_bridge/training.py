@@ -7,65 +7,37 @@ trainer as a refusal, to be answered when its turn comes. What each operation is
 
 import asyncio
 import hashlib
+import secrets
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
-from ..bus.errors import ActorRestarting, InvalidRequest, LaneLost, LoractlError, QuotaExceeded
-from ..bus.ids import AdapterId, LaneId, TenantId
+from ..bus.errors import (
+    ActorStopping,
+    InvalidRequest,
+    LaneLost,
+    LoractlError,
+    QuotaExceeded,
+    RecoveryFailed,
+)
+from ..bus.ids import LaneId, TenantId
 from ..bus.messages import (
-    ExportWeights,
-    ForwardBackward,
-    LoadCheckpoint,
-    LoadVersion,
     Message,
-    OptimStep,
     PublishAdapter,
-    RefuseOperation,
-    SaveCheckpoint,
     StateLoaded,
     StepResult,
-    WaitCause,
 )
+from .asking import ask
 from .base import Bus
-from .futures import Future, Futures, Progress, Result, Work
+from .calls import Call, Operation, Place, operation_of
+from .future import Future
+from .future_ids import Key
+from .future_rows import Asked
+from .futures import Futures
+from .progress import Progress, Work
 from .records import RunRecord
+from .results import Result, error_of
 from .runs import Runs, lost_text
 from .sessions import Sessions
-
-Operation = (
-    ForwardBackward
-    | OptimStep
-    | SaveCheckpoint
-    | LoadCheckpoint
-    | LoadVersion
-    | PublishAdapter
-    | ExportWeights
-    | RefuseOperation
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an operation goes: what every operation of a lane has."""
-
-    adapter: AdapterId
-    lane: LaneId
-    seq: int
-
-
-class Call(Protocol):
-    """One operation as a client asked for it."""
-
-    def build(self, run: RunRecord, place: Place, /) -> Operation:
-        """The message for the trainer. What it raises is the call's answer, when its turn comes."""
-
-    async def finish(self, answer: Message, /) -> Result:
-        """The trainer's answer as the client reads it."""
-
-    def close(self) -> None:
-        """Called once in the end, however it ended."""
+from .unnumbered import Unnumbered
 
 
 class Training:
@@ -86,20 +58,27 @@ class Training:
         self._sessions = sessions
         self._runs = runs
         self._futures = futures
-        self._unnumbered: dict[str, _Unnumbered] = {}
-        self._lanes = 0  # opened so far, which tells their operations apart
+        self._unnumbered: dict[str, Unnumbered] = {}
         self._changes: Counter[str] = Counter()
         self._again_s = again_s
         self._held_bytes = held_bytes
         self._held: Counter[TenantId] = Counter()  # bytes of their operations under way
 
-    def submit(self, tenant: TenantId, run: str, seq: int | None, content: bytes, call: Call) -> Future:
+    def submit(
+        self,
+        asked: Asked,
+        run: str,
+        seq: int | None,
+        content: bytes,
+        call: Call,
+        digest: bytes | None = None,
+    ) -> Future:
         """Start an operation, or join the one that came under its number before.
 
         seq: its number in the run; None runs it behind all that came without a number before.
-        content: what makes two operations the same.
+        content: what makes two operations the same. digest: `digest_of` it, where that was taken already.
 
-        An operation of a run that the trainer lost fails as those did that it was lost with: an HTTP
+        An operation of a run that was lost fails as those did that it was lost with: an HTTP
         error that is worth another try would be tried again for minutes.
 
         Raises:
@@ -112,42 +91,45 @@ class Training:
                 f"seq_id is {seq}: the operations of a model are numbered from 1 to 2**63 - 1"
             )
         # A finished operation is answered again even when its run takes no more.
-        digest = hashlib.blake2b(content, digest_size=16).digest()
+        digest = digest or digest_of(content)
+        tenant = asked.tenant
         record = self._runs.owned(tenant, run)
-        if seq is not None and (known := self._futures.known(tenant, _key(run, seq), digest)) is not None:
+        key = _key(run, seq) if seq is not None else asked.key
+        known = self._futures.known(tenant, key, digest) if key else None
+        if known is not None and known.started:
             return known
         try:
             record = self._runs.live(tenant, run)
         except LaneLost as error:
-            if seq is None:
+            if not key:
                 raise
-            return self._futures.start(tenant, _key(run, seq), digest, _failing(error))
+            return self._futures.start(asked, key, digest, _failing(error), session=record.parent)
         if record.parent:
             self._sessions.active(tenant, record.parent)
-        self._check_room(tenant, len(content))
-        lane, number, key = self._placed(record, seq)
-        self._held[tenant] += len(content)
-        size_bytes = len(content)
+        if known is None:
+            self._check_room(tenant, len(content))
+        if not key:
+            key = self._unnumbered_of(record).next_key()
+        work = self._work(record, key, call, len(content))
+        return self._futures.start(asked, key, digest, work, session=record.parent)
 
-        async def work(progress: Progress) -> Result:
-            try:
-                place = Place(record.adapter, await lane, number)
-                answer = await self._answer(record, _built(record, place, call), progress)
-                return await call.finish(answer)
-            finally:
-                call.close()
-                self._let_go(tenant, size_bytes)
-
-        return self._futures.start(tenant, key, digest, work)
-
-    async def request(self, run: RunRecord, made: Callable[[Place], Operation]) -> Message:
-        """An operation of the bridge's own, behind those that came without a number.
+    async def publish(self, run: RunRecord) -> None:
+        """Publish what a run has come to, behind what came without a number. As durable as its neighbours:
+        their lane must not have a hole.
 
         Raises:
             LoractlError: it failed.
         """
-        lane, number, _ = self._placed(run, None)
-        return await self._answer(run, made(Place(run.adapter, await lane, number)), Progress())
+        future = self.submit_publication(Asked(run.tenant, PUBLICATION, run.id.encode()))
+        await future.done.wait()
+        if future.result is None:
+            raise ActorStopping("the server is stopping: ask again when it runs")
+        if future.result.failed:
+            raise error_of(future.result)
+
+    def submit_publication(self, asked: Asked) -> Future:
+        """Raises as `submit`."""
+        return self.submit(asked, asked.body.decode(), None, asked.body, _Publication())
 
     def changes(self, run: str) -> int:
         """How often its weights were changed, as far as the trainer has answered."""
@@ -158,23 +140,45 @@ class Training:
         self._unnumbered.pop(run, None)
         self._changes.pop(run, None)
 
-    def _placed(
-        self, record: RunRecord, seq: int | None
-    ) -> "tuple[asyncio.Future[LaneId], int, tuple[str, ...]]":
-        """Lane, number in it, and the future's key."""
-        if seq is not None:
+    # --- one operation ---------------------------------------------------------------------------
+
+    def _work(self, record: RunRecord, key: Key, call: Call, size_bytes: int) -> Work:
+        lane, number = self._placed(record, key)
+        self._held[record.tenant] += size_bytes
+
+        async def work(progress: Progress) -> Result:
+            try:
+                place = Place(record.adapter, await lane, number)
+                operation = await operation_of(record, place, call, progress)
+                answer = await self._answer(record, operation, progress)
+                return await call.finish(answer, progress.origin.token("made by"))
+            finally:
+                call.close()
+                self._let_go(record.tenant, size_bytes)
+
+        return work
+
+    def _placed(self, record: RunRecord, key: Key) -> "tuple[asyncio.Future[LaneId], int]":
+        """Lane, and number in it."""
+        if key[0] == _NUMBERED:
             lane: asyncio.Future[LaneId] = asyncio.get_running_loop().create_future()
             lane.set_result(record.lane)
-            return lane, seq, _key(record.id, seq)
-        unnumbered = self._unnumbered.get(record.id)
-        if unnumbered is None or unnumbered.lost:
-            self._lanes += 1
-            opening = asyncio.ensure_future(self._runs.open_lane(record))
-            unnumbered = self._unnumbered[record.id] = _Unnumbered(opening, self._lanes)
-        unnumbered.last += 1
+            return lane, int(key[1])
         # Shielded: a cancelled operation must not take the lane of all the others with it.
-        lane = asyncio.shield(unnumbered.lane)
-        return lane, unnumbered.last, ("unnumbered", record.id, str(unnumbered.opened), str(unnumbered.last))
+        return asyncio.shield(self._unnumbered_of(record).lane(key)), Unnumbered.number(key)
+
+    def _unnumbered_of(self, record: RunRecord) -> Unnumbered:
+        found = self._unnumbered.get(record.id)
+        if found is None:
+            origin = self._futures.origin("lane of", record.id)
+            found = self._unnumbered[record.id] = Unnumbered(
+                record.id,
+                lambda name: self._runs.open_lane(
+                    record.tenant, record.adapter, Progress(origin=origin.inside(name))
+                ),
+                name=lambda: secrets.token_hex(8),
+            )
+        return found
 
     def _check_room(self, tenant: TenantId, size_bytes: int) -> None:
         """One that is larger than the bound is taken when it is the only one."""
@@ -191,26 +195,25 @@ class Training:
             del self._held[tenant]
 
     async def _answer(self, record: RunRecord, operation: Operation, progress: Progress) -> Message:
+        """Its number is taken, so what the daemon has no room for is sent until it has."""
         try:
-            answer = await self._asked(record.tenant, operation, progress)
-        except (LaneLost, ActorRestarting) as error:
+            answer = await ask(
+                self._bus,
+                operation,
+                tenant=record.tenant,
+                progress=progress,
+                step="run",
+                when_full=True,
+                again_s=self._again_s,
+            )
+        except (LaneLost, RecoveryFailed) as error:
             raise self._lost(record, operation.lane) from error
         if isinstance(answer, StateLoaded) or (isinstance(answer, StepResult) and answer.applied):
             self._changes[record.id] += 1
         return answer
 
-    async def _asked(self, tenant: TenantId, operation: Operation, progress: Progress) -> Message:
-        """Its number is taken, so what the daemon has no room for is sent until it has."""
-        while True:
-            progress.waiting = pending = self._bus.submit(operation, tenant=tenant)
-            try:
-                return await pending.result()
-            except QuotaExceeded as error:
-                progress.waiting = _NoRoom(error.message)
-                await asyncio.sleep(self._again_s)
-
     def _lost(self, record: RunRecord, lane: LaneId) -> LaneLost:
-        """The trainer restarted. A run of no session goes on from its last save, on another lane."""
+        """The state is not what it was. A run of no session goes on from its last save, on another lane."""
         self._changes[record.id] += 1
         if record.parent:
             self._runs.lose(record.id)
@@ -224,36 +227,29 @@ class Training:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _NoRoom:
-    """An operation that waits here, for the daemon has as much of its tenant's as it takes."""
-
-    waits_for: str
-    cause: WaitCause = "quota"
+PUBLICATION = "publication"
+_NUMBERED = "seq_id"
 
 
-@dataclass(slots=True)
-class _Unnumbered:
-    """The lane of a run's operations that come without a number, and how many there were.
+class _Publication:
+    """Publishes what is there, for samples of a run of no session."""
 
-    opened: which one of all such lanes it is.
-    """
+    def build(self, _run: RunRecord, place: Place) -> Operation:
+        return PublishAdapter(adapter=place.adapter, lane=place.lane, seq=place.seq)
 
-    lane: "asyncio.Future[LaneId]"
-    opened: int
-    last: int = 0
+    async def finish(self, _answer: Message, _made_by: str) -> Result:
+        return Result(b"")
 
-    @property
-    def lost(self) -> bool:
-        """Whether it could not be opened: another may."""
-        return self.lane.done() and (self.lane.cancelled() or self.lane.exception() is not None)
-
-    def is_on(self, lane: LaneId) -> bool:
-        return self.lane.done() and not self.lost and self.lane.result() == lane
+    def close(self) -> None:
+        pass
 
 
-def _key(run: str, seq: int) -> tuple[str, ...]:
-    return ("seq_id", str(seq), "of", run)
+def digest_of(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _key(run: str, seq: int) -> Key:
+    return (_NUMBERED, str(seq), "of", run)
 
 
 def _failing(error: LoractlError) -> Work:
@@ -261,12 +257,3 @@ def _failing(error: LoractlError) -> Work:
         raise error
 
     return work
-
-
-def _built(record: RunRecord, place: Place, call: Call) -> Operation:
-    try:
-        return call.build(record, place)
-    except LoractlError as error:
-        return RefuseOperation(
-            adapter=place.adapter, lane=place.lane, seq=place.seq, code=error.code, message=error.message
-        )

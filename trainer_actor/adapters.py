@@ -1,31 +1,34 @@
 """What the trainer knows of each adapter: who owns it, how far it is, where its state lies.
 
-Owns the life of an adapter: created, taken up from disk, unloaded, saved for a restart, deleted. What a
-client's operations do to it is left to `operations`.
+Owns the life of an adapter: created, taken up from disk, brought back to a snapshot, unloaded, deleted. What
+a client's operations do to it is left to `operations`, when it is snapshotted to `snapshotting`.
 """
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Self
 
 import structlog
 
 from ..bus.config import Config
-from ..bus.errors import CheckpointMismatch, LoractlError
-from ..bus.ids import AdapterId, LaneId, TenantId
+from ..bus.errors import AdapterNotFound, LoractlError
+from ..bus.ids import NO_ADAPTER, AdapterId, TenantId
 from ..bus.layout import StateLayout
 from ..bus.messages import AdapterDetails, LoraSpec
+from .adapter import Adapter, Saved
 from .bank import HostState
 from .budgets import Budgets
-from .checkpoints import AUTOMATIC, CheckpointRecord, Checkpoints, check_fits
+from .checkpoints import Checkpoints
 from .copies import device_budget
 from .engine import TrainEngine
 from .idleness import Idleness
 from .publishing import Versions
 from .registry import AdapterRecord, Registry, base_signature, exists_on_disk, open_registry
 from .resident import Residents
+from .saved_states import SavedStates
+from .snapshots import SnapshotRecord, Snapshots
 from .spill import SpillStore
 from .windows import Event, Window
 
@@ -33,26 +36,6 @@ log = structlog.get_logger()
 
 # Of idle adapters that go to disk in one turn of the loop, for which everyone else waits.
 _SINK_BYTES = 64 * 2**20
-
-
-@dataclass(slots=True)
-class Adapter:
-    """checkpoint_step: step of the newest checkpoint, -1 when there is none."""
-
-    record: AdapterRecord
-    window: Window
-    checkpoint_step: int
-
-    @property
-    def id(self) -> AdapterId:
-        return self.record.adapter
-
-    @property
-    def lora(self) -> LoraSpec:
-        return self.record.lora
-
-    def happened(self, event: Event, *, step: int | None = None, lane: LaneId | None = None) -> None:
-        self.window = self.window.after(event, step=step, lane=lane)
 
 
 class Adapters:
@@ -64,12 +47,15 @@ class Adapters:
         residents: Residents,
         registry: Registry,
         checkpoints: Checkpoints,
+        snapshots: Snapshots,
         versions: Versions,
         *,
         sink_after_s: float,
     ) -> None:
         self.residents = residents
         self.checkpoints = checkpoints
+        self.snapshots = snapshots
+        self.states = SavedStates(engine, checkpoints, snapshots)
         self.versions = versions
         self._engine = engine
         self._registry = registry
@@ -81,11 +67,15 @@ class Adapters:
         """Read what the disk holds. States are read when their adapters are first needed."""
         registry = open_registry(layout, base_signature(engine.details))
         known = [record.adapter for record in registry.all()]
-        versions, checkpoints = Versions(layout), Checkpoints(layout)
+        settings = config.trainer
+        checkpoints = Checkpoints(
+            layout, most_bytes=config.quotas.checkpoint_bytes, keep=settings.keep_checkpoints
+        )
+        versions, snapshots = Versions(layout), Snapshots(layout)
         versions.scan(known, on_disk(layout))
         for adapter in known:
             checkpoints.sweep(adapter)
-        settings = config.trainer
+            snapshots.sweep(adapter)
         budgets = Budgets(
             slots=settings.slots,
             device_bytes=settings.device_bytes or device_budget(engine.bank.memory.device),
@@ -93,7 +83,15 @@ class Adapters:
             disk_bytes=settings.disk_bytes,
         )
         residents = Residents(engine.bank, budgets, SpillStore(layout.spill))
-        return cls(engine, residents, registry, checkpoints, versions, sink_after_s=settings.sink_after_s)
+        return cls(
+            engine,
+            residents,
+            registry,
+            checkpoints,
+            snapshots,
+            versions,
+            sink_after_s=settings.sink_after_s,
+        )
 
     def __len__(self) -> int:
         return len(self._live)
@@ -127,21 +125,22 @@ class Adapters:
         self._registry.draft(tenant, name, lora, now_unix_s=0.0)
         return self.state_bytes(lora)
 
-    def create(self, tenant: TenantId, name: str, lora: LoraSpec) -> Adapter:
-        """Register a fresh adapter. Whatever is raised leaves neither a name nor memory in use.
+    def create(self, tenant: TenantId, name: str, lora: LoraSpec, adapter: AdapterId = NO_ADAPTER) -> Adapter:
+        """Register a fresh adapter, under an id if one was given it. Whatever is raised leaves neither a name
+        nor memory in use.
 
         Raises:
             AdapterExists, InvalidName, InvalidRequest, OutOfSlots, StorageFailed
         """
         self._engine.check_lora(lora)
-        record = self._registry.draft(tenant, name, lora, now_unix_s=time.time())
+        record = self._registry.draft(tenant, name, lora, now_unix_s=time.time(), adapter=adapter)
         self.residents.admit(record.adapter, lora)
         try:
             self._registry.add(record)
         except BaseException:
             self.residents.remove(record.adapter)
             raise
-        self._live[record.adapter] = Adapter(record, Window(), checkpoint_step=-1)
+        self._live[record.adapter] = Adapter(record, Window(), checkpoint_step=-1, placed=True)
         self._idle.used(record.adapter)
         return self._live[record.adapter]
 
@@ -152,17 +151,38 @@ class Adapters:
         del self._live[adapter.id]
         self._let_go(adapter)
 
+    def recover(self, wanted: AdapterId, snapshot: str) -> Adapter:
+        """Bring an adapter to where a snapshot left it, gradients and all; "" is its beginning, from its seed.
+
+        Its bytes are read when they are first needed.
+
+        Raises:
+            AdapterNotFound
+            CheckpointMismatch: the snapshot is damaged, not there, or of something else; nothing changed.
+        """
+        adapter = self._live.get(wanted)
+        if adapter is None:
+            raise AdapterNotFound(f"there is no adapter {wanted!r}")
+        record = self.snapshots.find(wanted, snapshot) if snapshot else None
+        if record is not None:
+            self.snapshots.check(record, adapter.lora, adapter.record.base)
+        self._let_go(adapter)
+        self.snapshots.known(wanted, snapshot)
+        adapter.is_now(record)
+        return adapter
+
     def take_up(self, adapter: Adapter) -> None:
-        """Have the adapter's state among the residents: where it was not, from its newest whole checkpoint.
+        """Have the adapter's state among the residents: where it was not, as it lies on disk.
 
         Raises:
             OutOfSlots, StorageFailed: it stays where it was.
+            CheckpointMismatch: what it goes on from was damaged since.
         """
         self._idle.used(adapter.id)
         if not self.residents.admitted(adapter.id):
-            saved = adapter.checkpoint_step >= 0
+            saved = adapter.goes_on_from
             self.residents.admit(
-                adapter.id, adapter.lora, partial(self._restored, adapter) if saved else None
+                adapter.id, adapter.lora, None if saved is None else partial(self._restored, adapter, saved)
             )
 
     def sink_idle(self, now: float, busy: Callable[[AdapterId], bool]) -> None:
@@ -188,58 +208,18 @@ class Adapters:
             return 0
         return self.state_bytes(self._live[idle].lora)
 
-    def unload(self, adapter: Adapter) -> None:
-        """Forget what the adapter has in memory; it is as far now as its newest checkpoint."""
-        if adapter.window.unsaved:
-            log.info("adapter.unsaved_state_dropped", adapter=adapter.id, step=adapter.window.step)
+    def unloaded(self, adapter: Adapter, record: SnapshotRecord) -> None:
+        """Forget what the adapter has in memory, which this snapshot holds."""
         self._let_go(adapter)
-        found = self._found(adapter.record)
-        adapter.window, adapter.checkpoint_step = found.window, found.checkpoint_step
+        adapter.is_now(record)
 
     def delete_checkpoint(self, adapter: Adapter, name: str) -> None:
         """Raises CheckpointNotFound, InvalidName, StorageFailed."""
-        newest = self.checkpoints.newest(adapter.id)
         self.checkpoints.delete(adapter.id, name)
         found = self._found(adapter.record)
         adapter.checkpoint_step = found.checkpoint_step
-        if not self.residents.admitted(adapter.id):
-            adapter.window = found.window
-        elif newest is not None and newest.name == name:
-            adapter.happened(Event.CHECKPOINT_DELETED)
-
-    def save(self, adapter: Adapter, name: str, state: HostState) -> CheckpointRecord:
-        """Write a state of the adapter as a checkpoint. Raises StorageFailed."""
-        record = self.write_checkpoint(adapter, name, state)
-        adapter.checkpoint_step = record.step
-        return record
-
-    def write_checkpoint(self, adapter: Adapter, name: str, state: HostState) -> CheckpointRecord:
-        """The same, but nobody is told: it touches files only, so any thread may do it."""
-        tensors, metadata = self._engine.checkpoint_tensors(state)
-        return self.checkpoints.save(
-            adapter.id,
-            name,
-            tensors,
-            metadata,
-            step=state.step,
-            lora=adapter.lora,
-            base=adapter.record.base,
-        )
-
-    def take_back(self, adapter: Adapter, record: CheckpointRecord) -> None:
-        """A checkpoint was written for nothing: remove it. What it took the place of, lies on no disk any more."""
-        try:
-            self.checkpoints.remove(record)
-        finally:
-            adapter.checkpoint_step = self._found(adapter.record).checkpoint_step
-            adapter.happened(Event.CHECKPOINT_DELETED)
-
-    def save_unsaved(self, adapter: Adapter) -> None:
-        """Keep what a restart would lose, under a name that no client can use. Raises StorageFailed."""
-        if adapter.window.unsaved:
-            self.save(adapter, AUTOMATIC, self.residents.state(adapter.id))
-            adapter.happened(Event.SAVED)
-            log.info("adapter.saved", adapter=adapter.id, step=adapter.window.step)
+        if not adapter.placed and not self.residents.admitted(adapter.id):
+            adapter.window, adapter.goes_on_from = found.window, found.goes_on_from
 
     def begin_version(self, adapter: Adapter) -> int:
         """Use up the adapter's next version number. Raises StorageFailed."""
@@ -267,30 +247,30 @@ class Adapters:
         self._idle.gone(adapter.id)
 
     def _found(self, record: AdapterRecord) -> Adapter:
-        newest = self.checkpoints.newest(record.adapter)
-        step = newest.step if newest is not None else 0
-        return Adapter(record, Window(step=step), newest.step if newest is not None else -1)
+        checkpoint, newest = self.checkpoints.newest(record.adapter), self.states.newest(record.adapter)
+        return Adapter(
+            record,
+            Window(step=newest.step if newest is not None else 0),
+            checkpoint_step=checkpoint.step if checkpoint is not None else -1,
+            goes_on_from=newest,
+        )
 
-    def _restored(self, adapter: Adapter) -> HostState | None:
-        """The state at the newest checkpoint that is whole, or None for a fresh one.
+    def _restored(self, adapter: Adapter, saved: Saved) -> HostState | None:
+        """The state that the adapter goes on from; None for a fresh one.
 
-        Gradients that it holds are dropped: its lanes are lost, so the client begins the window
-        anew and would otherwise gather them twice.
+        Of one that nobody placed, lanes are lost and gradients with them: its client begins the window anew
+        and would otherwise gather them twice.
         """
-        for record in reversed(self.checkpoints.all(adapter.id)):
-            try:
-                check_fits(record, adapter.lora, adapter.record.base)
-                tensors, metadata = self.checkpoints.load(record)
-                state = self._engine.state_from_checkpoint(
-                    tensors, metadata, adapter.lora, with_optimizer=True
-                )
-            except CheckpointMismatch as error:
-                log.warning("checkpoint.damaged_one_skipped", adapter=adapter.id, reason=error.message)
-                continue
-            adapter.window = Window(step=record.step)
-            return replace(state, gradients=None, tokens=0)
-        adapter.window = Window()
-        return None
+        if adapter.placed:
+            return self.states.read(saved, adapter.record)
+        found = self.states.newest_whole(adapter.record)
+        if found is None:
+            adapter.is_now(None)
+            return None
+        whole, state = found
+        adapter.is_now(whole)
+        adapter.window, adapter.placed = Window(step=state.step), False
+        return replace(state, gradients=None, tokens=0)
 
 
 def on_disk(layout: StateLayout) -> set[AdapterId]:

@@ -46,9 +46,19 @@ class HostState:
     exp_avg_sq: Tensor | None
 
     @property
+    def pieces(self) -> dict[Piece, Tensor]:
+        """Those that are there."""
+        held: dict[Piece, Tensor | None] = {
+            "main": self.main,
+            "gradients": self.gradients,
+            "exp_avg": self.exp_avg,
+            "exp_avg_sq": self.exp_avg_sq,
+        }
+        return {name: piece for name, piece in held.items() if piece is not None}
+
+    @property
     def size_bytes(self) -> int:
-        pieces = (self.main, self.gradients, self.exp_avg, self.exp_avg_sq)
-        return sum(piece.nbytes for piece in pieces if piece is not None)
+        return sum(piece.nbytes for piece in self.pieces.values())
 
 
 class Row:

@@ -12,7 +12,8 @@ from ..bus.errors import LoractlError
 from ..bus.failures import failed
 from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.messages import ForwardBackward, Message, OptimStep, PassResult, StepResult
-from .adapters import Adapter, Adapters
+from .adapter import Adapter
+from .adapters import Adapters
 from .engine import TrainEngine
 from .part_run import PartRun
 from .passes import AdamParams, PassPart, StepOutcome

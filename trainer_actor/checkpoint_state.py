@@ -6,8 +6,9 @@ numbers belong to; all of it must fit before a tensor is used.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
+from typing import Protocol
 
 from torch import Tensor
 
@@ -20,21 +21,61 @@ from .row_layout import RowLayout
 _FORMAT = "loractl-state-1"
 
 
+class Counts(Protocol):
+    """Of a state, whatever of its pieces is at hand."""
+
+    @property
+    def lora(self) -> LoraSpec: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+
 def state_tensors(
     layout: RowLayout, state: HostState, base_model: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
+    pieces = state.pieces
     tensors = {
         f"{piece}/{name}": tensor
-        for piece, piece_N in _pieces(state).items()
+        for piece, piece_N in pieces.items()
         for name, tensor in to_named(layout, state.lora.rank, piece_N).items()
     }
-    metadata = {
-        **_belongs_to(layout, state.lora, base_model),
-        "step": str(state.step),
-        "tokens": str(state.tokens),
-        "pieces": json.dumps(sorted(_pieces(state))),
+    return tensors, state_metadata(layout, state, pieces, base_model)
+
+
+def state_metadata(
+    layout: RowLayout, counts: Counts, pieces: Collection[str], base_model: str
+) -> dict[str, str]:
+    """What the numbers of these pieces belong to."""
+    return {
+        **_belongs_to(layout, counts.lora, base_model),
+        "step": str(counts.step),
+        "tokens": str(counts.tokens),
+        "pieces": json.dumps(sorted(pieces)),
     }
-    return tensors, metadata
+
+
+def check_geometry(what: str, saved: tuple[LoraSpec, str], ours: tuple[LoraSpec, str]) -> None:
+    """Refuse what was saved of another geometry or base, with every difference. The seed may differ.
+
+    Raises:
+        CheckpointMismatch
+    """
+    (their_lora, their_base), (lora, base) = saved, ours
+    pairs = {
+        "base model": (their_base, base),
+        "rank": (their_lora.rank, lora.rank),
+        "alpha": (their_lora.alpha, lora.alpha),
+        "train_attn": (their_lora.train_attn, lora.train_attn),
+        "train_mlp": (their_lora.train_mlp, lora.train_mlp),
+        "train_unembed": (their_lora.train_unembed, lora.train_unembed),
+    }
+    different = [f"{each} {theirs} is not {own}" for each, (theirs, own) in pairs.items() if theirs != own]
+    if different:
+        raise CheckpointMismatch(
+            f"{what} does not fit this adapter: {', '.join(different)}; create an adapter like the one that was saved"
+        )
 
 
 def read_state(
@@ -79,16 +120,6 @@ def read_state(
     if with_optimizer:
         return state
     return replace(state, step=0, tokens=0, gradients=None, exp_avg=None, exp_avg_sq=None)
-
-
-def _pieces(state: HostState) -> dict[str, Tensor]:
-    pieces = {
-        "main": state.main,
-        "gradients": state.gradients,
-        "exp_avg": state.exp_avg,
-        "exp_avg_sq": state.exp_avg_sq,
-    }
-    return {name: piece for name, piece in pieces.items() if piece is not None}
 
 
 def _belongs_to(layout: RowLayout, lora: LoraSpec, base_model: str) -> dict[str, str]:

@@ -1,34 +1,45 @@
 """Checkpoints on disk: an adapter's whole training state under a name.
 
 `<state>/adapters/<id>/checkpoints/<digest of name>/<sequence>/` holds `state.safetensors` and
-`checkpoint.json`. Sequences grow over all checkpoints of an adapter, so the newest is known after a
-restart without trusting a clock. Overwriting writes the next sequence beside the old one and then
+`checkpoint.json`. Sequences grow over all checkpoints and snapshots of an adapter, so the newest is known
+after a restart without trusting a clock. Overwriting writes the next sequence beside the old one and then
 removes the old: at every moment one whole checkpoint of that name exists. Whatever does not have
 this shape (`step_latest`, half a directory, a stray file) is no checkpoint and is left alone.
 
 What the tensors mean is the engine's business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import structlog
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
-from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound
-from ..bus.ids import AdapterId, checked_name
+from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound, QuotaExceeded
+from ..bus.ids import AdapterId, RequestId, checked_name
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec
-from .durable_files import check_free, file_digest, new_directory, remove_directory, storage_errors, sweep
+from .checkpoint_state import check_geometry
+from .durable_files import (
+    check_free,
+    file_digest,
+    file_size,
+    is_linked,
+    new_directory,
+    next_number,
+    own_directories,
+    read_description,
+    refuse_links,
+    remove_directory,
+    storage_errors,
+    sweep,
+)
+from .state_files import read_tensors, write_tensors
 
 log = structlog.get_logger()
-
-# Parentheses are in no name that a client may choose, so the trainer's own checkpoints stay apart.
-AUTOMATIC = "(automatic)"
 
 _TENSORS = "state.safetensors"
 _DESCRIPTION = "checkpoint.json"
@@ -38,7 +49,8 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRecord:
-    """One whole checkpoint. digest: SHA-256 of the tensors' file, hex. base: see `registry`."""
+    """One whole checkpoint. digest: SHA-256 of the tensors' file, hex. base: see `registry`. request: of the
+    save that made it, which answers with it when it runs again; "" for the trainer's own."""
 
     adapter: AdapterId
     name: str
@@ -48,20 +60,25 @@ class CheckpointRecord:
     base: str
     digest: str
     size_bytes: int
+    request: str = ""
 
 
 class Checkpoints:
-    """Those of every adapter, as the disk holds them. Keeps nothing but what it read there."""
+    """Those of every adapter, as the disk holds them. Remembers nothing of them.
 
-    def __init__(self, layout: StateLayout) -> None:
+    most_bytes: of all checkpoints of one tenant. keep: so many of an adapter's stay when one more is saved.
+    0 is no bound, for both.
+    """
+
+    def __init__(self, layout: StateLayout, *, most_bytes: int = 0, keep: int = 0) -> None:
         self._layout = layout
+        self._most_bytes = most_bytes
+        self._keep = keep
 
     def all(self, adapter: AdapterId) -> list[CheckpointRecord]:
         """Oldest first. A name that was being overwritten may be there twice for a moment."""
-        directory = self._layout.adapter(adapter) / "checkpoints"
-        if not directory.is_dir():
-            return []
-        found = [self._read(path) for path in directory.glob("*/*")]
+        homes, ours = self._homes(adapter), self._layout.adapters
+        found = [self._read(path) for home in homes for path in own_directories(home, ours)]
         return sorted((each for each in found if each is not None), key=lambda each: each.sequence)
 
     def newest(self, adapter: AdapterId) -> CheckpointRecord | None:
@@ -74,6 +91,11 @@ class Checkpoints:
         if record is None:
             raise CheckpointNotFound(f"the adapter has no checkpoint named {name!r}")
         return record
+
+    def of_request(self, adapter: AdapterId, name: str, request: RequestId) -> CheckpointRecord | None:
+        """The checkpoint of this name that a save wrote, by the save's id."""
+        record = self._named(adapter, name)
+        return record if record is not None and record.request == request else None
 
     def check_new(self, adapter: AdapterId, name: str, *, overwrite: bool) -> None:
         """Raises CheckpointExists, InvalidName: before the state is copied anywhere."""
@@ -93,19 +115,27 @@ class Checkpoints:
         step: int,
         lora: LoraSpec,
         base: str,
+        request: str = "",
+        siblings: Collection[AdapterId] = (),
     ) -> CheckpointRecord:
-        """Write a checkpoint and, once it is whole, remove older ones of the same name.
+        """Write a checkpoint and, once it is whole, remove older ones of the same name, and beyond `keep`.
+
+        request: of the save. siblings: all adapters of the same tenant.
 
         Raises:
             StorageFailed: no space, or the disk refused. Checkpoints are as they were.
+            QuotaExceeded: the tenant has too much on disk. So they are then.
         """
         what = f"save checkpoint {name!r}"
         directory = self._layout.checkpoint(adapter, name)
-        check_free(directory, sum(tensor.nbytes for tensor in tensors.values()), what=what)
+        refuse_links(directory, self._layout.adapters, what=what)
+        size_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        self._check_quota(adapter, name, size_bytes, siblings)
+        check_free(directory, size_bytes, what=what)
         sequence = self._next_sequence(adapter)
         with storage_errors(what), new_directory(directory / str(sequence)) as aside:
             file = aside / _TENSORS
-            _write_tensors(file, tensors, metadata)
+            written = write_tensors(file, tensors, metadata)
             record = CheckpointRecord(
                 adapter=adapter,
                 name=name,
@@ -113,11 +143,15 @@ class Checkpoints:
                 step=step,
                 lora=lora,
                 base=base,
-                digest=file_digest(file),
-                size_bytes=file.stat().st_size,
+                digest=written.digest,
+                size_bytes=written.size_bytes,
+                request=request,
             )
             (aside / _DESCRIPTION).write_bytes(msgspec.json.encode(record))
         self._remove_older(directory, sequence)
+        for old in self.all(adapter)[: -self._keep] if self._keep else ():
+            log.info("checkpoint.too_many", adapter=adapter, name=old.name, step=old.step)
+            self._try_to_remove(self._directory(old))
         return record
 
     def load(self, record: CheckpointRecord) -> tuple[Tensors, dict[str, str]]:
@@ -130,9 +164,7 @@ class Checkpoints:
         file = self._directory(record) / _TENSORS
         try:
             if file_digest(file) == record.digest:
-                with safe_open(file, framework="pt", device="cpu") as opened:
-                    tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-                    return tensors, opened.metadata() or {}
+                return read_tensors(file)
             reason = "its file is not the one that was saved"
         except (OSError, SafetensorError, RuntimeError) as error:  # the last from torch, as it opens the file
             log.warning("checkpoint.not_read", adapter=record.adapter, name=record.name, reason=str(error))
@@ -161,8 +193,7 @@ class Checkpoints:
 
     def sweep(self, adapter: AdapterId) -> None:
         """Remove what a crash left of checkpoints that were being written or removed."""
-        checkpoints = self._layout.adapter(adapter) / "checkpoints"
-        for directory in (path for path in checkpoints.glob("*") if path.is_dir()):
+        for directory in self._homes(adapter):
             sweep(directory)
         newest = {record.name: record for record in self.all(adapter)}
         for record in newest.values():
@@ -173,17 +204,22 @@ class Checkpoints:
 
     def _next_sequence(self, adapter: AdapterId) -> int:
         """Above every number in use, those of damaged checkpoints included: they still take the place."""
-        paths = (self._layout.adapter(adapter) / "checkpoints").glob("*/*")
-        return max((int(path.name) for path in paths if path.name.isdecimal()), default=0) + 1
+        return next_number(self._layout.snapshots(adapter), *self._homes(adapter))
+
+    def _homes(self, adapter: AdapterId) -> list[Path]:
+        """The directories of names."""
+        return own_directories(self._layout.adapter(adapter) / "checkpoints", self._layout.adapters)
 
     def _directory(self, record: CheckpointRecord) -> Path:
         return self._layout.checkpoint(record.adapter, record.name) / str(record.sequence)
 
     def _read(self, directory: Path) -> CheckpointRecord | None:
         """The checkpoint that lies in a directory; None for anything foreign, partial or misplaced."""
+        if is_linked(directory, self._layout.adapters):
+            return None
         try:
-            record = msgspec.json.decode((directory / _DESCRIPTION).read_bytes(), type=CheckpointRecord)
-            size_bytes = (directory / _TENSORS).stat().st_size
+            record = read_description(directory / _DESCRIPTION, CheckpointRecord)
+            size_bytes = file_size(directory / _TENSORS)
         except (OSError, msgspec.DecodeError):
             return None
         whole = directory == self._directory(record) and size_bytes == record.size_bytes
@@ -193,19 +229,27 @@ class Checkpoints:
         for path in directory.iterdir():
             record = self._read(path)
             if record is not None and record.sequence < newest:
-                try:
-                    remove_directory(path)
-                except OSError as error:
-                    # The newest one wins anyway; the next start tries again.
-                    log.warning("checkpoint.old_one_stays", path=str(path), reason=str(error))
+                self._try_to_remove(path)
 
+    def _try_to_remove(self, path: Path) -> None:
+        try:
+            remove_directory(path)
+        except OSError as error:
+            # The newest one wins anyway; the next start, or the next save, tries again.
+            log.warning("checkpoint.old_one_stays", path=str(path), reason=str(error))
 
-def _write_tensors(file: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-    try:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file, dict(metadata))
-    except SafetensorError as error:
-        # Its own class for what the disk refuses, a full one among it.
-        raise OSError(str(error)) from error
+    def _check_quota(
+        self, adapter: AdapterId, name: str, size_bytes: int, siblings: Collection[AdapterId]
+    ) -> None:
+        if not self._most_bytes:
+            return
+        others = [each for sibling in siblings for each in self.all(sibling)]
+        has = sum(each.size_bytes for each in others if (each.adapter, each.name) != (adapter, name))
+        if has + size_bytes > self._most_bytes:
+            raise QuotaExceeded(
+                f"this tenant's checkpoints take {has:,} of at most {self._most_bytes:,} bytes "
+                f"(quotas.checkpoint_bytes), and {name!r} takes {size_bytes:,}: delete some, then save it again"
+            )
 
 
 def check_fits(record: CheckpointRecord, lora: LoraSpec, base: str) -> None:
@@ -214,17 +258,4 @@ def check_fits(record: CheckpointRecord, lora: LoraSpec, base: str) -> None:
     Raises:
         CheckpointMismatch
     """
-    pairs = {
-        "base model": (record.base, base),
-        "rank": (record.lora.rank, lora.rank),
-        "alpha": (record.lora.alpha, lora.alpha),
-        "train_attn": (record.lora.train_attn, lora.train_attn),
-        "train_mlp": (record.lora.train_mlp, lora.train_mlp),
-        "train_unembed": (record.lora.train_unembed, lora.train_unembed),
-    }
-    different = [f"{what} {saved} is not {ours}" for what, (saved, ours) in pairs.items() if saved != ours]
-    if different:
-        raise CheckpointMismatch(
-            f"checkpoint {record.name!r} does not fit this adapter: {', '.join(different)}; "
-            "create an adapter like the one that was saved"
-        )
+    check_geometry(f"checkpoint {record.name!r}", (record.lora, record.base), (lora, base))

@@ -12,7 +12,7 @@ from typing import assert_never
 from ..bus.config import Config
 from ..bus.errors import Aborted, AccessDenied, LoractlError, QuotaExceeded
 from ..bus.failures import failed
-from ..bus.ids import LOCAL_TENANT, AdapterId, TenantId, new_lane_id
+from ..bus.ids import LOCAL_TENANT, AdapterId, LaneId, TenantId, new_lane_id
 from ..bus.messages import (
     AdapterCreated,
     AdapterDetails,
@@ -34,16 +34,16 @@ from ..bus.messages import (
     OpenLane,
     TenantList,
     TenantUsage,
-    UnloadAdapter,
     Waiting,
 )
 from .accounts import Accounts
-from .adapters import Adapter, Adapters
+from .adapter import Adapter
+from .adapters import Adapters
 from .creations import Belongings, Creations
 from .lanes import Answer, Lanes
 
 _Question = OpenLane | DeleteCheckpoint | ListAdapters | ListTenants | DescribeModel | Echo
-Request = CreateAdapter | DeleteAdapter | UnloadAdapter | _Question
+Request = CreateAdapter | DeleteAdapter | _Question
 
 
 class Desk:
@@ -79,10 +79,6 @@ class Desk:
                 return [self._create(asked, request, now)]
             case DeleteAdapter(adapter=wanted):
                 return self._delete(asked, self._adapters.owned(tenant, wanted))
-            case UnloadAdapter(adapter=wanted):
-                adapter = self._adapters.owned(tenant, wanted)
-                self._adapters.unload(adapter)
-                return self._closed(asked, adapter, "unloaded: open a new lane to take it up again")
             case _:
                 return [Answer(asked, self._told(tenant, request))]
 
@@ -104,6 +100,8 @@ class Desk:
 
     def _create(self, asked: Envelope, request: CreateAdapter, now: float) -> Answer:
         """At once where there is room and nobody of the tenant waits for it; else when there is."""
+        if (made := self._made_before(asked.tenant, request)) is not None:
+            return Answer(asked, made)
         state_bytes = self._adapters.check(asked.tenant, request.name, request.lora)
         shortage = self._creations.shortage(self._belongings(asked.tenant), state_bytes)
         if not shortage and not self._creations.waiting(asked.tenant):
@@ -114,11 +112,8 @@ class Desk:
     def _delete(self, asked: Envelope, adapter: Adapter) -> list[Answer]:
         self._adapters.delete(adapter)
         self._accounts.forget(adapter.id)
-        return [*self._closed(asked, adapter, "deleted"), *self._go_on(asked.tenant)]
-
-    def _closed(self, asked: Envelope, adapter: Adapter, why: str) -> list[Answer]:
-        others = self._lanes.close(adapter.id, failed(Aborted(f"the adapter was {why}")))
-        return [*others, Answer(asked, Done())]
+        others = self._lanes.close(adapter.id, failed(Aborted("the adapter was deleted")))
+        return [*others, Answer(asked, Done()), *self._go_on(asked.tenant)]
 
     def _go_on(self, tenant: TenantId) -> list[Answer]:
         """A tenant has room again: its creations go on in their order, as far as there is."""
@@ -144,18 +139,27 @@ class Desk:
         mine = self._adapters.of(tenant, None)
         return Belongings(len(mine), sum(self._adapters.state_bytes(each.lora) for each in mine))
 
+    def _made_before(self, tenant: TenantId, request: CreateAdapter) -> AdapterCreated | None:
+        """The answer to a creation that was carried out by a trainer which died before it could say so."""
+        adapter = self._adapters.find(request.adapter)
+        if adapter is None or adapter.record.tenant != tenant:
+            return None
+        opened = self._open_lane(adapter, request.lane)
+        return AdapterCreated(details=opened.details, lane=opened.lane)
+
     def _created(self, tenant: TenantId, request: CreateAdapter) -> AdapterCreated:
-        opened = self._open_lane(self._adapters.create(tenant, request.name, request.lora))
+        adapter = self._adapters.create(tenant, request.name, request.lora, request.adapter)
+        opened = self._open_lane(adapter, request.lane)
         return AdapterCreated(details=opened.details, lane=opened.lane)
 
     # --- the rest ------------------------------------------------------------------------------
 
     def _told(self, tenant: TenantId, request: _Question) -> Message:
         match request:
-            case OpenLane(adapter=wanted):
+            case OpenLane(adapter=wanted, lane=lane):
                 adapter = self._adapters.owned(tenant, wanted)
                 self._adapters.take_up(adapter)
-                return self._open_lane(adapter)
+                return self._open_lane(adapter, lane)
             case DeleteCheckpoint(adapter=wanted, name=name):
                 self._adapters.delete_checkpoint(self._adapters.owned(tenant, wanted), name)
                 return Done()
@@ -181,9 +185,11 @@ class Desk:
             for name in names
         )
 
-    def _open_lane(self, adapter: Adapter) -> LaneOpened:
-        lane = new_lane_id()
-        self._lanes.open(adapter.id, lane)
+    def _open_lane(self, adapter: Adapter, wanted: LaneId) -> LaneOpened:
+        """wanted: the id that the broker gave it, unless nothing is journalled. One that is open stays so."""
+        lane = wanted or new_lane_id()
+        if not self._lanes.is_open(adapter.id, lane):
+            self._lanes.open(adapter.id, lane)
         return LaneOpened(lane=lane, details=self._described(adapter))
 
     def _described(self, adapter: Adapter) -> AdapterDetails:

@@ -2,18 +2,21 @@
 
 One job runs at a time. A job touches files and what was copied for it, and nothing of the loop's: what
 it found out it hands back as a function, which the loop calls. Whoever submits a job lets its adapter
-do nothing else until then.
+do nothing else until then. What nobody waits for (a snapshot) is begun `behind` a job, one at a time, so it
+holds up at most the next.
 """
 
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..bus.ids import AdapterId
 from ..bus.messages import Message
 from .queues import Queued
 
+Found = TypeVar("Found")
 # Runs on the thread; what it returns runs in the loop and makes the reply. Both may raise LoractlError.
 Job = Callable[[], Callable[[], Message]]
 
@@ -81,6 +84,10 @@ class DiskJobs:
             return None
         self.under_way = None
         return job
+
+    def behind(self, work: Callable[[], Found]) -> "Future[Found]":
+        """Run it on the thread, after the job that is under way."""
+        return self._thread.submit(work)
 
     def close(self) -> None:
         self._thread.shutdown()

@@ -2,22 +2,35 @@
 
 Everything is written aside under a name that begins with a dot, synced, then renamed; so a reader
 never meets half of it, and whatever a crash left behind is recognised by its name. What the files
-mean is left to `registry`, `checkpoints` and `publishing`.
+mean is left to `registry`, `checkpoints`, `snapshots` and `publishing`.
 """
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
+
+from ..bus.crash_points import crash_point
 from ..bus.errors import StorageFailed
 
 _ASIDE = ".aside-"
 # Kept free on the disk, so that a small file such as adapter.json can always still be written.
 _SPARE_BYTES = 16 * 2**20
+# Of a file that describes others; the largest that is written has some kilobytes.
+_DESCRIPTION_BYTES = 4 * 2**20
+# What the numbers of our directories have at most.
+_DIGITS = 15
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -49,8 +62,11 @@ def write_file(file: Path, data: bytes) -> None:
     aside = _aside(file)
     try:
         aside.write_bytes(data)
+        crash_point("file.written")
         _sync(aside)
+        crash_point("file.synced")
         aside.replace(file)
+        crash_point("file.renamed")
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -65,10 +81,13 @@ def new_directory(final: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
+        crash_point("file.written")
         for file in aside.iterdir():
             _sync(file)
         _sync(aside)
+        crash_point("file.synced")
         aside.rename(final)
+        crash_point("file.renamed")
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -88,16 +107,103 @@ def remove_directory(directory: Path) -> None:
 
 def sweep(directory: Path) -> None:
     """Remove what a crash left aside directly in `directory`."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         for path in directory.iterdir():
             if path.name.startswith(_ASIDE):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                gone = path.is_dir() and not path.is_symlink()
+                shutil.rmtree(path, ignore_errors=True) if gone else path.unlink(missing_ok=True)
+
+
+def next_number(*directories: Path) -> int:
+    """A number above all that name something directly in these directories, whatever it is: 1 at first."""
+    named: list[int] = []
+    for directory in directories:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if not directory.is_symlink():
+                named += [int(path.name) for path in directory.iterdir() if is_number(path.name)]
+    return max(named, default=0) + 1
+
+
+def is_number(name: str) -> bool:
+    """Whether a name can be a number of ours: plain digits, and few enough that there is a next one."""
+    return name.isascii() and name.isdecimal() and len(name) <= _DIGITS
+
+
+def link_file(source: Path, target: Path) -> None:
+    """The same content under another name: the same bytes on disk, where the file system has links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+            raise
+        shutil.copyfile(source, target)
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 in hex."""
-    with file.open("rb") as opened:
+    """SHA-256 in hex. Raises OSError: it is not there, or no plain file."""
+    with open_plain(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def open_plain(file: Path) -> BufferedReader:
+    """For reading. Raises OSError: it is not there, or no plain file, such as a link or a pipe."""
+    opened = os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        return opened
+    opened.close()
+    raise OSError(errno.EINVAL, "no plain file", str(file))
+
+
+def file_size(file: Path) -> int:
+    """Raises OSError: it is not there, or no plain file."""
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "no plain file", str(file))
+    return found.st_size
+
+
+def read_description(file: Path, kind: type[T]) -> T:
+    """What a small file of ours says.
+
+    Raises:
+        OSError: it is not there, or no small plain file.
+        msgspec.DecodeError: it says something else.
+    """
+    with open_plain(file) as opened:
+        text = opened.read(_DESCRIPTION_BYTES + 1)
+    if len(text) > _DESCRIPTION_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
+    return decoded(text, kind)
+
+
+def decoded(text: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """Raises msgspec.DecodeError, whatever is wrong with it, and for integers that no message can hold."""
+    try:
+        found = msgspec.json.decode(text, type=kind)
+        msgspec.msgpack.encode(found)
+    except (UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise msgspec.DecodeError(str(error)) from error
+    return found
+
+
+def is_linked(path: Path, home: Path) -> bool:
+    """Whether a link lies on the way from `home`, which may be one itself: what is behind it is not ours."""
+    steps = path.relative_to(home).parts
+    return any(home.joinpath(*steps[: count + 1]).is_symlink() for count in range(len(steps)))
+
+
+def own_directories(directory: Path, home: Path) -> list[Path]:
+    """Those that lie directly in a directory, which need not be there; nothing behind links."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if not is_linked(directory, home):
+            return [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink()]
+    return []
+
+
+def refuse_links(path: Path, home: Path, *, what: str) -> None:
+    """Raises StorageFailed: what would be changed there lies elsewhere."""
+    if is_linked(path, home):
+        raise StorageFailed(f"cannot {what}: a link lies where its directory should be; nothing was changed")
 
 
 def _make_directory(directory: Path) -> None:

@@ -6,7 +6,7 @@ leaves the slots as they were.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -18,13 +18,14 @@ from ..bus.errors import InvalidData, LoractlError, OutOfSlots, StartFailed
 from ..bus.messages import Floats, Ints, LoraSpec, ModelDetails
 from . import checks
 from .backbone import Backbone
-from .bank import Bank, HostState
-from .checkpoint_state import read_state, state_tensors
+from .bank import Bank, HostState, Piece
+from .checkpoint_state import Counts, read_state, state_metadata, state_tensors
 from .costs import Costs
 from .device_choice import device_of, dtype_of, model_directory, pass_tokens_of
 from .hf_config import BaseModel, read_base_model
 from .loss_settings import checked_settings
 from .measuring import measure
+from .naming import to_named
 from .optimizer import adam_step
 from .output import OutputHead
 from .part_run import PartRun
@@ -225,6 +226,16 @@ class TrainEngine:
     def checkpoint_tensors(self, state: HostState) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Everything of a state as named tensors without padding, and metadata as text."""
         return state_tensors(self._layouts.of(state.lora), state, self.details.name)
+
+    def snapshot_tensors(
+        self, counts: Counts, changed: Mapping[Piece, Tensor], present: Collection[Piece]
+    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+        """The pieces that changed as named tensors, and what those that are `present` belong to."""
+        layout = self._layouts.of(counts.lora)
+        named: dict[str, dict[str, Tensor]] = {
+            piece: to_named(layout, counts.lora.rank, piece_N) for piece, piece_N in changed.items()
+        }
+        return named, state_metadata(layout, counts, present, self.details.name)
 
     def state_from_checkpoint(
         self, tensors: dict[str, Tensor], metadata: dict[str, str], lora: LoraSpec, *, with_optimizer: bool

@@ -6,13 +6,14 @@ with the same outcome and never runs twice. What operations do is left to `opera
 them run next to `plan`. Pure: no sockets, and `now` is an argument.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from ..bus.errors import InvalidRequest, SequenceConflict, SequenceGap
+from ..bus.errors import SequenceConflict, SequenceGap, SequenceOutOfRange
 from ..bus.failures import failed
 from ..bus.ids import AdapterId, LaneId
-from ..bus.messages import Envelope, Message
+from ..bus.in_hand import Key
+from ..bus.messages import Envelope, LanePosition, Message, RefuseOperation, SkipOperation
 from .outcomes import Outcomes
 from .queues import Operation, Queued, Queues
 
@@ -43,7 +44,8 @@ class Lanes:
 
     pass_tokens: positions that run through the model at one time. max_ahead: how far beyond the next
     expected number an operation may be. lanes_per_adapter: when more are opened, the longest unused idle
-    one is forgotten. Both bound the memory that a client can take.
+    one is forgotten. Both bound the memory that a client can take. suspects: requests of which one may have
+    ended the trainer before this one; each runs alone.
     """
 
     def __init__(
@@ -54,10 +56,12 @@ class Lanes:
         pass_tokens: int = 1024,
         max_ahead: int = 4096,
         lanes_per_adapter: int = 64,
+        suspects: Collection[Key] = (),
     ) -> None:
         self._gap_timeout_s = gap_timeout_s
         self._max_ahead = max_ahead
         self._lanes_per_adapter = lanes_per_adapter
+        self._suspects = frozenset(suspects)
         self._lanes: dict[LaneId, _Lane] = {}
         self._by_adapter: dict[AdapterId, list[LaneId]] = {}
         self.queues = Queues(pass_tokens=pass_tokens)
@@ -65,12 +69,34 @@ class Lanes:
         self._outcomes = Outcomes(kept_bytes=kept_bytes)
         self._uses = 0
 
-    def open(self, adapter: AdapterId, lane: LaneId) -> None:
+    def open(self, adapter: AdapterId, lane: LaneId, next_seq: int = 1) -> None:
+        """Open a lane that is not open, where its operation `next_seq` comes next."""
+        assert lane not in self._lanes
         siblings = self._by_adapter.setdefault(adapter, [])
-        if len(siblings) >= self._lanes_per_adapter:
-            self._forget_oldest_idle(siblings)
+        self._forget_idle(siblings)
         siblings.append(lane)
-        self._lanes[lane] = _Lane(adapter, self._next_use())
+        self._lanes[lane] = _Lane(adapter, self._next_use(), next_seq)
+
+    def reopen(self, adapter: AdapterId, positions: Collection[LanePosition]) -> None:
+        """Open lanes as they were, longest unused first: however many, for what they did since comes next."""
+        for each in positions:
+            assert each.lane not in self._lanes
+            self._outcomes.forget(each.lane, each.next_seq)
+            self._by_adapter.setdefault(adapter, []).append(each.lane)
+            self._lanes[each.lane] = _Lane(adapter, self._next_use(), each.next_seq)
+
+    def is_open(self, adapter: AdapterId, lane: LaneId) -> bool:
+        return lane in self._by_adapter.get(adapter, ())
+
+    def positions(self, adapter: AdapterId) -> tuple[LanePosition, ...]:
+        """Of every open lane of an adapter, the lowest number that is not settled; longest unused first."""
+        lanes = sorted(
+            ((name, self._lanes[name]) for name in self._by_adapter.get(adapter, ())),
+            key=lambda each: each[1].used,
+        )
+        return tuple(
+            LanePosition(lane=name, next_seq=min(lane.queued, default=lane.expected)) for name, lane in lanes
+        )
 
     def knows(self, operation: Operation) -> bool:
         """Whether the operation's lane is open, and on its adapter."""
@@ -83,31 +109,40 @@ class Lanes:
         Raises:
             SequenceConflict: its number was used with other content, or so long ago that the
                 outcome is no longer kept.
-            InvalidRequest: its number is below 1 or too far ahead. The number is not used up.
+            SequenceOutOfRange: its number is below 1 or too far ahead. The number is not used up.
         """
         assert self.knows(operation)
         lane, seq = self._lanes[operation.lane], operation.seq
         lane.used = self._next_use()
         if seq < 1 or seq > lane.expected + self._max_ahead:
-            raise InvalidRequest(
+            raise SequenceOutOfRange(
                 f"seq {seq} is out of range: this lane expects {lane.expected}, "
                 f"and takes up to {self._max_ahead} more"
             )
         if finished := self._outcomes.get(operation.lane, seq):
-            _check_same(finished.fingerprint, fingerprint, seq)
+            if not finished.refusal or isinstance(operation, RefuseOperation):
+                _check_same(finished.fingerprint, fingerprint, seq)
             return [Answer(envelope, finished.outcome)]
         if waiting := lane.early.get(seq) or lane.queued.get(seq):
             _check_same(waiting.fingerprint, fingerprint, seq)
             waiting.askers.append(envelope)
+            waiting.alone |= (envelope.tenant, envelope.request) in self._suspects
             return []
         if seq < lane.expected:
             raise SequenceConflict(
                 f"seq {seq} of this lane was settled long ago and its answer is no longer kept; "
                 "it does not run again"
             )
-        lane.early[seq] = Queued(operation, fingerprint, [envelope])
+        alone = (envelope.tenant, envelope.request) in self._suspects
+        lane.early[seq] = Queued(operation, fingerprint, [envelope], alone=alone)
         self._advance(operation.lane, lane, now)
         return []
+
+    def is_past(self, operation: Operation) -> bool:
+        """Whether its number was used up, and how is not known here any more."""
+        lane, seq = self._lanes[operation.lane], operation.seq
+        waits = seq in lane.early or seq in lane.queued
+        return seq < lane.expected and not waits and not self._outcomes.get(operation.lane, seq)
 
     def missing_before(self, operation: Operation) -> int | None:
         """The number of its lane that an operation waits for; None when it waits for none."""
@@ -133,7 +168,11 @@ class Lanes:
         if lane is not None:  # else it was closed while the operation ran
             self.queues.remove(queued)
             del lane.queued[operation.seq]
-            self._outcomes.put(operation.lane, operation.seq, queued.fingerprint, outcome)
+            if not isinstance(operation, SkipOperation):  # whose outcome is not that of what it stands for
+                refusal = isinstance(operation, RefuseOperation)
+                self._outcomes.put(
+                    operation.lane, operation.seq, queued.fingerprint, outcome, refusal=refusal
+                )
         return [Answer(asker, outcome) for asker in queued.askers]
 
     def expire(self, now: float) -> list[Answer]:
@@ -187,12 +226,13 @@ class Lanes:
         del self._gap_since[name]
         return answers
 
-    def _forget_oldest_idle(self, siblings: list[LaneId]) -> None:
+    def _forget_idle(self, siblings: list[LaneId]) -> None:
+        """Make room for one more: the longest unused go first."""
         idle = [name for name in siblings if not self._lanes[name].early and not self._lanes[name].queued]
-        if idle:
-            oldest = min(idle, key=lambda name: self._lanes[name].used)
-            siblings.remove(oldest)
-            del self._lanes[oldest]
+        idle.sort(key=lambda name: self._lanes[name].used)
+        for name in idle[: max(0, len(siblings) + 1 - self._lanes_per_adapter)]:
+            siblings.remove(name)
+            del self._lanes[name]
 
     def _next_use(self) -> int:
         self._uses += 1

@@ -15,7 +15,7 @@ from ..bus.messages import LoraSpec
 from .bank import Bank, HostState, Row
 from .copies import DONE, Copies, Mark, copies_for
 from .moves import Draw, DropCopy, DropFile, Load, Move, Read, Spill, Vacate, WriteBack
-from .row_copies import fill, row_state_bytes, write_back
+from .row_copies import as_it_lies, fill, row_state_bytes, write_back
 from .seeds import fresh_weights
 from .spill import SpillStore
 
@@ -79,6 +79,13 @@ class Movers:
         known.mark.wait()
         assert known.copy is not None
         return known.copy
+
+    def row_of(self, adapter: AdapterId) -> HostState:
+        """What the row of an adapter in a slot holds, filled as far as the device is concerned."""
+        known = self._known[adapter]
+        known.mark.before_compute()
+        assert known.row is not None
+        return as_it_lies(known.row)
 
     def hand_to_compute(self, adapter: AdapterId) -> None:
         """What the device is given to compute from here on finds the row filled."""

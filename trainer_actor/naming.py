@@ -79,5 +79,10 @@ def _tensor_differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor
             yield f"{name} is {list(tensor.shape)} and should be {list(part.shape)}"
         elif tensor.dtype not in _READ:
             yield f"{name} is {tensor.dtype}, not float32, float64, float16 or bfloat16"
-        elif not bool(torch.isfinite(tensor.float()).all()):
+        elif not _is_finite(tensor):
             yield f"{name} holds NaN or infinity in float32"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """In float32. The extremes tell, and a NaN is both: a third of the time of looking at each number."""
+    return bool(torch.isfinite(torch.stack(tensor.float().aminmax())).all())

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..bus.config import Config
 from ..bus.errors import InvalidRequest, LoractlError
-from ..bus.ids import LaneId, TenantId
+from ..bus.ids import LaneId, RequestId, TenantId
 from ..bus.messages import (
     CheckpointSaved,
+    Done,
     ExportWeights,
     Failed,
     ForwardBackward,
@@ -28,18 +29,22 @@ from ..bus.messages import (
     PublishAdapter,
     RefuseOperation,
     SaveCheckpoint,
+    SkipOperation,
     StateLoaded,
     VersionRecord,
     VersionWritten,
     WeightsExported,
 )
-from .adapters import Adapter, Adapters
+from .adapter import Adapter
+from .adapters import Adapters
 from .bank import HostState
-from .checkpoints import AUTOMATIC, CheckpointRecord, check_fits
+from .checkpoints import CheckpointRecord, check_fits
 from .disk_jobs import Later
 from .engine import TrainEngine
 from .publishing import probe_sequence
 from .queues import Operation
+from .saved_states import whole
+from .snapshots import SnapshotRecord
 from .windows import Event
 
 
@@ -53,17 +58,21 @@ class Operations:
         self._adapters = adapters
         self._residents = adapters.residents
 
-    def run(self, tenant: TenantId, operation: Operation) -> Message | Later:
+    def run(self, tenant: TenantId, request: RequestId, operation: Operation) -> Message | Later:
         """Carry out one operation and return its reply; or what is left of it to the disk.
+
+        request: its id. What a trainer before this one wrote under it stands, and is what it answers.
 
         Raises:
             LoractlError: the operation changed nothing.
         """
         adapter = self._adapters.owned(tenant, operation.adapter)
+        if isinstance(operation, SkipOperation):
+            return Done()
         self._adapters.take_up(adapter)
         match operation:
             case SaveCheckpoint():
-                return self._save(adapter, operation)
+                return self._save(adapter, operation, request)
             case LoadCheckpoint():
                 return self._load(adapter, operation)
             case LoadVersion():
@@ -73,7 +82,7 @@ class Operations:
             case ExportWeights():
                 return self._export(adapter)
             case PublishAdapter():
-                return self._publish(adapter, held=operation.held)
+                return self._publish(adapter, request, held=operation.held)
             case RefuseOperation(code=code, message=message):
                 adapter.happened(Event.FAILED, lane=operation.lane)
                 return Failed(code=code, message=message, retryable=False, fault="user")
@@ -82,13 +91,17 @@ class Operations:
             case _:
                 assert_never(operation)
 
-    def _save(self, adapter: Adapter, operation: SaveCheckpoint) -> Later:
-        self._adapters.checkpoints.check_new(adapter.id, operation.name, overwrite=operation.overwrite)
+    def _save(self, adapter: Adapter, operation: SaveCheckpoint, request: RequestId) -> Message | Later:
+        checkpoints, name = self._adapters.checkpoints, operation.name
+        if (record := checkpoints.of_request(adapter.id, name, request)) is not None:
+            return self._saved(adapter, record)
+        checkpoints.check_new(adapter.id, name, overwrite=operation.overwrite)
         # A copy of its own: what holds the state now may move while the disk is written.
         state = _copy(self._residents.state(adapter.id))
+        siblings = [each.id for each in self._adapters.of(adapter.record.tenant, None)]
 
         def write() -> Callable[[], Message]:
-            record = self._adapters.write_checkpoint(adapter, operation.name, state)
+            record = self._adapters.states.checkpoint(adapter, name, state, request, siblings)
             return partial(self._saved, adapter, record)
 
         return Later(write)
@@ -143,28 +156,29 @@ class Operations:
         return self._replace(adapter, read, operation.lane)
 
     def _replace(self, adapter: Adapter, read: Callable[[], HostState], lane: LaneId) -> Later:
-        """Give the adapter another state, on disk first: a restart would else lose where it began."""
+        """Give the adapter another state, on disk first: where it came from may be gone when it is needed again."""
         self._residents.make_room(adapter.id)
+        window = adapter.window
 
         def write() -> Callable[[], Message]:
             state = read()
-            record = self._adapters.write_checkpoint(adapter, AUTOMATIC, state)
-            return partial(self._replaced, adapter, state, record, lane)
+            event = Event.REPLACED_MIDWAY if state.gradients is not None else Event.REPLACED
+            after = window.after(event, step=state.step, lane=lane)
+            record = self._adapters.states.snapshot(whole(adapter.record, state, after))
+            return partial(self._replaced, adapter, state, record, event, lane)
 
         return Later(write)
 
     def _replaced(
-        self, adapter: Adapter, state: HostState, record: CheckpointRecord, lane: LaneId
+        self, adapter: Adapter, state: HostState, record: SnapshotRecord, event: Event, lane: LaneId
     ) -> StateLoaded:
         try:
             self._residents.replace(adapter.id, state)
         except LoractlError:
-            self._adapters.take_back(adapter, record)  # the adapter is as it was
+            self._adapters.snapshots.discard(record)  # the adapter is as it was
             raise
-        adapter.checkpoint_step = record.step
-        event = Event.REPLACED_MIDWAY if state.gradients is not None else Event.REPLACED
         adapter.happened(event, step=state.step, lane=lane)
-        adapter.happened(Event.SAVED)
+        adapter.became(record)
         return StateLoaded(step=state.step)
 
     def _export(self, adapter: Adapter) -> WeightsExported:
@@ -181,8 +195,10 @@ class Operations:
             step=adapter.window.step,
         )
 
-    def _publish(self, adapter: Adapter, *, held: bool) -> Later:
+    def _publish(self, adapter: Adapter, request: RequestId, *, held: bool) -> Message | Later:
         """Everything that can fail comes before the number, except the disk: numbers may be skipped."""
+        if (written := self._adapters.versions.of_request(adapter.id, request)) is not None:
+            return self._published(adapter, written)
         slot = self._residents.place(adapter.id)
         config_json, safetensors, modules = self._engine.peft_files(slot)
         logprobs = self._engine.score(slot, np.asarray(self._probe, dtype=np.int64))
@@ -199,6 +215,7 @@ class Operations:
             probe_tokens=self._probe,
             probe_logprobs=tuple(float(value) for value in logprobs),
             held=held,
+            request=request,
         )
 
         def write() -> Callable[[], Message]:

@@ -18,11 +18,13 @@ _ENTRY_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How an operation ended. fingerprint None: it never arrived, so any content gets `outcome`."""
+    """How an operation ended. fingerprint None: it never arrived, so any content gets `outcome`. refusal: a
+    refusal was sent in its place, so the operation itself gets `outcome`, too."""
 
     fingerprint: bytes | None
     outcome: Message
     size_bytes: int
+    refusal: bool = False
 
 
 class Outcomes:
@@ -43,9 +45,22 @@ class Outcomes:
     def get(self, lane: LaneId, seq: int) -> Finished | None:
         return self._finished.get((lane, seq))
 
-    def put(self, lane: LaneId, seq: int, fingerprint: bytes | None, outcome: Message) -> None:
+    def forget(self, lane: LaneId, begin: int) -> None:
+        """What ended on a lane from a number on never did: it runs again."""
+        for key in [key for key in self._finished if key[0] == lane and key[1] >= begin]:
+            self._size_bytes -= self._finished.pop(key).size_bytes
+
+    def put(
+        self,
+        lane: LaneId,
+        seq: int,
+        fingerprint: bytes | None,
+        outcome: Message,
+        *,
+        refusal: bool = False,
+    ) -> None:
         assert (lane, seq) not in self._finished, "an operation has one outcome"
-        entry = Finished(fingerprint, outcome, _ENTRY_BYTES + array_bytes(outcome))
+        entry = Finished(fingerprint, outcome, _ENTRY_BYTES + array_bytes(outcome), refusal)
         self._finished[lane, seq] = entry
         self._size_bytes += entry.size_bytes
         # The newest stays even if it alone is over the bound: its own resend is the likeliest.

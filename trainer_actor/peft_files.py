@@ -16,6 +16,7 @@ from ..bus.messages import LoraSpec
 from .bank import HostState
 from .naming import from_named, listed, to_named
 from .row_layout import RowLayout
+from .tensor_header import check_header
 
 # Settings that say nothing about what the tensors compute. Any other that is set is refused: a PEFT
 # feature that this trainer does not know must not be dropped in silence.
@@ -34,6 +35,8 @@ _SILENT = {
 # Ways to draw the first weights that leave the base model as it is (PiSSA, for one, does not).
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 _CHECKED = {"peft_type", "r", "lora_alpha", "target_modules", "init_lora_weights"}
+_FILE = "adapter_model.safetensors"
+_SPARE_TENSORS = 64
 _EMPTY: tuple[object, ...] = (None, False, "none", [], {})
 
 
@@ -76,12 +79,15 @@ def read_peft(layout: RowLayout, lora: LoraSpec, config_json: str, data: bytes) 
     differences = _config_differences(layout, lora, _parsed(config_json))
     if differences:
         raise CheckpointMismatch(f"adapter_config.json does not fit: {listed(differences)}")
+    # Two for each module; a file with some more is read, so that the error can say which they are.
+    most_tensors = 4 * sum(1 for _ in layout.projections()) + _SPARE_TENSORS
+    check_header(data, most_tensors=most_tensors, what=_FILE)
     try:
         tensors = load(data)
     except (SafetensorError, KeyError) as error:
         # A type that torch does not have is a KeyError.
-        raise CheckpointMismatch(f"adapter_model.safetensors cannot be read: {error}") from error
-    main = from_named(layout, lora.rank, tensors, what="adapter_model.safetensors")
+        raise CheckpointMismatch(f"{_FILE} cannot be read: {error}") from error
+    main = from_named(layout, lora.rank, tensors, what=_FILE)
     return HostState(lora=lora, step=0, tokens=0, main=main, gradients=None, exp_avg=None, exp_avg_sq=None)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..bus.ids import AdapterId
-from ..bus.messages import ForwardBackward, OptimStep, RefuseOperation
+from ..bus.messages import ForwardBackward, OptimStep, RefuseOperation, SkipOperation
 from .budgets import Room
 from .costs import Costs
 from .queues import Operation, Queued
@@ -36,13 +36,15 @@ class Turn:
     """steps: light operations of adapters that lie on the device. late_steps: of those that are brought
     there for the rest of the turn. members: forward_backwards of which the next piece runs in the pass;
     of several of one adapter, all are at their last piece. single: an adapter whose next operation is
-    neither light nor a pass. tokens: positions of the pass."""
+    neither light nor a pass. tokens: positions of the pass. alone: it holds one operation that may be what
+    ended an earlier trainer, so that nothing else may be under way."""
 
     steps: tuple[Share, ...] = ()
     late_steps: tuple[Share, ...] = ()
     members: tuple[Share, ...] = ()
     single: AdapterId | None = None
     tokens: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Candidate:
     """An adapter with work: `steps` light operations, behind them `heavy`, the first that is not light.
 
     pieces: positions of what may run of it in one pass. begins_long: its first piece is not its last,
-    and none has run yet.
+    and none has run yet. alone: the one operation it stands for runs with no other.
     """
 
     adapter: AdapterId
@@ -58,6 +60,7 @@ class Candidate:
     heavy: Operation | None
     pieces: tuple[int, ...]
     begins_long: bool
+    alone: bool = False
 
 
 def candidate(adapter: AdapterId, queue: Iterable[Queued], most: int) -> Candidate:
@@ -65,7 +68,11 @@ def candidate(adapter: AdapterId, queue: Iterable[Queued], most: int) -> Candida
     steps, heavy = 0, None
     pieces: list[int] = []
     tokens = 0
+    alone = False
     for queued in queue:
+        if alone or (queued.alone and (steps or heavy)):
+            break
+        alone = queued.alone
         if heavy is None and is_light(queued.operation):
             if steps == _STEPS:
                 break
@@ -80,12 +87,12 @@ def candidate(adapter: AdapterId, queue: Iterable[Queued], most: int) -> Candida
         if len(left) > 1 or tokens >= most:  # what is behind a longer one waits until its last piece has run
             break
     long = heavy is not None and len(heavy.pieces) > 1 and not heavy.ran
-    return Candidate(adapter, steps, heavy.operation if heavy else None, tuple(pieces), long)
+    return Candidate(adapter, steps, heavy.operation if heavy else None, tuple(pieces), long, alone)
 
 
 def is_light(operation: Operation) -> bool:
     """Whether an operation costs little beside a pass. Nothing that touches a disk does."""
-    return isinstance(operation, OptimStep | RefuseOperation)
+    return isinstance(operation, OptimStep | RefuseOperation | SkipOperation)
 
 
 @dataclass(slots=True)

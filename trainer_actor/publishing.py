@@ -17,10 +17,22 @@ import numpy as np
 import structlog
 
 from ..bus.errors import CheckpointMismatch, NotFinite, VersionNotFound
-from ..bus.ids import AdapterId
+from ..bus.ids import AdapterId, RequestId
 from ..bus.layout import StateLayout
 from ..bus.messages import VersionRecord
-from .durable_files import check_free, file_digest, new_directory, remove_directory, storage_errors, sweep
+from .durable_files import (
+    check_free,
+    file_digest,
+    file_size,
+    is_linked,
+    new_directory,
+    own_directories,
+    read_description,
+    refuse_links,
+    remove_directory,
+    storage_errors,
+    sweep,
+)
 
 log = structlog.get_logger()
 
@@ -57,6 +69,7 @@ class Versions:
             raise NotFinite("the adapter's logprobs are not finite, so nobody could sample from it")
         what = f"publish version {record.number}"
         directory = self._layout.version(record.adapter, record.number)
+        refuse_links(directory, self._layout.versions, what=what)
         check_free(directory, len(safetensors), what=what)
         digest = hashlib.sha256(safetensors).hexdigest()
         whole = replace(record, directory=str(directory), digest=digest)
@@ -76,6 +89,11 @@ class Versions:
         if record is None:
             raise VersionNotFound(f"version {number} of this adapter does not exist or was retired")
         return record
+
+    def of_request(self, adapter: AdapterId, request: RequestId) -> VersionRecord | None:
+        """The version that a publish wrote, by the publish's id."""
+        written = self._records.get(adapter, {}).values()
+        return next((record for record in written if record.request == request), None)
 
     def files(self, record: VersionRecord) -> tuple[str, bytes]:
         """What `write` was given: adapter_config.json and adapter_model.safetensors.
@@ -100,8 +118,10 @@ class Versions:
 
     def drop(self, adapter: AdapterId, number: int) -> None:
         """Delete a version that no sampler holds. Deleting it again is fine."""
-        with storage_errors(f"delete version {number}"):
-            remove_directory(self._layout.version(adapter, number))
+        what, directory = f"delete version {number}", self._layout.version(adapter, number)
+        refuse_links(directory, self._layout.versions, what=what)
+        with storage_errors(what):
+            remove_directory(directory)
         numbers = self._records.get(adapter, {})
         numbers.pop(number, None)
         if not numbers:
@@ -115,7 +135,8 @@ class Versions:
         base model; versions of any other were left by a deletion, and are removed.
         """
         self._records = {}
-        for directory in sorted(self._layout.versions.glob("*")):
+        home = self._layout.versions
+        for directory in sorted(own_directories(home, home)):
             adapter = AdapterId(directory.name)
             if adapter in known:
                 sweep(directory)
@@ -135,13 +156,16 @@ class Versions:
                 log.warning("version.broken_or_foreign_ignored", path=str(path))
 
     def _read(self, directory: Path) -> VersionRecord | None:
+        if is_linked(directory, self._layout.versions):
+            return None
         try:
-            record = msgspec.json.decode((directory / _DESCRIPTION).read_bytes(), type=VersionRecord)
+            record = read_description(directory / _DESCRIPTION, VersionRecord)
             digest = file_digest(directory / PEFT_WEIGHTS)
+            file_size(directory / PEFT_CONFIG)
         except (OSError, msgspec.DecodeError):
             return None
         placed = self._layout.version(record.adapter, record.number) == directory
-        whole = digest == record.digest and (directory / PEFT_CONFIG).is_file()
+        whole = digest == record.digest
         # The state directory may have been moved since; where the files lie now is what counts.
         return replace(record, directory=str(directory)) if placed and whole else None
 

@@ -21,6 +21,7 @@ from ..bus.messages import (
     PublishAdapter,
     RefuseOperation,
     SaveCheckpoint,
+    SkipOperation,
 )
 
 Operation = (
@@ -33,6 +34,7 @@ Operation = (
     | ExportWeights
     | PublishAdapter
     | RefuseOperation
+    | SkipOperation
 )
 
 
@@ -41,6 +43,7 @@ class Queued:
     """An operation that waits or runs, and all who asked for it: a resend joins the first.
 
     pieces: positions of each part in which a forward_backward runs, of which `ran` have run.
+    alone: nothing else may run with it.
     """
 
     operation: Operation
@@ -48,6 +51,7 @@ class Queued:
     askers: list[Envelope]
     pieces: tuple[int, ...] = ()
     ran: int = 0
+    alone: bool = False
 
     @property
     def tenant(self) -> TenantId:
@@ -112,9 +116,16 @@ class Queues:
         self._aside[adapter] = self._ready[tenant].pop(adapter)
         self._tidy(tenant)
 
+    def hold(self, adapter: AdapterId) -> None:
+        """Until `restore`, nothing of the adapter may run, whether anything waits or comes."""
+        if adapter in self._tenants:
+            self.set_aside(adapter)
+        else:
+            self._aside.setdefault(adapter, deque())
+
     def restore(self, adapter: AdapterId) -> None:
         """Unless it was closed in between."""
-        if (aside := self._aside.pop(adapter, None)) is not None:
+        if aside := self._aside.pop(adapter, None):
             self._queue(adapter, aside[0].tenant).extend(aside)
 
     def _queue(self, adapter: AdapterId, tenant: TenantId) -> deque[Queued]:

@@ -15,15 +15,25 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from ..bus.errors import AdapterExists, AdapterNotFound
-from ..bus.ids import AdapterId, TenantId, checked_name, new_adapter_id
+from ..bus.errors import AdapterExists, AdapterNotFound, InvalidRequest
+from ..bus.ids import NO_ADAPTER, AdapterId, TenantId, checked_name, new_adapter_id
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec, ModelDetails
-from .durable_files import remove_directory, storage_errors, sweep, write_file
+from .checks import check_lora
+from .durable_files import (
+    own_directories,
+    read_description,
+    remove_directory,
+    storage_errors,
+    sweep,
+    write_file,
+)
 
 log = structlog.get_logger()
 
 _FILE = "adapter.json"
+# Of an adapter that anybody ever made; what is allowed now is the settings' to say.
+_HIGHEST_RANK = 2**20
 _OUR_DIRECTORY = re.compile(r"ad-[0-9a-f]{32}")
 
 
@@ -61,8 +71,16 @@ class Registry:
     def all(self) -> list[AdapterRecord]:
         return list(self._records.values())
 
-    def draft(self, tenant: TenantId, name: str, lora: LoraSpec, *, now_unix_s: float) -> AdapterRecord:
-        """Make up a fresh adapter; it exists once it is added.
+    def draft(
+        self,
+        tenant: TenantId,
+        name: str,
+        lora: LoraSpec,
+        *,
+        now_unix_s: float,
+        adapter: AdapterId = NO_ADAPTER,
+    ) -> AdapterRecord:
+        """Make up a fresh adapter, under an id if one was given it; it exists once it is added.
 
         Raises:
             AdapterExists, InvalidName
@@ -71,7 +89,7 @@ class Registry:
         if name in self._named.get(tenant, ()):
             raise AdapterExists(f"you have an adapter named {name!r} already; choose another name")
         return AdapterRecord(
-            adapter=new_adapter_id(),
+            adapter=adapter or new_adapter_id(),
             tenant=tenant,
             name=name,
             lora=lora,
@@ -140,11 +158,16 @@ class Registry:
 
 
 def open_registry(layout: StateLayout, base: str) -> Registry:
-    """Read what the disk holds. Foreign and broken directories are left alone and logged."""
-    layout.adapters.mkdir(parents=True, exist_ok=True)
+    """Read what the disk holds. Foreign and broken directories are left alone and logged.
+
+    Raises:
+        StorageFailed: there is no directory of adapters, and none can be made.
+    """
+    with storage_errors("open the directory of adapters"):
+        layout.adapters.mkdir(parents=True, exist_ok=True)
     sweep(layout.adapters)
     records: list[AdapterRecord] = []
-    for directory in sorted(layout.adapters.iterdir()):
+    for directory in sorted(own_directories(layout.adapters, layout.adapters)):
         record = _read(directory)
         if record is not None and record.base == base:
             records.append(record)
@@ -175,11 +198,17 @@ def _read(directory: Path) -> AdapterRecord | None:
     if not file.is_file():
         return None
     try:
-        record = msgspec.json.decode(file.read_bytes(), type=AdapterRecord)
+        record = read_description(file, AdapterRecord)
     except (OSError, msgspec.DecodeError) as error:
         log.warning("registry.unreadable_adapter_ignored", file=str(file), reason=str(error))
         return None
     if record.adapter != directory.name:
         log.warning("registry.misplaced_adapter_ignored", file=str(file), adapter=record.adapter)
+        return None
+    try:
+        checked_name(record.name, what="an adapter")
+        check_lora(record.lora, max_rank=_HIGHEST_RANK)
+    except InvalidRequest as error:
+        log.warning("registry.impossible_adapter_ignored", file=str(file), reason=error.message)
         return None
     return record

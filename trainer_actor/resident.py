@@ -189,6 +189,14 @@ class Residents:
         self._run(partial(self._tiers.step_to_host, adapter))
         return self._movers.copy_of(adapter)
 
+    def look(self, adapter: AdapterId) -> HostState:
+        """The same where it lies, on the device as it may be: nothing moves that need not.
+
+        Raises:
+            OutOfSlots, StorageFailed: as `place`, for one that lies on disk.
+        """
+        return self._movers.row_of(adapter) if self.on_device(adapter) else self.state(adapter)
+
     def sink(self, adapter: AdapterId) -> None:
         """Bring an adapter to disk, if nothing pins it and the disk has room.
 

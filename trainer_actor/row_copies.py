@@ -25,6 +25,19 @@ def row_state_bytes(row: Row) -> int:
     return sum(piece.nbytes for name in PIECES if (piece := row.piece(name)) is not None)
 
 
+def as_it_lies(row: Row) -> HostState:
+    """The row's state as it is now, on the device: whoever reads it does so at once."""
+    return HostState(
+        lora=row.lora,
+        step=row.step,
+        tokens=row.tokens,
+        main=row.main,
+        gradients=row.gradients,
+        exp_avg=row.exp_avg,
+        exp_avg_sq=row.exp_avg_sq,
+    )
+
+
 def write_back(row: Row, kept: HostState | None, copies: Copies) -> Copied:
     """Copy the row to host memory, where `kept` is what was there of it before and is overwritten.
 

@@ -59,7 +59,7 @@ class Schedule:
         if (holder := self.lease.held(now)) is not None:
             return self._turn_of(holder, device, disk_is_free) or Wait(self.lease.until)
         turn = self._turn(device, disk_is_free)
-        if turn is None or not turn.members or turn.tokens >= self._pass_tokens:
+        if turn is None or not turn.members or turn.alone or turn.tokens >= self._pass_tokens:
             return turn
         until = self._better_at(turn, now)
         if until is None:
@@ -105,8 +105,9 @@ class Schedule:
             leader = next((each for each in lying if each.adapter in begun), leader)
         if leader is None:
             return None
-        if self.lease.exclusive:
+        if self.lease.exclusive or leader.alone:
             return self._turn_of(leader.adapter, device, disk_is_free)
+        candidates, lying = ([each for each in group if not each.alone] for group in (candidates, lying))
         others = [each for each in lying if each.adapter != leader.adapter]
         eligible = [
             each for each in candidates if each.adapter != leader.adapter and self._credit_ms(each) > 0
@@ -132,7 +133,8 @@ class Schedule:
         alone = candidate(adapter, queue, self._pass_tokens)
         if not plan.placeable(alone):
             return None
-        return plan.turn(replace(alone, heavy=None, pieces=()) if alone.steps else alone)
+        turn = plan.turn(replace(alone, heavy=None, pieces=()) if alone.steps else alone)
+        return replace(turn, alone=alone.alone)
 
     def _expected_ms(self, tenant: TenantId) -> float:
         """What a turn of the tenant takes at most, as far as its queues tell."""

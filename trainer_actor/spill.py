@@ -25,7 +25,7 @@ from torch import Tensor
 from ..bus.errors import StorageFailed
 from ..bus.ids import AdapterId
 from .bank import PIECES, HostState, Piece
-from .durable_files import check_free, storage_errors
+from .durable_files import check_free, open_plain, storage_errors
 
 log = structlog.get_logger()
 
@@ -93,7 +93,8 @@ class SpillStore:
         """
         kept = self._kept[adapter]
         pieces: dict[Piece, Tensor] = {name: new_piece(kept.numel) for name in kept.pieces}
-        with storage_errors("read a training state from disk"), kept.file.open("rb", buffering=0) as opened:
+        what = "read a training state from disk"
+        with storage_errors(what), open_plain(kept.file) as opened:
             whole = os.fstat(opened.fileno()).st_size == len(kept.header) + sum(
                 each.nbytes for each in pieces.values()
             )

@@ -1,7 +1,7 @@
 """Carries turns out: what `schedule` decided is placed, run, timed, answered and charged for.
 
 Owns no state of its own. What operations do is `batches` and `operations`; errors become answers at
-the `boundary`.
+the `boundary`. Whatever runs is noted before (`in_hand`).
 """
 
 import time
@@ -18,11 +18,13 @@ from .adapters import Adapters
 from .batches import Batches
 from .boundary import Boundary
 from .disk_jobs import DiskJobs, Later
+from .in_hand import InHand
 from .lanes import Answer, Lanes
 from .operations import Operations
 from .plan import Share, Turn
 from .queues import Queued
 from .schedule import Schedule
+from .snapshotting import Snapshotting
 
 
 class Turns:
@@ -39,6 +41,8 @@ class Turns:
         accounts: Accounts,
         jobs: DiskJobs,
         boundary: Boundary,
+        in_hand: InHand,
+        snapshots: Snapshotting,
         answer: Callable[[Sequence[Answer]], None],
         alive: Callable[[], None],
     ) -> None:
@@ -51,11 +55,24 @@ class Turns:
         self._accounts = accounts
         self._jobs = jobs
         self._boundary = boundary
+        self._in_hand = in_hand
+        self._snapshots = snapshots
         self._answer = answer
         self._alive = alive
 
     def run(self, turn: Turn) -> None:
         """Carry a turn out. What fails is answered; after a bug (`boundary.broken`) the rest does not run."""
+        if turn.alone:
+            self.settle(wait=True)
+        if not self._boundary.broken:
+            self._run_parts(turn)
+        if turn.alone and not self._boundary.broken:
+            self.settle(wait=True)
+        self._charge_moves()
+        if not self._boundary.broken:  # else whoever reads the note learns what it was at
+            self._in_hand.take(())
+
+    def _run_parts(self, turn: Turn) -> None:
         self._run_steps(turn.steps)
         if turn.late_steps and not self._boundary.broken:
             self._place(turn)
@@ -64,7 +81,6 @@ class Turns:
             self._run_pass(turn)
         elif turn.single is not None and not self._boundary.broken:
             self._run_single(turn.single)
-        self._charge_moves()
 
     def settle(self, *, wait: bool = False) -> None:
         """Answer the operation whose disk job has ended; with `wait` the one under way, when it ends."""
@@ -74,6 +90,8 @@ class Turns:
         self._accounts.kept_disk(job.adapter, job.queued.tenant, job.kept_ms())
         settled = self._boundary.outcome(job.queued.askers[0], [job.adapter], job.outcome)
         assert settled is not None
+        if not self._boundary.broken:
+            self._in_hand.leave_to_disk(())
         self._lanes.queues.restore(job.adapter)
         self._finish(job.queued, settled)
 
@@ -99,7 +117,9 @@ class Turns:
         def work() -> None:
             outcomes.extend(self._batches.run_steps([(queued.tenant, step) for queued, step in batch]))
 
-        ms, trouble = self._timed(batch[0][0], [step.adapter for _, step in batch], work)
+        ms, trouble = self._timed([queued for queued, _ in batch], work)
+        if self._blames_nobody(batch):
+            return
         for (queued, step), outcome in zip(
             batch, outcomes if trouble is None else [trouble] * len(batch), strict=True
         ):
@@ -120,8 +140,9 @@ class Turns:
         def work() -> None:
             outcomes.extend(self._batches.run_pass([operation for _, operation in members]))
 
-        touched = [operation.adapter for _, operation in members]
-        ms, trouble = self._timed(members[0][0], touched, work)
+        ms, trouble = self._timed([queued for queued, _ in members], work)
+        if self._blames_nobody(members):
+            return
         shares = [
             PassShare(op.adapter, queued.tenant, queued.left[0], ended=len(queued.left) == 1)
             for queued, op in members
@@ -149,6 +170,7 @@ class Turns:
             assert isinstance(operation, ForwardBackward)
             if not self._batches.has_begun(operation):
                 begin = partial(self._batches.begin, queued.tenant, operation)
+                self._in_hand.take(queued.askers)
                 trouble = self._boundary.outcome(queued.askers[0], [share.adapter], begin)
                 if trouble is not None:
                     # Those before it in the queue are answered first, so it waits for the next turn.
@@ -169,32 +191,41 @@ class Turns:
         laters: list[Later] = []
 
         def work() -> Message | None:
-            outcome = self._operations.run(queued.tenant, operation)
+            outcome = self._operations.run(queued.tenant, queued.askers[0].request, operation)
             if isinstance(outcome, Later):
                 laters.append(outcome)
                 return None
             return outcome
 
-        ms, outcome = self._timed(queued, [operation.adapter], work)
+        ms, outcome = self._timed([queued], work)
         self._schedule.charge(self._accounts.did(operation.adapter, queued.tenant, ms))
         if outcome is not None:
             self._finish(queued, outcome)
         for later in laters:
             self._lanes.queues.set_aside(operation.adapter)
+            self._in_hand.leave_to_disk(queued.askers)
             self._jobs.submit(queued, later)
         self._alive()
 
     def _timed(
-        self, queued: Queued, touched: Sequence[AdapterId], work: Callable[[], Message | None]
+        self, together: Sequence[Queued], work: Callable[[], Message | None]
     ) -> tuple[float, Message | None]:
-        """Milliseconds that the work took, and what it returned or how it failed."""
+        """Milliseconds that work for these took, and what it returned or how it failed."""
+        self._in_hand.take(asker for queued in together for asker in queued.askers)
         begin = time.perf_counter()
-        outcome = self._boundary.outcome(queued.askers[0], touched, work)
+        touched = [queued.operation.adapter for queued in together]
+        outcome = self._boundary.outcome(together[0].askers[0], touched, work)
         return (time.perf_counter() - begin) * 1000, outcome
+
+    def _blames_nobody(self, together: Sequence[object]) -> bool:
+        """Whether a bug ended several at once: whose doing it was is found out when each runs alone."""
+        return self._boundary.broken and len(together) > 1
 
     def _finish(self, queued: Queued, outcome: Message) -> None:
         adapter = self._adapters.find(queued.operation.adapter)
+        self._in_hand.ended(queued.askers)
         self._answer(self._lanes.finish(queued, outcome))
+        self._snapshots.ended(queued.operation, time.monotonic())
         open_window = adapter is not None and adapter.window.open
         self._schedule.ran(queued.operation.adapter, open_window=open_window, now=time.monotonic())
 
@@ -211,7 +242,7 @@ class Turns:
             with suppress(LoractlError):
                 self._residents.place_all(adapters, soon)
 
-        ms, _ = self._timed(self._head(adapters[0]), adapters, work)
+        ms, _ = self._timed([self._head(each) for each in adapters], work)
         for each in coming:
             tenant = self._head(each).tenant
             self._schedule.charge(self._accounts.placed(each, tenant, ms / len(coming)))

@@ -12,7 +12,6 @@ What the events mean here:
 - loading and importing drop the gradients gathered so far, by definition, so only the lane that opened
   the window may do it. A checkpoint that was saved inside a window opens that window again when it is
   loaded with its optimizer;
-- without its newest checkpoint, what an adapter has in memory is unsaved again;
 - nothing follows deletion: the lanes of a deleted adapter are closed with it.
 """
 
@@ -25,9 +24,11 @@ from ..bus.ids import LaneId
 
 
 class Phase(Enum):
-    CLOSED = auto()
-    OPEN = auto()
-    DELETED = auto()
+    """By name, for snapshots hold it."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    DELETED = "deleted"
 
 
 class Event(Enum):
@@ -39,7 +40,6 @@ class Event(Enum):
     REPLACED = auto()  # weights, moments and step came from elsewhere, without gradients
     REPLACED_MIDWAY = auto()  # so did they, with gradients gathered since that step
     SAVED = auto()
-    CHECKPOINT_DELETED = auto()  # the newest one, of which the present state may be a copy
     PUBLISHED = auto()
     REMOVED = auto()
 
@@ -52,7 +52,6 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
     (Phase.CLOSED, Event.REPLACED): Phase.CLOSED,
     (Phase.CLOSED, Event.REPLACED_MIDWAY): Phase.OPEN,
     (Phase.CLOSED, Event.SAVED): Phase.CLOSED,
-    (Phase.CLOSED, Event.CHECKPOINT_DELETED): Phase.CLOSED,
     (Phase.CLOSED, Event.PUBLISHED): Phase.CLOSED,
     (Phase.CLOSED, Event.REMOVED): Phase.DELETED,
     (Phase.OPEN, Event.GATHERED): Phase.OPEN,
@@ -62,7 +61,6 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
     (Phase.OPEN, Event.REPLACED): Phase.CLOSED,
     (Phase.OPEN, Event.REPLACED_MIDWAY): Phase.OPEN,
     (Phase.OPEN, Event.SAVED): Phase.OPEN,
-    (Phase.OPEN, Event.CHECKPOINT_DELETED): Phase.OPEN,
     (Phase.OPEN, Event.PUBLISHED): Phase.OPEN,
     (Phase.OPEN, Event.REMOVED): Phase.DELETED,
 }
@@ -70,12 +68,10 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """step: optimizer steps committed. unsaved: weights or moments differ from every checkpoint.
-    opened_by: the lane whose operation opened it, while it is open."""
+    """step: optimizer steps committed. opened_by: the lane whose operation opened it, while it is open."""
 
     phase: Phase = Phase.CLOSED
     step: int = 0
-    unsaved: bool = False
     opened_by: LaneId | None = None
 
     @property
@@ -88,9 +84,8 @@ class Window:
         phase = TRANSITIONS.get((self.phase, event))
         assert phase is not None, f"{event.name} cannot happen while a window is {self.phase.name}"
         assert (step is not None) == (event in _CHANGE_STEP), f"{event.name} with step {step}"
-        unsaved = event in _LEAVE_UNSAVED or (self.unsaved and event is not Event.SAVED)
         opened_by = (self.opened_by or lane) if phase is Phase.OPEN else None
-        return Window(phase, self.step if step is None else step, unsaved, opened_by)
+        return Window(phase, self.step if step is None else step, opened_by)
 
     def check_replaceable(self, lane: LaneId) -> None:
         """Raises WindowOpen: weights cannot be replaced beneath gradients that another lane gathered."""
@@ -102,4 +97,3 @@ class Window:
 
 
 _CHANGE_STEP = {Event.COMMITTED, Event.REPLACED, Event.REPLACED_MIDWAY}
-_LEAVE_UNSAVED = _CHANGE_STEP | {Event.CHECKPOINT_DELETED}

@@ -3,26 +3,36 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..ids import AdapterId, LaneId
+from ..ids import NO_ADAPTER, NO_LANE, AdapterId, LaneId
 from .base import Message
 from .descriptions import AdapterDetails, LoraSpec, ModelDetails, TenantUsage, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateAdapter(Message):
-    """Register a fresh adapter under a name that this tenant does not use yet."""
+    """Register a fresh adapter under a name that this tenant does not use yet.
+
+    adapter, lane: left empty by clients; the broker fills in the ids that the adapter and its first lane will
+    have, so that running the request again gives the same.
+    """
 
     kind: ClassVar[str] = "create_adapter"
     name: str
     lora: LoraSpec
+    adapter: AdapterId = NO_ADAPTER
+    lane: LaneId = NO_LANE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenLane(Message):
-    """Open an ordered stream of operations on an adapter. Its first operation has seq 1."""
+    """Open an ordered stream of operations on an adapter. Its first operation has seq 1.
+
+    lane: as in `CreateAdapter`.
+    """
 
     kind: ClassVar[str] = "open_lane"
     adapter: AdapterId
+    lane: LaneId = NO_LANE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ..ids import RequestId
 from .base import ActorPhase, ActorRole, Bytes, Message
 
 # others: requests of others come first, or nobody can serve it yet. own: operations of its adapter come
@@ -35,6 +36,15 @@ class GetVersions(Message):
     """The current version table and the number of the last event it includes."""
 
     kind: ClassVar[str] = "get_versions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall(Message):
+    """Asks after requests of the same tenant to which no answer came. Each that has ended is answered once
+    more, each under way will be; the answer to this itself, Recalled, comes behind those."""
+
+    kind: ClassVar[str] = "recall"
+    requests: tuple[RequestId, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +94,14 @@ class Pong(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recalled(Message):
+    """unknown: requests that never arrived, or that left nothing behind: to be sent once more."""
+
+    kind: ClassVar[str] = "recalled"
+    unknown: tuple[RequestId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Echoed(Message):
     kind: ClassVar[str] = "echoed"
     payload: Bytes
@@ -105,6 +123,8 @@ class ActorStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonStatus(Message):
+    """chaos: what `--chaos` did so far, in words; empty without."""
+
     kind: ClassVar[str] = "daemon_status"
     daemon_version: str
     pid: int
@@ -116,3 +136,4 @@ class DaemonStatus(Message):
     adapters: int
     versions: int
     last_event: int
+    chaos: str = ""

@@ -101,7 +101,8 @@ class VersionRecord:
     number: 1, 2, … per adapter, never used again. directory: holds PEFT files. digest: SHA-256 of
     the safetensors file, hex. probe_tokens: a short sequence that the trainer scored with these
     weights; probe_logprobs: log p(t_i | t_<i) for i >= 1, one fewer than the tokens, at temperature 1.
-    held: it stays until it is deleted by name, whatever `publish.keep_versions` says.
+    held: it stays until it is deleted by name, whatever `publish.keep_versions` says. request: of the
+    publish that made it, which answers with it when it runs again.
     """
 
     adapter: AdapterId
@@ -116,3 +117,4 @@ class VersionRecord:
     probe_tokens: tuple[int, ...]
     probe_logprobs: tuple[float, ...]
     held: bool = False
+    request: str = ""

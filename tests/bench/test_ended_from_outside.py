@@ -37,7 +37,12 @@ def processes_of(scratch: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize(
-    ("program", "daemon"), [("http_futures.py", "*/s/run/client.sock"), ("bus.py", "*/run/client.sock")]
+    ("program", "daemon"),
+    [
+        ("http_futures.py", "*/s/run/client.sock"),
+        ("bus.py", "*/run/client.sock"),
+        ("journal.py", "*/run/client.sock"),
+    ],
 )
 def test_a_measurement_that_is_terminated_leaves_no_process(scratch: Path, program: str, daemon: str) -> None:
     measurement = subprocess.Popen(

@@ -151,7 +151,18 @@ def test_a_revoked_local_key_is_replaced_when_it_is_needed_next(keys: Keys, layo
     assert keys.tenant_of(ensure_local_key(layout)) == LOCAL_TENANT
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"keys": 7}', '{"keys": [{"name": "alice"}]}', "\udcff"])
+FOREIGN = [
+    "",
+    "{",
+    "[]",
+    '{"keys": 7}',
+    '{"keys": [{"name": "alice"}]}',
+    "\udcff",
+    '{"keys": [{"name": "\udcff"}]}',
+]
+
+
+@pytest.mark.parametrize("text", FOREIGN)
 def test_a_file_that_loractl_did_not_write_opens_nothing_and_is_named(
     keys: Keys, layout: StateLayout, text: str
 ):
@@ -196,3 +207,45 @@ def test_keys_made_at_the_same_time_are_all_kept(layout: StateLayout):
     assert len(local) == 1
     assert len(Keys(layout).listed()) == 61
     assert len(json.loads(layout.keys.read_text())["keys"]) == 61
+
+
+def test_a_key_that_expired_is_nobodys_and_its_name_is_free(layout: StateLayout):
+    now = [100.0]
+    keys = Keys(layout, clock=lambda: now[0])
+    key = keys.create("alice", expires_unix_s=150.0)
+    assert keys.tenant_of(key) == "alice"
+
+    now[0] = 150.0
+
+    assert keys.tenant_of(key) is None
+    assert keys.describe(key) is None
+    assert [record.expired(now[0]) for record in keys.listed()] == [True]
+    assert keys.tenant_of(keys.create("alice")) == "alice"
+    assert len(keys.listed()) == 1
+
+
+def test_files_of_before_keys_could_expire_are_read(keys: Keys, layout: StateLayout):
+    key = keys.create("alice")
+    data = json.loads(layout.keys.read_text())
+    del data["keys"][0]["expires_unix_s"]
+    layout.keys.write_text(json.dumps(data))
+
+    assert keys.tenant_of(key) == "alice"
+
+
+def test_a_key_is_looked_up_by_what_nobody_outside_can_choose(layout: StateLayout):
+    """Two processes look the same key up under different tags, so that timing teaches nothing of its hash."""
+    first, second = Keys(layout), Keys(layout)
+    key = first.create("alice")
+    assert first.tenant_of(key) == second.tenant_of(key) == "alice"
+
+    assert not {*first._by_tag} & {*second._by_tag}
+
+
+@pytest.mark.parametrize("at", [4, 5, 20, -1])
+def test_a_key_that_differs_in_one_character_is_nobodys(keys: Keys, at: int):
+    key = keys.create("alice")
+    other = "A" if key[at] != "A" else "B"
+    wrong = key[:at] + other + key[at:][1:]
+
+    assert keys.tenant_of(wrong) is None

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from loractl.bus.config import Config, hub_cache, load_config
+from loractl.bus.config import Config, config_from_json, hub_cache, load_config
 from loractl.bus.errors import InvalidConfig
 
 
@@ -73,3 +73,27 @@ def test_a_number_with_which_nobody_could_be_served_is_refused(tmp_path: Path, s
 )
 def test_the_hub_cache_is_where_hugging_face_libraries_look(environ: dict[str, str], found: Path):
     assert hub_cache(environ) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["trainer = " + "[" * 5000, f"[trainer]\nslots = {'9' * 5000}", f"[trainer]\nslots = 0x{'f' * 5000}"],
+    ids=["nested", "long", "long in hex"],
+)
+def test_a_file_that_claims_too_much_is_refused(tmp_path: Path, text: str):
+    (tmp_path / "loractl.toml").write_text(text)
+
+    with pytest.raises(InvalidConfig):
+        load_config(state_dir=str(tmp_path), environ={})
+
+
+@pytest.mark.parametrize("directory", ["~nobody-of-this-name/x", "x" * 5000, "a\x00b"])
+def test_a_state_directory_that_cannot_be_is_refused(directory: str):
+    with pytest.raises(InvalidConfig, match="cannot be the state directory"):
+        load_config(environ={"LORACTL_STATE_DIR": directory})
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "[" * 5000, '{"sampler": {"count": "x"}}', '{"sampler": 1}'])
+def test_what_actors_are_handed_is_settings_or_refused(text: str):
+    with pytest.raises(InvalidConfig):
+        config_from_json(text)

@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import socket
 import subprocess
 from pathlib import Path
 
 import httpx
+import pytest
 from loractl.bus.listening import listen, url_of
 
 FEW = ("sampler.count=0", "trainer.threads=1")
@@ -129,3 +131,73 @@ def test_a_daemon_without_http_says_so(loractl, tiny_model: Path):
     assert "serves no HTTP" in outcome.err
     assert outcome.out == ""
     assert "http        off" in loractl("daemon", "status").out
+
+
+def test_a_curve_key_file_is_made_listed_and_revoked_with_all_of_its_owners_keys(call, tmp_path: Path):
+    place, file = ("--state-dir", tmp_path / "state"), tmp_path / "alice.key"
+    call("keys", "create", "alice", *place)
+
+    server = call("keys", "curve", *place)
+    made = call("keys", "curve", "--tenant", "alice", "--out", file, *place)
+    again = call("keys", "curve", "--tenant", "alice", "--out", file, *place)
+    shown = json.loads(call("keys", "curve", "--tenant", "alice", *place).out)
+    listed = json.loads(call("keys", "list", "--json", *place).out)
+    revoked = call("keys", "revoke", "alice", *place)
+
+    key = json.loads(file.read_text())
+    assert (made.code, made.out) == (0, "")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert again.code == 2
+    assert "name a new file" in again.err
+    assert (key["tenant"], key["server"], shown["server"]) == ("alice", *[server.out.strip()] * 2)
+    assert [(each["name"], each["for"]) for each in listed] == [("alice", "http"), *[("alice", "tcp")] * 2]
+    assert key["secret"] not in (tmp_path / "state" / "curve.json").read_text()
+    assert "revoked 3 keys of alice" in revoked.err
+    assert json.loads(call("keys", "list", "--json", *place).out) == []
+    assert call("keys", "revoke", "alice", *place).code == 2
+
+
+@pytest.mark.parametrize("expires", ["soon", "3", "0d", "-1d", "1w", "9999999999d"])
+def test_a_key_expires_in_a_time_that_can_be_read(call, tmp_path: Path, expires: str):
+    place = ("--state-dir", tmp_path / "state")
+
+    refused = call("keys", "create", "alice", f"--expires={expires}", *place)
+    made = call("keys", "create", "alice", "--expires", "30d", *place)
+
+    assert refused.code == 2
+    assert "write 30d, 12h or 45m" in refused.err
+    assert made.code == 0
+    assert json.loads(call("keys", "list", "--json", *place).out)[0]["expires"] != "never"
+
+
+def test_the_command_line_reaches_a_daemon_over_tcp_as_its_keys_tenant(loractl, call, tiny_model: Path, rows):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    elsewhere = loractl.state_dir / "elsewhere"
+    file = loractl.state_dir / "alice.key"
+    far = ("--connect", address, "--curve-key", file, "--state-dir", elsewhere)
+    refused = loractl.start(tiny_model, f"daemon.listen={address}", *FEW)
+    assert loractl("keys", "curve", "--tenant", "alice", "--out", file).code == 0
+    started = loractl.start(tiny_model, f"daemon.listen={address}", *FEW)
+    assert started.code == 0, started.err
+
+    trained = call("train", rows, "--adapter", "pirate", "--rank", "4", "--max-steps", "1", *far)
+    listed = json.loads(call("adapters", "list", "--json", *far).out)
+    everybodys = call("adapters", "list", "--all", *far)
+    exported = call("adapters", "export", "pirate", loractl.state_dir / "out", *far)
+    local = loractl("adapters", "list", "--json")
+    removed = call("adapters", "rm", "pirate", *far)
+    loractl("keys", "revoke", "alice")
+    ended = call("daemon", "status", *far)
+    stopped = loractl("daemon", "stop")
+
+    assert (refused.code, "tcp needs CURVE keys" in refused.err) == (2, True)
+    # Without a sampler nobody can receive what is published.
+    assert "pirate" in trained.err + trained.out
+    assert [(each["name"], each["tenant"]) for each in listed] == [("pirate", "alice")]
+    assert json.loads(local.out) == []
+    assert (everybodys.code, exported.code, removed.code) == (2, 2, 0)
+    assert "on the daemon's machine" in exported.err
+    assert (ended.code, "does not take this key" in ended.err) == (2, True)
+    assert stopped.code == 0

@@ -11,8 +11,8 @@ from loractl.bus.messages import ActorPhase, ActorStatus, DaemonStatus
 from loractl.client.startup import (
     StartScreen,
     base_model_settings,
+    check_addresses,
     check_base_model,
-    check_http,
     with_http,
 )
 from rich.console import Console
@@ -109,10 +109,10 @@ def test_a_daemon_that_a_person_starts_serves_http_unless_told_otherwise(tmp_pat
 
 def test_an_address_in_use_is_told_and_none_or_a_free_one_is_not(tmp_path: Path):
     for http in ("", "none", "auto", "127.0.0.1:0"):
-        check_http(config_with(tmp_path, http))
+        check_addresses(config_with(tmp_path, http))
 
     with listen("127.0.0.1:0") as taken, pytest.raises(StartFailed, match="already in use"):
-        check_http(config_with(tmp_path, url_of(taken).removeprefix("http://")))
+        check_addresses(config_with(tmp_path, url_of(taken).removeprefix("http://")))
 
 
 def said_when_ready(http: str) -> str:

@@ -10,6 +10,7 @@ from loractl.bus.ids import ActorId, AdapterId, LaneId, RequestId, TenantId
 from loractl.bus.messages import (
     ActorReady,
     ActorRole,
+    AdapterDetails,
     Envelope,
     ForwardBackward,
     GetVersions,
@@ -59,11 +60,28 @@ def sample(adapter: str | None = "ad-1", version: int | None = None) -> Sample:
     )
 
 
-def forward_backward(seq: int = 1, *, positions: int = 2, lane: str = "ln-1") -> ForwardBackward:
+def details_of(adapter: AdapterId, tenant: TenantId = ALICE) -> AdapterDetails:
+    return AdapterDetails(
+        adapter=adapter,
+        tenant=tenant,
+        name="pirate",
+        lora=LORA,
+        step=0,
+        version=0,
+        checkpoint_step=-1,
+        parameters=10,
+        state_bytes=40,
+        created_unix_s=0.0,
+    )
+
+
+def forward_backward(
+    seq: int = 1, *, positions: int = 2, lane: str = "ln-1", adapter: str = "ad-1"
+) -> ForwardBackward:
     ints, floats = np.arange(positions, dtype=np.int64), np.ones(positions, dtype=np.float32)
     none = np.zeros(0, dtype=np.float32)
     return ForwardBackward(
-        adapter=AdapterId("ad-1"),
+        adapter=AdapterId(adapter),
         lane=LaneId(lane),
         seq=seq,
         lengths=np.array([positions], dtype=np.int64),

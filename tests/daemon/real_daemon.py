@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from loractl.bus.client import Client
-from loractl.bus.config import Config, config_from_json
+from loractl.bus.config import Config, config_from_json, subprocess_environment
 from loractl.bus.errors import LoractlError
 from loractl.bus.ids import ActorId
 from loractl.bus.layout import StateLayout
@@ -52,10 +52,12 @@ def actor_argv(config: Config, script: str, actor: str, *options: str) -> list[s
 
 @dataclass
 class RealDaemon:
-    """actors: name to (role, argv). Phases arrive on `_said` as the daemon prints them."""
+    """actors: name to (role, argv). environment: on top of ours. Phases arrive on `_said` as the daemon prints
+    them."""
 
     config: Config
     actors: Mapping[str, tuple[ActorRole, list[str]]]
+    environment: Mapping[str, str] = field(default_factory=dict)
     process: "subprocess.Popen[str]" = field(init=False)
     phases: dict[str, list[object]] = field(default_factory=dict)
 
@@ -70,6 +72,7 @@ class RealDaemon:
             [sys.executable, str(HERE / "real_daemon.py"), str(file), commands],
             stdout=subprocess.PIPE,
             stderr=(root / "stderr").open("w"),
+            env=subprocess_environment(self.environment),
             text=True,
             start_new_session=True,
         )

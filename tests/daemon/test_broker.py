@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from loractl.bus.codec import encode, peek
 from loractl.bus.errors import ActorStopping, BadFrame, RequestConflict
-from loractl.bus.ids import AdapterId, RequestId
+from loractl.bus.ids import LOCAL_TENANT, AdapterId, RequestId
 from loractl.bus.messages import (
     Abort,
     ActorReady,
@@ -112,7 +112,7 @@ def _ready_with(*records, adapters: int = 1) -> ActorReady:
 
 
 def test_shutdown_is_answered_and_then_stops_the_daemon(office: Office):
-    reply, stop = office.ask(Shutdown())
+    reply, stop = office.ask(Shutdown(), tenant=LOCAL_TENANT)
 
     assert office.read(reply) == Done()
     assert stop == StopDaemon()

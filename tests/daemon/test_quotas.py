@@ -212,13 +212,16 @@ def test_a_dead_trainer_gives_all_positions_back():
     assert forwarded(office, office.ready(TRAINER)) == [("ln-1", 2)]
 
 
-def test_a_pass_that_nobody_can_read_takes_no_room_and_is_left_to_the_trainer_to_refuse():
+def test_a_pass_that_nobody_can_read_is_refused_at_once_and_forgotten():
     office = quota_of(10)
     office.ask(forward_backward(1, positions=10), request="r1")
     broken = forward_backward(2, positions=10)
     object.__setattr__(broken, "lane", 7)
 
-    assert isinstance(office.ask(broken, request="r2")[0], Forward)
+    for _ in range(2):
+        refused = office.read(office.ask(broken, request="r2")[0])
+        assert isinstance(refused, Failed)
+        assert refused.code == "bad_frame"
 
 
 Arrival = tuple[str, int, int]  # lane, number, positions

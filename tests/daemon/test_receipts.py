@@ -88,3 +88,28 @@ def test_a_publish_gives_up_in_time_and_says_that_the_version_exists():
 
 def test_a_version_that_nobody_waits_for_settles_nothing():
     assert Receipts(120.0).served(served(SAMPLER, 3), TWO, now=0.0) == []
+
+
+def test_a_sampler_that_told_of_a_version_before_its_publish_came_again_is_believed():
+    """After a crash of the daemon it finds the version in the table when it starts."""
+    receipts = Receipts(120.0)
+    receipts.served(served(SAMPLER, 3), TWO, now=0.0)
+
+    [settled] = receipts.open(ticket(), record(3), TWO, now=1.0)
+
+    assert isinstance(settled.answer, Receipt)
+    assert settled.answer.sampler == "sampler-0"
+    assert len(receipts) == 0
+
+
+def test_a_refusal_that_came_before_counts_too_and_what_a_dead_sampler_said_does_not():
+    receipts = Receipts(120.0)
+    receipts.served(served(SAMPLER, 3, error="torn file"), TWO, now=0.0)
+    receipts.served(served(OTHER_SAMPLER, 3), TWO, now=0.0)
+    receipts.lost(OTHER_SAMPLER)
+
+    assert receipts.open(ticket(), record(3), TWO, now=1.0) == []
+    [settled] = receipts.served(served(OTHER_SAMPLER, 3, error="no memory"), TWO, now=2.0)
+
+    assert isinstance(settled.answer, PublishFailed)
+    assert "sampler-0: torn file" in settled.answer.message

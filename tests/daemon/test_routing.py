@@ -10,10 +10,14 @@ ANSWERS = {
     messages.AdapterCreated, messages.LaneOpened, messages.PassResult, messages.StepResult,
     messages.CheckpointSaved, messages.StateLoaded, messages.VersionWritten, messages.Receipt,
     messages.AdapterList, messages.TenantList, messages.ModelDescribed, messages.SampleChunk, messages.SampleResult,
-    messages.VersionTable, messages.WeightsExported,
+    messages.VersionTable, messages.WeightsExported, messages.Recovered,
+    messages.History, messages.Recalled,
 }  # fmt: skip
 EVENTS = {messages.AdapterPublished, messages.VersionRetired, messages.AdapterDeleted}
-TO_ACTORS = {messages.DropVersion, messages.Drain}
+TO_ACTORS = {
+    messages.DropVersion, messages.Drain, messages.RecoverAdapter, messages.SkipOperation,
+    messages.KeepSnapshot,
+}  # fmt: skip
 
 
 def test_every_message_is_a_routed_request_or_known_to_be_none():

@@ -30,7 +30,8 @@ from loractl.bus.messages import (
     TenantList,
 )
 from loractl.daemon import launch
-from loractl.tests.trainer_actor.loop.harness import make_config, make_model, pass_over, same
+from loractl.tests.trainer_actor.loop.harness import make_config, pass_over, same
+from loractl.tests.trainer_actor.loop.random_model import make_model
 
 SPEC = LoraSpec(rank=4, alpha=8.0, seed=1)
 PATIENCE_S = 60.0

@@ -1,20 +1,24 @@
 """A bus whose other end keeps adapters in a dict: what the bridge's own rules are tested against.
 
-It answers as trainer and broker do, at once, and keeps what it was asked for.
+It answers as trainer and broker do, at once, and keeps what it was asked for. Under a request id that it
+knows it answers what it answered first, as the broker's journal does.
 """
 
 from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
+from loractl.bus.codec import encode
 from loractl.bus.errors import (
     AdapterExists,
     AdapterNotFound,
     CheckpointNotFound,
+    LoractlError,
+    RequestConflict,
     VersionNotFound,
     error_from_code,
 )
-from loractl.bus.ids import AdapterId, LaneId, RequestId, TenantId
+from loractl.bus.ids import AdapterId, LaneId, RequestId, TenantId, new_request_id
 from loractl.bus.messages import (
     AdapterCreated,
     AdapterDetails,
@@ -26,6 +30,7 @@ from loractl.bus.messages import (
     DeleteVersion,
     DescribeModel,
     Done,
+    Envelope,
     ExportWeights,
     GetVersions,
     LaneOpened,
@@ -75,10 +80,13 @@ class InMemoryBus:
     def __init__(self) -> None:
         self.adapters: dict[AdapterId, Adapter] = {}
         self.asked: list[tuple[TenantId | None, Message]] = []
+        self.outcomes: dict[RequestId, Outcome] = {}
         self._numbers = count(1)
 
-    def submit(self, body: Message, *, tenant: TenantId | None = None) -> "Answered":
-        return Answered(self, body, tenant)
+    def submit(
+        self, body: Message, *, request: RequestId | None = None, tenant: TenantId | None = None
+    ) -> "Answered":
+        return Answered(self, body, request, tenant)
 
     async def request(
         self, body: Message, *, timeout_s: float | None = None, tenant: TenantId | None = None
@@ -204,11 +212,43 @@ class Answered:
     waits_for = ""
     cause: WaitCause = "others"
 
-    def __init__(self, bus: InMemoryBus, body: Message, tenant: TenantId | None) -> None:
+    def __init__(
+        self, bus: InMemoryBus, body: Message, request: RequestId | None, tenant: TenantId | None
+    ) -> None:
         self._bus = bus
         self._body = body
         self._tenant = tenant
-        self.request = RequestId("r")
+        self.request = request or new_request_id()
 
     async def result(self, timeout_s: float | None = None) -> Message:
-        return await self._bus.request(self._body, tenant=self._tenant)
+        known = self._bus.outcomes.get(self.request)
+        if known is None:
+            known = await self._outcome()
+            if not (isinstance(known.answer, LoractlError) and known.answer.retryable):
+                self._bus.outcomes[self.request] = known
+        elif known.content != _content(self._body):
+            raise RequestConflict(f"{self.request} was used before for something else")
+        if isinstance(known.answer, LoractlError):
+            raise known.answer
+        return known.answer
+
+    async def _outcome(self) -> "Outcome":
+        answer: Message | LoractlError
+        try:
+            answer = await self._bus.request(self._body, tenant=self._tenant)
+        except LoractlError as error:
+            answer = error
+        return Outcome(_content(self._body), answer)
+
+
+@dataclass
+class Outcome:
+    """content: of the request."""
+
+    content: list[bytes]
+    answer: Message | LoractlError
+
+
+def _content(body: Message) -> list[bytes]:
+    envelope = Envelope(request=RequestId(""), tenant=TenantId(""), body=body)
+    return [bytes(frame) for frame in encode(envelope)]

@@ -21,7 +21,7 @@ from loractl.bus.codec import decode, encode
 from loractl.bus.config import Config, LimitsConfig, load_config
 from loractl.bus.errors import DaemonGone, InvalidConfig, LoractlError, StartFailed
 from loractl.bus.identities import unsolicited
-from loractl.bus.ids import TenantId
+from loractl.bus.ids import RequestId, TenantId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import (
     ActorPhase,
@@ -89,7 +89,9 @@ class StatusBus:
     def __init__(self, outcome: DaemonStatus | LoractlError | None) -> None:
         self.outcome = outcome
 
-    def submit(self, body: Message, *, tenant: TenantId | None = None) -> Pending:
+    def submit(
+        self, body: Message, *, request: RequestId | None = None, tenant: TenantId | None = None
+    ) -> Pending:
         raise AssertionError("health asks one question")
 
     async def request(

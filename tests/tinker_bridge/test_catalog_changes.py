@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from loractl.bus.errors import StorageFailed
+from loractl.bus.ids import TenantId
 from loractl.bus.messages import DeleteAdapter, DeleteCheckpoint, DeleteVersion, LoadCheckpoint, Message
 from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
 from loractl.tests.tinker_bridge.in_memory import User, rest, with_bridge
@@ -54,17 +55,18 @@ def test_a_change_that_failed_is_tried_again_under_the_same_key(tmp_path: Path) 
     async def test(bridge: Bridge, _: InMemoryBus) -> None:
         tries: list[int] = []
 
-        async def change() -> str:
+        async def change() -> None:
             tries.append(1)
             if len(tries) == 1:
                 raise StorageFailed("no space")
-            return "done"
+
+        async def once() -> None:
+            await bridge.repeats.once(TenantId("ann"), "PUT", "key", check=tuple, change=change)
 
         with pytest.raises(StorageFailed):
-            await bridge.repeats.once(User(bridge, "ann").name, "PUT", "key", change)  # type: ignore[arg-type]
-
+            await once()
         for _attempt in range(2):
-            assert await bridge.repeats.once("ann", "PUT", "key", change) == "done"  # type: ignore[arg-type]
+            await once()
         assert len(tries) == 2
 
     with_bridge(tmp_path, test)

@@ -221,7 +221,7 @@ class OneExport:
         self.layout = StateLayout(state)
         self.store = Store(self.layout.tinker_store)
         self.exports = Exports(self.store, self.layout, clock=self.clock)
-        token = self.exports.begin()
+        token = self.exports.begin("work 1")
         self.directory = self.layout.exports / token
         self.directory.mkdir(parents=True)
         for name, data in FILES.items():
@@ -306,7 +306,7 @@ def test_traversal_over_http_leads_nowhere(tmp_path: Path) -> None:
 
 def test_directories_that_nobody_speaks_of_are_deleted_but_not_those_under_way(tmp_path: Path) -> None:
     one = OneExport(tmp_path)
-    under_way, orphan = one.exports.begin(), "0" * 32
+    under_way, orphan = one.exports.begin("work 2"), "0" * 32
     for token in (under_way, orphan):
         (one.layout.exports / token).mkdir()
 
@@ -322,7 +322,7 @@ def test_directories_that_nobody_speaks_of_are_deleted_but_not_those_under_way(t
 def test_files_are_for_their_owner_alone_and_an_unwritable_place_is_told(tmp_path: Path) -> None:
     async def test(bridge: Bridge, _: InMemoryBus) -> None:
         data = {name: memoryview(each) for name, each in FILES.items()}
-        token = bridge.exports.begin()
+        token = bridge.exports.begin("work 3")
 
         size_bytes = await bridge.exports.write(token, data, None)
 
@@ -332,7 +332,7 @@ def test_files_are_for_their_owner_alone_and_an_unwritable_place_is_told(tmp_pat
         bridge.layout.exports.rename(tmp_path / "aside")
         bridge.layout.exports.write_text("in the way")
         with pytest.raises(StorageFailed, match="cannot write the export"):
-            await bridge.exports.write(bridge.exports.begin(), data, None)
+            await bridge.exports.write(bridge.exports.begin("work 4"), data, None)
 
     with_bridge(tmp_path, test)
 

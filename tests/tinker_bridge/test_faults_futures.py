@@ -179,8 +179,12 @@ def test_a_poll_without_a_result_ends_before_its_client_gives_up(raw):
 class NeverSampled(InMemoryBus):
     """A bus whose samplers never answer."""
 
-    def submit(self, body: Message, *, tenant: TenantId | None = None) -> Pending:
-        return Unanswered() if isinstance(body, Sample) else super().submit(body, tenant=tenant)
+    def submit(
+        self, body: Message, *, request: RequestId | None = None, tenant: TenantId | None = None
+    ) -> Pending:
+        if isinstance(body, Sample):
+            return Unanswered()
+        return super().submit(body, request=request, tenant=tenant)
 
 
 class Unanswered:

@@ -12,10 +12,12 @@ from loractl.bus.messages import LoraSpec, Message, OptimStep, PublishAdapter, S
 from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
 from loractl.tinker_bridge.bodies import OptimStepBody
 from loractl.tinker_bridge.bridge import Bridge, open_bridge
-from loractl.tinker_bridge.futures import Result
+from loractl.tinker_bridge.future_rows import Asked
 from loractl.tinker_bridge.housekeeping import one_round
 from loractl.tinker_bridge.operations import Step
+from loractl.tinker_bridge.progress import Progress
 from loractl.tinker_bridge.records import RunRecord
+from loractl.tinker_bridge.results import Result
 from loractl.tinker_bridge.routes.founding import unless_gone
 from starlette.requests import Request
 
@@ -49,7 +51,8 @@ def play(tmp_path: Path, story: Callable[[Bridge, TrainingBus, RunRecord], Await
         bridge = open_bridge(
             load_config(state_dir=str(tmp_path), overrides=["model.name=tiny"], environ={}), bus
         )
-        run = await bridge.runs.create(ANN, "", "lora-1", "tiny", LoraSpec(rank=4, alpha=8.0, seed=1), {})
+        lora = LoraSpec(rank=4, alpha=8.0, seed=1)
+        run = await bridge.runs.create(ANN, "", "lora-1", "tiny", lora, {}, Progress())
         try:
             await story(bridge, bus, run)
         finally:
@@ -60,7 +63,7 @@ def play(tmp_path: Path, story: Callable[[Bridge, TrainingBus, RunRecord], Await
 
 async def step(bridge: Bridge, run: RunRecord) -> Result:
     call = Step(OptimStepBody(model_id=run.id))
-    future = bridge.training.submit(ANN, run.id, None, b"", call)
+    future = bridge.training.submit(Asked(ANN, "/optim_step", b""), run.id, None, b"", call)
     result = await bridge.futures.wait(ANN, future.id, 5.0)
     assert isinstance(result, Result)
     return result
@@ -121,11 +124,10 @@ def test_publications_are_in_order_with_the_steps(tmp_path):
     play(tmp_path, story)
 
 
-@pytest.mark.parametrize("error", [LaneLost("restarted"), ActorRestarting("restarting")])
-def test_after_a_restart_of_the_trainer_it_says_so_and_goes_on_with_another_lane(tmp_path, error):
+def test_a_run_that_is_lost_says_so_and_goes_on_with_another_lane(tmp_path):
     async def story(bridge: Bridge, bus: TrainingBus, run: RunRecord) -> None:
         await step(bridge, run)
-        bus.fail_next = error
+        bus.fail_next = LaneLost("restarted")
 
         lost = await step(bridge, run)
         again = await step(bridge, run)
@@ -136,6 +138,17 @@ def test_after_a_restart_of_the_trainer_it_says_so_and_goes_on_with_another_lane
         (first, one), (second, two), (third, three) = bus.lanes()
         assert first == second != third
         assert (one, two, three) == (1, 2, 1)
+
+    play(tmp_path, story)
+
+
+def test_a_restart_of_the_trainer_is_waited_for(tmp_path):
+    async def story(bridge: Bridge, bus: TrainingBus, run: RunRecord) -> None:
+        bus.fail_next = ActorRestarting("restarting")
+
+        assert not (await step(bridge, run)).failed
+
+        assert len({*bus.lanes()}) == 1
 
     play(tmp_path, story)
 

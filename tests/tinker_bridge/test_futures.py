@@ -2,12 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from loractl.bus.errors import (
     ActorStopping,
+    DaemonGone,
     InvalidData,
     RequestConflict,
     ResultExpired,
@@ -15,10 +18,17 @@ from loractl.bus.errors import (
 )
 from loractl.bus.ids import TenantId
 from loractl.bus.messages import WaitCause
-from loractl.tinker_bridge.futures import Futures, Progress, Result, json_result
+from loractl.tinker_bridge.future import Future
+from loractl.tinker_bridge.future_journal import FutureJournal
+from loractl.tinker_bridge.future_rows import Asked
+from loractl.tinker_bridge.futures import Futures
+from loractl.tinker_bridge.progress import Progress
+from loractl.tinker_bridge.results import Result, json_result
 
 ANN, BEN = TenantId("ann"), TenantId("ben")
 KEY = ("seq_id", "1", "of", "model")
+SAMPLES = ("samples", "a", "0")
+Work = Callable[[Progress], Awaitable[Result]]
 
 
 class Clock:
@@ -28,15 +38,37 @@ class Clock:
         return self.now
 
 
-def futures(clock: Clock | None = None, *, kept_bytes: int = 10_000, kept_s: float = 100.0) -> Futures:
-    return Futures(secret=b"s", kept_bytes=kept_bytes, kept_s=kept_s, clock=clock or Clock())
+@contextmanager
+def futures(
+    state: Path,
+    clock: Clock | None = None,
+    *,
+    kept_bytes: int = 10**6,
+    kept_s: float = 100.0,
+    recent_bytes: int = 10**6,
+) -> Iterator[Futures]:
+    """Those of one process; the next one on the same file finds what it left."""
+    journal = FutureJournal(state / "futures.sqlite")
+    table = Futures(
+        journal,
+        secret=b"s",
+        kept_bytes=kept_bytes,
+        kept_s=kept_s,
+        clock=clock or Clock(),
+        recent_bytes=recent_bytes,
+    )
+    try:
+        yield table
+    finally:
+        table.close()
+        journal.close()
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 10))
 
 
-def counting(result: Result, runs: list[int]) -> Callable[[Progress], Awaitable[Result]]:
+def counting(result: Result, runs: list[int]) -> Work:
     async def work(_: Progress) -> Result:
         runs.append(1)
         return result
@@ -44,288 +76,393 @@ def counting(result: Result, runs: list[int]) -> Callable[[Progress], Awaitable[
     return work
 
 
-def said(result: Result | str) -> Any:
+async def endless(_: Progress) -> Result:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def start(
+    table: Futures,
+    work: Work | None = None,
+    *,
+    tenant: TenantId = ANN,
+    key: tuple[str, ...] = KEY,
+    digest: bytes = b"d",
+    **more: Any,
+) -> Future:
+    asked = Asked(tenant, "/there", b"body of " + " ".join(key).encode())
+    return table.start(asked, key, digest, work or counting(json_result({}), []), **more)
+
+
+def said(result: Result | Progress) -> Any:
     assert isinstance(result, Result)
     return json.loads(result.body)
 
 
-def test_the_same_key_and_content_run_once_and_read_one_result() -> None:
+def test_the_same_key_and_content_run_once_and_read_one_result(tmp_path: Path) -> None:
     async def test() -> None:
-        table, runs = futures(), []
+        runs: list[int] = []
         work = counting(json_result({"a": 1}), runs)
+        with futures(tmp_path) as table:
+            first, again = start(table, work), start(table, work)
 
-        first = table.start(ANN, KEY, b"d", work, scope="s")
-        again = table.start(ANN, KEY, b"d", work, scope="s")
-
-        assert first is again
-        assert [said(await table.wait(ANN, first.id, 1)) for _ in range(2)] == [{"a": 1}] * 2
-        assert len(runs) == 1
+            assert first is again
+            assert [said(await table.wait(ANN, first.id, 5)) for _ in range(2)] == [{"a": 1}] * 2
+            assert len(runs) == 1
 
     run(test)
 
 
-def test_the_same_key_with_other_content_is_refused() -> None:
+def test_the_same_key_with_other_content_is_refused(tmp_path: Path) -> None:
     async def test() -> None:
-        table = futures()
-        table.start(ANN, KEY, b"d", counting(json_result({}), []), scope="s")
+        with futures(tmp_path) as table:
+            future = start(table)
 
-        with pytest.raises(RequestConflict, match="used before"):
-            table.start(ANN, KEY, b"other", counting(json_result({}), []), scope="s")
+            with pytest.raises(RequestConflict, match="used before"):
+                start(table, digest=b"other")
+            await table.wait(ANN, future.id, 5)
+            with pytest.raises(RequestConflict, match="used before"):
+                start(table, digest=b"other")
 
     run(test)
 
 
-def test_keys_of_different_tenants_are_different() -> None:
+def test_keys_of_different_tenants_are_different(tmp_path: Path) -> None:
     async def test() -> None:
-        table = futures()
-
-        first = table.start(ANN, KEY, b"d", counting(json_result({}), []), scope="s")
-        other = table.start(BEN, KEY, b"other", counting(json_result({}), []), scope="s")
-
-        assert first.id != other.id
+        with futures(tmp_path) as table:
+            assert start(table).id != start(table, tenant=BEN, digest=b"other").id
 
     run(test)
 
 
-def test_another_tenants_result_is_as_one_that_never_was() -> None:
+def test_another_tenants_result_is_as_one_that_never_was(tmp_path: Path) -> None:
     async def test() -> None:
-        table = futures()
-        future = table.start(ANN, KEY, b"d", counting(json_result({}), []), scope="s")
+        with futures(tmp_path) as table:
+            future = start(table)
 
-        for wrong in (future.id, "nothing", "", "a.b"):
-            with pytest.raises(ResultNotFound):
-                await table.wait(BEN, wrong, 1)
+            for wrong in (future.id, "nothing", "", "a.b"):
+                with pytest.raises(ResultNotFound):
+                    await table.wait(BEN, wrong, 1)
 
     run(test)
 
 
-def test_a_failure_is_a_result_with_whose_fault_it_is() -> None:
+def test_a_failure_is_a_result_with_whose_fault_it_is(tmp_path: Path) -> None:
     async def test() -> None:
         async def work(_: Progress) -> Result:
             raise InvalidData("too long")
 
-        table = futures()
-        future = table.start(ANN, KEY, b"d", work, scope="s")
+        with futures(tmp_path) as table:
+            result = await table.wait(ANN, start(table, work).id, 5)
 
-        result = await table.wait(ANN, future.id, 1)
-
-        assert said(result) == {"error": "too long", "category": "user"}
+            assert said(result) == {"error": "too long", "category": "user"}
+            assert isinstance(result, Result)
+            assert result.code == "invalid_data"
 
     run(test)
 
 
-def test_a_bug_is_told_without_its_insides() -> None:
+def test_a_bug_is_told_without_its_insides(tmp_path: Path) -> None:
     async def test() -> None:
         async def work(_: Progress) -> Result:
             raise ZeroDivisionError("secret")
 
-        table = futures()
-        future = table.start(ANN, KEY, b"d", work, scope="s")
+        with futures(tmp_path) as table:
+            result = said(await table.wait(ANN, start(table, work).id, 5))
 
-        result = said(await table.wait(ANN, future.id, 1))
-
-        assert result["category"] == "server"
-        assert "secret" not in result["error"]
+            assert result["category"] == "server"
+            assert "secret" not in result["error"]
 
     run(test)
 
 
-def test_a_poll_that_comes_too_early_says_what_is_waited_for() -> None:
-    class Asked:
+def test_a_poll_that_comes_too_early_says_what_is_waited_for(tmp_path: Path) -> None:
+    class Waiting:
         waits_for = "the trainer is restarting"
         cause: WaitCause = "others"
 
     async def test() -> None:
         async def work(progress: Progress) -> Result:
-            progress.waiting = Asked()
-            await asyncio.Event().wait()
-            raise AssertionError
+            progress.waiting = Waiting()
+            return await endless(progress)
 
-        table = futures()
-        future = table.start(ANN, KEY, b"d", work, scope="s")
+        with futures(tmp_path) as table:
+            future = start(table, work)
 
-        assert await table.wait(ANN, future.id, 0.01) == future.progress
-        assert future.progress.reason == "the trainer is restarting"
-        assert len(table) == 1
-        table.close()
+            assert await table.wait(ANN, future.id, 0.01) == future.progress
+            assert future.progress.reason == "the trainer is restarting"
+            assert len(table) == 1
 
     run(test)
 
 
-def test_the_end_of_a_scope_ends_its_work_and_no_other() -> None:
+def test_the_end_of_a_scope_ends_its_work_and_no_other(tmp_path: Path) -> None:
     async def test() -> None:
-        async def work(_: Progress) -> Result:
-            await asyncio.Event().wait()
-            raise AssertionError
+        with futures(tmp_path) as table:
+            first = start(table, endless, scope="s1")
+            other = start(table, endless, key=("other",), scope="s2")
+            await asyncio.sleep(0)
 
-        table = futures()
-        first = table.start(ANN, KEY, b"d", work, scope="s1")
-        other = table.start(ANN, ("other",), b"d", work, scope="s2")
-        await asyncio.sleep(0)
+            table.cancel_scope("s1")
 
-        table.cancel_scope("s1")
-
-        assert said(await table.wait(ANN, first.id, 1))["error"] == "the request was cancelled"
-        assert other.result is None
-        table.close()
+            assert said(await table.wait(ANN, first.id, 5))["error"] == "the request was cancelled"
+            assert other.result is None
 
     run(test)
 
 
-def test_work_that_is_cancelled_before_it_began_has_an_end() -> None:
+def test_work_that_is_cancelled_before_it_began_has_an_end(tmp_path: Path) -> None:
     async def test() -> None:
-        table = futures()
-        future = table.start(ANN, KEY, b"d", counting(json_result({}), runs := []), scope="s")
+        runs: list[int] = []
+        with futures(tmp_path) as table:
+            future = start(table, counting(json_result({}), runs), scope="s")
 
-        table.cancel_scope("s")
+            table.cancel_scope("s")
 
-        assert said(await table.wait(ANN, future.id, 1))["error"] == "the request was cancelled"
-        assert runs == []
+            assert said(await table.wait(ANN, future.id, 5))["error"] == "the request was cancelled"
+            assert runs == []
 
     run(test)
 
 
-def test_whoever_waits_when_the_server_stops_is_told_to_ask_again() -> None:
+def test_whoever_waits_when_the_server_stops_is_told_to_ask_again(tmp_path: Path) -> None:
     async def test() -> None:
-        async def work(_: Progress) -> Result:
-            await asyncio.Event().wait()
-            raise AssertionError
+        with futures(tmp_path) as table:
+            future = start(table, endless)
+            waiting = asyncio.create_task(table.wait(ANN, future.id, 5))
+            await asyncio.sleep(0)
 
-        table = futures()
-        future = table.start(ANN, KEY, b"d", work)
-        waiting = asyncio.create_task(table.wait(ANN, future.id, 5))
-        await asyncio.sleep(0)
+            table.close()
 
-        table.close()
-
-        with pytest.raises(ActorStopping):
-            await waiting
+            with pytest.raises(ActorStopping):
+                await waiting
 
     run(test)
 
 
-def test_old_results_expire_and_their_readers_are_told_so() -> None:
+def test_old_results_expire_and_their_readers_are_told_so(tmp_path: Path) -> None:
     async def test() -> None:
         clock = Clock()
-        table = futures(clock, kept_s=100.0)
-        future = table.start(ANN, KEY, b"d", counting(json_result({}), []), scope="s")
-        await table.wait(ANN, future.id, 1)
+        with futures(tmp_path, clock, kept_s=100.0) as table:
+            future = start(table, session="s")
+            await table.wait(ANN, future.id, 5)
 
-        clock.now = 101.0
-        table.forget_old()
+            clock.now = 101.0
+            await table.forget_old(["s"])
+            assert said(await table.wait(ANN, future.id, 5)) == {}
+            await table.forget_old([])
 
-        with pytest.raises(ResultExpired):
-            await table.wait(ANN, future.id, 1)
-        with pytest.raises(ResultNotFound):
-            await table.wait(BEN, future.id, 1)
-
-    run(test)
-
-
-def test_results_are_bounded_in_bytes_the_oldest_go() -> None:
-    async def test() -> None:
-        table = futures(kept_bytes=2 * 1900)
-        ids = []
-        for number in range(3):
-            work = counting(Result(b"x" * 100), [])
-            future = table.start(ANN, (str(number),), b"d", work, scope="s")
-            await future.done.wait()
-            ids.append(future.id)
-
-        with pytest.raises(ResultExpired):
-            await table.wait(ANN, ids[0], 1)
-        assert [len(r.body) for i in ids[1:] if isinstance(r := await table.wait(ANN, i, 1), Result)] == [
-            100
-        ] * 2
+            with pytest.raises(ResultExpired):
+                await table.wait(ANN, future.id, 5)
+            with pytest.raises(ResultNotFound):
+                await table.wait(BEN, future.id, 5)
 
     run(test)
 
 
-def test_completions_come_in_the_order_of_their_ends_from_a_cursor_on() -> None:
+def test_results_are_bounded_in_bytes_the_oldest_go(tmp_path: Path) -> None:
     async def test() -> None:
-        table, group = futures(), ("samples", "a", "0")
+        clock, ids = Clock(), []
+        with futures(tmp_path, clock, kept_bytes=2 * 700, recent_bytes=1) as table:
+            for number in range(3):
+                clock.now += 1
+                future = start(table, counting(Result(b"x" * 100), []), key=(str(number),))
+                await future.done.wait()
+                ids.append(future.id)
+
+            await table.forget_old([])
+
+            with pytest.raises(ResultExpired):
+                await table.wait(ANN, ids[0], 5)
+            left = [await table.wait(ANN, each, 5) for each in ids[1:]]
+            assert [len(each.body) for each in left if isinstance(each, Result)] == [100] * 2
+
+    run(test)
+
+
+def test_what_is_not_in_memory_any_more_is_read_from_the_disk(tmp_path: Path) -> None:
+    async def test() -> None:
+        with futures(tmp_path, recent_bytes=1) as table:
+            ids = []
+            for number in range(3):
+                future = start(table, counting(json_result({"n": number}), []), key=(str(number),))
+                await future.done.wait()
+                ids.append(future.id)
+
+            assert [said(await table.wait(ANN, each, 5))["n"] for each in ids] == [0, 1, 2]
+
+    run(test)
+
+
+def test_completions_come_in_the_order_of_their_ends_from_a_cursor_on(tmp_path: Path) -> None:
+    async def test() -> None:
         gates = [asyncio.Event() for _ in range(3)]
 
-        def gated(gate: asyncio.Event) -> Callable[[Progress], Awaitable[Result]]:
+        def gated(gate: asyncio.Event) -> Work:
             async def work(_: Progress) -> Result:
                 await gate.wait()
                 return json_result({})
 
             return work
 
-        started = [
-            table.start(ANN, (str(i),), b"d", gated(gate), scope="s", group=group)
-            for i, gate in enumerate(gates)
-        ]
-        nothing, cursor = await table.completions(group, 0, 0)
-        gates[2].set()
-        first, cursor = await table.completions(group, cursor, 5)
-        gates[0].set()
-        gates[1].set()
-        await started[1].done.wait()
-        rest, last = await table.completions(group, cursor, 5)
+        with futures(tmp_path) as table:
+            started = [
+                start(table, gated(gate), key=(str(i),), group=SAMPLES) for i, gate in enumerate(gates)
+            ]
+            nothing, cursor = await table.completions(SAMPLES, 0, 0)
+            gates[2].set()
+            first, cursor = await table.completions(SAMPLES, cursor, 5)
+            gates[0].set()
+            gates[1].set()
+            await started[1].done.wait()
+            rest, last = await table.completions(SAMPLES, cursor, 5)
 
-        assert nothing == []
-        assert [each.future for each in first] == [started[2].id]
-        assert [each.future for each in rest] == [started[0].id, started[1].id]
-        assert await table.completions(group, last, 0) == ([], last)
+            assert nothing == []
+            assert [each.future for each in first] == [started[2].id]
+            assert [each.future for each in rest] == [started[0].id, started[1].id]
+            assert await table.completions(SAMPLES, last, 0) == ([], last)
 
     run(test)
 
 
 async def ended(table: Futures, name: str, group: tuple[str, ...]) -> str:
-    future = table.start(ANN, (name,), b"d", counting(json_result({}), []), group=group)
+    future = start(table, key=(name,), group=group)
     await future.done.wait()
     return future.id
 
 
-def test_completions_take_memory_for_as_long_as_their_results_are_kept() -> None:
+def test_completions_are_told_for_as_long_as_their_results_are_kept(tmp_path: Path) -> None:
     async def test() -> None:
-        table, group = futures(kept_bytes=5_000), ("samples", "a", "0")
+        with futures(tmp_path) as table:
+            ids = [await ended(table, str(number), SAMPLES) for number in range(20)]
+            await table.drop(ANN, ids[:18])
+            left, _ = await table.completions(SAMPLES, 0, 0)
+            await table.drop(BEN, ids)
+            still, _ = await table.completions(SAMPLES, 0, 0)
+            await table.drop(ANN, ids)
+            nothing, _ = await table.completions(SAMPLES, 0, 0.001)
 
-        ids = [await ended(table, str(number), group) for number in range(20)]
-        left, _ = await table.completions(group, 0, 0)
-        table.drop(ANN, ids)
-        await table.completions(("samples", "another", "7"), 0, 0.001)
-
-        assert [each.future for each in left] == ids[-len(left) :]
-        assert len(left) == 2
-        assert len(table._completions) == 0
+            assert [each.future for each in left] == [each.future for each in still] == ids[18:]
+            assert nothing == []
+            assert len(table._completions) == 0
 
     run(test)
 
 
-def test_a_cursor_of_an_earlier_process_passes_over_nothing() -> None:
+def test_a_cursor_of_an_earlier_process_passes_over_nothing(tmp_path: Path) -> None:
     async def test() -> None:
-        earlier, group = futures(), ("samples", "a", "0")
-        for number in range(3):
-            await ended(earlier, str(number), group)
-        _, cursor = await earlier.completions(group, 0, 0)
+        with futures(tmp_path) as earlier:
+            for number in range(3):
+                await ended(earlier, str(number), SAMPLES)
+            _, cursor = await earlier.completions(SAMPLES, 0, 0)
+            unread = await ended(earlier, "3", SAMPLES)
 
-        later = futures()
-        future = await ended(later, "3", group)
+        with futures(tmp_path) as later:
+            future = await ended(later, "4", SAMPLES)
 
-        assert [each.future for each in (await later.completions(group, cursor, 0))[0]] == [future]
+            told, _ = await later.completions(SAMPLES, cursor, 0)
+            assert [each.future for each in told] == [unread, future]
 
     run(test)
 
 
-def test_when_the_service_stops_training_hears_it_and_samples_ask_again() -> None:
+def test_a_result_is_there_after_a_restart_and_its_key_is_still_used(tmp_path: Path) -> None:
+    async def test() -> None:
+        runs: list[int] = []
+        with futures(tmp_path) as before:
+            first = start(before, counting(Result(b"\x00\x01", "application/x-protobuf", form="pass"), runs))
+            expected = await before.wait(ANN, first.id, 5)
+
+        with futures(tmp_path) as table:
+            again = start(table, counting(json_result({}), runs))
+
+            assert again.id == first.id
+            assert await table.wait(ANN, again.id, 5) == expected
+            with pytest.raises(RequestConflict):
+                start(table, digest=b"other")
+            assert len(runs) == 1
+            assert table.unfinished() == []
+
+    run(test)
+
+
+def test_what_had_not_ended_waits_to_be_started_again_in_the_order_in_which_it_came(tmp_path: Path) -> None:
+    async def test() -> None:
+        with futures(tmp_path) as before:
+            open_ = [start(before, endless, key=(str(i),), session="s") for i in range(3)]
+            done = start(before, key=("done",))
+            for each in (*open_, done):
+                await before.durable(each)
+            await before.wait(ANN, done.id, 5)
+
+        with futures(tmp_path) as table:
+            assert table.unfinished() == [each.id for each in open_]
+            asked = table.asked(open_[1].id)
+            assert (asked.body, asked.key, asked.route) == (b"body of 1", ("1",), "/there")
+            assert isinstance(waiting := await table.wait(ANN, open_[1].id, 0.01), Progress)
+            assert "started again" in waiting.reason
+            assert table.running_again
+
+            for each in open_:
+                assert start(table, counting(json_result({"n": 1}), []), key=each.key).id == each.id
+            assert [said(await table.wait(ANN, each.id, 5)) for each in open_] == [{"n": 1}] * 3
+            assert not table.running_again
+
+    run(test)
+
+
+def test_ids_that_work_gives_out_are_the_same_when_it_runs_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        given: list[tuple[object, ...]] = []
+
+        async def work(progress: Progress) -> Result:
+            origin = progress.origin
+            given.append((origin.request("create"), origin.number("seed", 2**31), progress.decided))
+            if not progress.decided:
+                await progress.keep(b"found")
+            return await endless(progress)
+
+        for _ in range(2):
+            with futures(tmp_path) as table:
+                future = start(table, work)
+                await table.durable(future)
+                await asyncio.sleep(0.05)
+
+        assert given[0][:2] == given[1][:2]
+        assert [each[2] for each in given] == [b"", b"found"]
+        with futures(tmp_path) as table:
+            other = start(table, endless, key=("another",)).progress.origin
+            assert other.request("create") != given[0][0]
+
+    run(test)
+
+
+def test_when_the_daemon_is_gone_nothing_ends_and_the_process_is_told(tmp_path: Path) -> None:
     async def test() -> None:
         async def work(_: Progress) -> Result:
-            await asyncio.Event().wait()
-            raise AssertionError
+            raise DaemonGone("gone")
 
-        table = futures()
-        trained = table.start(ANN, ("model",), b"d", work, scope="s")
-        sampled = table.start(ANN, ("sample",), b"d", work, scope="s", group=("samples", "a", "0"))
-        polls = [asyncio.create_task(table.wait(ANN, each.id, 5)) for each in (trained, sampled)]
-        await asyncio.sleep(0)
+        with futures(tmp_path) as table:
+            future = start(table, work)
+            await table.durable(future)
+            await asyncio.wait_for(table.gone.wait(), 1)
+            assert isinstance(await table.wait(ANN, future.id, 0.01), Progress)
 
-        table.close(ActorStopping("the service is stopping"))
+        with futures(tmp_path) as table:
+            assert table.unfinished() == [future.id]
 
-        assert said(await polls[0]) == {"error": "the service is stopping", "category": "server"}
-        with pytest.raises(ActorStopping):
-            await polls[1]
+    run(test)
+
+
+def test_what_cannot_be_started_again_ends_and_says_why(tmp_path: Path) -> None:
+    async def test() -> None:
+        with futures(tmp_path) as before:
+            future = start(before, endless)
+            await before.durable(future)
+
+        with futures(tmp_path) as table:
+            table.fail(future.id, InvalidData("no longer"))
+
+            assert said(await table.wait(ANN, future.id, 5))["error"] == "no longer"
 
     run(test)

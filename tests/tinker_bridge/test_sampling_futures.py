@@ -54,7 +54,7 @@ async def sampled(user: User, sampler: str) -> Any:
     ("errors", "asked", "fails"),
     [
         ((_RESTARTING, EngineFailed("the engine died")), 3, False),
-        ((_RESTARTING,) * 3, 3, True),
+        ((_RESTARTING,) * 4, 4, True),
         ((VersionNotFound("gone"),), 1, True),
     ],
 )

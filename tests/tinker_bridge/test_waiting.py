@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from loractl.bus.config import load_config
-from loractl.bus.errors import QuotaExceeded
+from loractl.bus.errors import ActorRestarting, QuotaExceeded
 from loractl.bus.ids import RequestId, TenantId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import CreateAdapter, Message, OptimStep, StepResult, WaitCause
@@ -48,8 +48,10 @@ class SlowBus(InMemoryBus):
         self.held: asyncio.Queue[Held] = asyncio.Queue()
         self.full = full
 
-    def submit(self, body: Message, *, tenant: TenantId | None = None) -> Any:
-        answer = super().submit(body, tenant=tenant)
+    def submit(
+        self, body: Message, *, request: RequestId | None = None, tenant: TenantId | None = None
+    ) -> Any:
+        answer = super().submit(body, request=request, tenant=tenant)
         if not isinstance(body, self.kinds_held):
             return answer
         if self.full:
@@ -120,6 +122,35 @@ def test_a_poll_tells_what_an_operation_waits_for(tmp_path: Path, cause: WaitCau
             assert (waiting["queue_state"], waiting["queue_state_reason"]) == (state, "in words")
             held.free.set()
             assert (await ann.post("/retrieve_future", request_id=request))["type"] == "optim_step"
+
+    run(test)
+
+
+def test_a_restart_of_the_trainer_is_a_pause_that_says_why(tmp_path: Path) -> None:
+    class Restarting(SlowBus):
+        def submit(self, body: Message, **more: Any) -> Any:
+            answer = super().submit(body, **more)
+            return Away() if isinstance(body, OptimStep) and self.away else answer
+
+        away = True
+
+    class Away(Refused):
+        async def result(self, timeout_s: float | None = None) -> Message:
+            raise ActorRestarting("the trainer died while it held this")
+
+    async def test() -> None:
+        bus = Restarting()
+        async with served(tmp_path, bus) as (_, ann):
+            request = await started(ann, await ann.run(), 1)
+
+            waiting = await polled(ann, request)
+
+            assert waiting["queue_state"] == "paused_capacity"
+            assert waiting["queue_state_reason"] == "the trainer died while it held this"
+            bus.away = False
+            while (found := await polled(ann, request))["type"] == "try_again":
+                pass
+            assert found["type"] == "optim_step"
 
     run(test)
 

@@ -15,13 +15,14 @@ from loractl.bus.errors import (
     CheckpointMismatch,
     CheckpointNotFound,
     InvalidName,
+    QuotaExceeded,
     StorageFailed,
 )
 from loractl.bus.ids import AdapterId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import LoraSpec
 from loractl.trainer_actor import durable_files
-from loractl.trainer_actor.checkpoints import AUTOMATIC, CheckpointRecord, Checkpoints, check_fits
+from loractl.trainer_actor.checkpoints import CheckpointRecord, Checkpoints, check_fits
 
 A = AdapterId("ad-" + "a" * 32)
 LORA = LoraSpec(rank=4, alpha=8.0, seed=1)
@@ -62,12 +63,12 @@ def test_the_newest_is_known_to_a_fresh_start_whatever_its_step(
 ) -> None:
     save(checkpoints, "late", step=9)
     save(checkpoints, "again", step=2)
-    save(checkpoints, AUTOMATIC, step=5)
+    save(checkpoints, "first", step=5)
 
     newest = Checkpoints(StateLayout(tmp_path)).newest(A)
 
     assert newest is not None
-    assert (newest.name, newest.step) == (AUTOMATIC, 5)
+    assert (newest.name, newest.step) == ("first", 5)
 
 
 def test_a_name_is_used_once_unless_it_may_be_overwritten(checkpoints: Checkpoints) -> None:
@@ -87,15 +88,6 @@ def test_overwriting_leaves_one_checkpoint_the_new_one(checkpoints: Checkpoints,
     assert checkpoints.find(A, "first").step == 2
     assert len(checkpoints.all(A)) == 1
     assert len(list(directory.glob("*/*"))) == 1
-
-
-def test_the_trainers_own_name_is_not_a_clients(checkpoints: Checkpoints) -> None:
-    save(checkpoints, AUTOMATIC)
-
-    with pytest.raises(InvalidName):
-        checkpoints.find(A, AUTOMATIC)
-    with pytest.raises(InvalidName):
-        checkpoints.check_new(A, AUTOMATIC, overwrite=True)
 
 
 def test_an_unknown_name_is_not_found(checkpoints: Checkpoints) -> None:
@@ -252,9 +244,9 @@ def test_a_deleted_checkpoint_is_gone_and_the_others_stay(checkpoints: Checkpoin
         checkpoints.delete(A, "second")
 
 
-@pytest.mark.parametrize("name", [AUTOMATIC, "../first", ""])
+@pytest.mark.parametrize("name", ["(first)", "../first", ""])
 def test_only_names_that_a_client_can_choose_are_deleted(checkpoints: Checkpoints, name: str) -> None:
-    save(checkpoints, AUTOMATIC)
+    save(checkpoints, "first")
 
     with pytest.raises((InvalidName, CheckpointNotFound)):
         checkpoints.delete(A, name)
@@ -276,3 +268,43 @@ def test_a_checkpoint_that_was_being_overwritten_is_deleted_with_the_older_one(
     checkpoints.delete(A, "first")
 
     assert checkpoints.all(A) == []
+
+
+# --- how many may stay -------------------------------------------------------------------------------
+
+B = AdapterId("ad-" + "b" * 32)
+
+
+def test_a_tenants_checkpoints_count_together_and_one_too_many_is_refused(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(StateLayout(tmp_path), most_bytes=800)
+
+    def put(adapter: AdapterId, name: str, numbers: int) -> CheckpointRecord:
+        return checkpoints.save(
+            adapter,
+            name,
+            {"main": torch.ones(numbers)},
+            {},
+            step=0,
+            lora=LORA,
+            base=BASE,
+            siblings=[A, B],
+        )
+
+    kept = put(A, "first", 100)
+    with pytest.raises(QuotaExceeded, match=r"take \d+ of at most 800 bytes .*'second' takes 400"):
+        put(B, "second", 100)
+    again = put(A, "first", 110)  # in the place of its own
+    checkpoints.delete(A, "first")
+    put(B, "second", 100)
+
+    assert again.sequence == kept.sequence + 1
+    assert [each.name for each in (*checkpoints.all(A), *checkpoints.all(B))] == ["second"]
+
+
+def test_the_newest_stay_when_only_so_many_may(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(StateLayout(tmp_path), keep=2)
+
+    for step, name in enumerate(("one", "two", "one", "three")):
+        save(checkpoints, name, step=step)
+
+    assert [(each.name, each.step) for each in checkpoints.all(A)] == [("one", 2), ("three", 3)]

@@ -28,9 +28,16 @@ class Floor:
     ended: list[str] = field(default_factory=list)
     served_ms: dict[str, float] = field(default_factory=dict)
     disk_is_free: bool = True
+    suspects: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.lanes = Lanes(gap_timeout_s=100.0, kept_bytes=1 << 30, pass_tokens=BUDGET, max_ahead=1 << 20)
+        self.lanes = Lanes(
+            gap_timeout_s=100.0,
+            kept_bytes=1 << 30,
+            pass_tokens=BUDGET,
+            max_ahead=1 << 20,
+            suspects=[(TenantId(each[0]), RequestId(each)) for each in self.suspects],
+        )
         self.schedule = Schedule(
             Config(trainer=self.trainer, fairness=self.fairness),
             costs=COSTS,
@@ -55,6 +62,9 @@ class Floor:
         decision = self.schedule.next_turn(self.room(), self.now, disk_is_free=self.disk_is_free)
         if not isinstance(decision, Turn):
             return f"wait {decision.until:g}" if isinstance(decision, Wait) else ""
+        return self.carry_out(decision)
+
+    def carry_out(self, decision: Turn) -> str:
         for share in (*decision.steps, *decision.late_steps):
             for _ in range(share.count):
                 self.finish(share.adapter)

@@ -15,7 +15,7 @@ def test_forward_backward_opens_and_optim_step_commits() -> None:
     committed = window.after(Event.COMMITTED, step=1)
 
     assert window.phase is Phase.OPEN
-    assert committed == Window(Phase.CLOSED, step=1, unsaved=True)
+    assert committed == Window(Phase.CLOSED, step=1)
 
 
 def test_a_failed_member_changes_nothing() -> None:
@@ -42,23 +42,8 @@ def test_looking_at_an_adapter_leaves_its_window_open(event: Event) -> None:
 def test_loading_drops_what_was_gathered_unless_the_checkpoint_brings_its_own() -> None:
     window = Window().after(Event.GATHERED)
 
-    assert window.after(Event.REPLACED, step=7) == Window(Phase.CLOSED, step=7, unsaved=True)
+    assert window.after(Event.REPLACED, step=7) == Window(Phase.CLOSED, step=7)
     assert window.after(Event.REPLACED_MIDWAY, step=7).phase is Phase.OPEN
-
-
-def test_only_saving_makes_an_adapter_saved() -> None:
-    window = Window().after(Event.GATHERED).after(Event.COMMITTED, step=1)
-
-    assert window.after(Event.PUBLISHED).unsaved
-    assert not window.after(Event.SAVED).unsaved
-    assert not window.after(Event.SAVED).after(Event.GATHERED).unsaved
-
-
-def test_without_its_newest_checkpoint_an_adapter_is_unsaved_again() -> None:
-    window = Window().after(Event.GATHERED)
-
-    assert window.after(Event.CHECKPOINT_DELETED) == Window(Phase.OPEN, step=0, unsaved=True)
-    assert not window.after(Event.CHECKPOINT_DELETED).after(Event.SAVED).unsaved
 
 
 def test_only_the_lane_that_opened_a_window_may_replace_the_weights_beneath_it() -> None:

@@ -3,9 +3,9 @@
 import numpy as np
 
 from ...bus.messages import Floats, ForwardBackward, LossName, Message, PassResult
-from ..futures import Result, json_result
+from ..calls import Place
 from ..records import RunRecord
-from ..training import Place
+from ..results import Result, json_result
 from ..wire.loss_inputs import LossInputs, checked_loss
 from .bodies import RowsBody
 from .datums import inputs_of
@@ -48,7 +48,7 @@ class RowsCall:
             loss_config=self._settings,
         )
 
-    async def finish(self, answer: Message) -> Result:
+    async def finish(self, answer: Message, _made_by: str) -> Result:
         """loss: the mean over trained positions, for people; the gradient is that of `loss:sum`.
         logprobs: of every row's targets."""
         assert isinstance(answer, PassResult)

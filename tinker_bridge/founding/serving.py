@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import structlog
 
 from ...bus.errors import Aborted, AdapterNotFound
-from ...bus.messages import PublishAdapter
 from ..records import RunRecord
 from ..training import Training
 
@@ -48,18 +47,13 @@ class Serving:
         changes = self._training.changes(run.id)
         newest = self._newest.get(run.id)
         if newest is None or newest.failed or newest.changes < changes:
-            task = asyncio.create_task(self._publish(run))
+            task = asyncio.create_task(self._training.publish(run))
             task.add_done_callback(lambda done: _tell(run, done))
             newest = self._newest[run.id] = _Publication(changes, task)
         return newest.task
 
     def forget(self, run: str) -> None:
         self._newest.pop(run, None)
-
-    async def _publish(self, run: RunRecord) -> None:
-        await self._training.request(
-            run, lambda place: PublishAdapter(adapter=place.adapter, lane=place.lane, seq=place.seq)
-        )
 
 
 def _tell(run: RunRecord, done: "asyncio.Task[None]") -> None:

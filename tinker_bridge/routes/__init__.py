@@ -8,6 +8,7 @@ from . import (
     founding,
     futures,
     health,
+    runs,
     sampling,
     sessions,
     settings,
@@ -15,10 +16,21 @@ from . import (
     usage,
 )
 
+# What starts the work of a request, by its path: when it comes, and again after a restart.
+STARTS = {
+    **runs.STARTS,
+    **training.STARTS,
+    **sampling.STARTS,
+    **exports.STARTS,
+    **checkpoints.STARTS,
+    **founding.STARTS,
+}
+
 ROUTERS = (
     health.router,
     settings.router,
     sessions.router,
+    runs.router,
     training.router,
     sampling.router,
     futures.router,

@@ -1,11 +1,12 @@
 """Changes to what there is: checkpoints published, given a time to live, deleted, copied; sessions moved.
 
-Each is made once, however often a lost reply makes the client ask (see `repeats`).
+Each is made once, however often a lost reply makes the client ask (see `repeats`); a copy is a future.
 """
 
-from collections.abc import Callable, Coroutine
+import hashlib
+import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 import structlog
 from fastapi import APIRouter, Request
@@ -16,10 +17,13 @@ from ...bus.ids import TenantId
 from ..answers import error_body
 from ..bodies import Body, CopyBody, ProjectBody, TtlBody
 from ..bridge import Bridge
-from ..copying import copy_weights
+from ..copying import checked_source, copy_weights
+from ..future_rows import Asked
 from ..housekeeping import delete_checkpoint
-from ..records import CheckpointRecord, parsed_path
-from .reading import BridgeIn, TenantIn
+from ..progress import Progress
+from ..records import CheckpointRecord, parsed_path, run_id
+from ..results import Result, error_of, json_result
+from .reading import Begun, BridgeIn, TenantIn, asked_for, path_of, told
 
 router = APIRouter(prefix="/api/v1", tags=["checkpoints"])
 log = structlog.get_logger()
@@ -35,13 +39,15 @@ class Changed(Body):
 async def delete(
     run: str, segment: str, name: str, request: Request, bridge: BridgeIn, tenant: TenantIn
 ) -> Changed:
-    async def change() -> str:
-        record = owned_checkpoint(bridge, tenant, run, segment, name)
-        await delete_checkpoint(bridge, record)
-        log.info("checkpoint.deleted", path=record.id, tenant=tenant)
-        return record.id
+    def record() -> CheckpointRecord:
+        return owned_checkpoint(bridge, tenant, run, segment, name)
 
-    return Changed(tinker_path=await _once(bridge, tenant, request, change))
+    async def change() -> None:
+        await delete_checkpoint(bridge, record())
+        log.info("checkpoint.deleted", run=run, segment=segment, name=name, tenant=tenant)
+
+    await _once(bridge, tenant, request, record, change)
+    return Changed(tinker_path=f"tinker://{run}/{segment}/{name}")
 
 
 @router.post(
@@ -76,13 +82,42 @@ async def set_ttl(
 @router.post("/copy_weights")
 async def copy(body: CopyBody, request: Request, bridge: BridgeIn, tenant: TenantIn) -> Changed:
     """Copy a checkpoint into a new training run."""
+    asked = asked_for(request, tenant, body)
     if body.weights_access_token or request.headers.get("x-tinker-weights-access-token"):
         raise NotSupported(
             "weights access tokens are not supported by this server: its owner can publish the checkpoint"
         )
-    return Changed(
-        tinker_path=await _once(bridge, tenant, request, lambda: copy_weights(bridge, tenant, body))
-    )
+    checked_source(bridge, tenant, body)
+    if body.session_id is None:
+        # Only the header tells one copy from another.
+        key = request.headers.get("x-idempotency-key") or secrets.token_hex(16)
+        asked = replace(asked, key=("copy", key))
+    begun = await begin_copy(bridge, asked)
+    await told(bridge, begun)
+    while not isinstance(found := await bridge.futures.wait(tenant, begun.future.id, _LOOK_S), Result):
+        pass
+    if found.failed:
+        raise error_of(found)
+    return Changed.model_validate_json(found.body)
+
+
+async def begin_copy(bridge: Bridge, asked: Asked) -> Begun:
+    body = CopyBody.model_validate_json(asked.body)
+    key = asked.key
+    if body.session_id is not None and body.model_seq_id is not None:
+        key = ("model", run_id(body.session_id, body.model_seq_id))
+    digest = hashlib.blake2b(asked.route.encode() + asked.body, digest_size=16).digest()
+
+    async def work(progress: Progress) -> Result:
+        made_by = hashlib.blake2b(digest + " ".join(key).encode(), digest_size=16).hexdigest()
+        path = await copy_weights(bridge, asked.tenant, body, progress, made_by)
+        return json_result({"tinker_path": path})
+
+    return Begun(bridge.futures.start(asked, key, digest, work, session=body.session_id or ""))
+
+
+STARTS = {"/api/v1/copy_weights": begin_copy}
+_LOOK_S = 60.0
 
 
 @router.put("/sessions/{session}/project")
@@ -106,19 +141,27 @@ def owned_checkpoint(bridge: Bridge, tenant: TenantId, run: str, segment: str, n
 async def _set_public(
     bridge: Bridge, tenant: TenantId, request: Request, path: str, *, public: bool
 ) -> Changed | JSONResponse:
-    async def change() -> str:
+    def check() -> None:
+        bridge.checkpoints.check_public(bridge.checkpoints.owned(tenant, path), public=not public)
+
+    async def change() -> None:
         bridge.checkpoints.set_public(bridge.checkpoints.owned(tenant, path), public=public)
-        return path
 
     try:
-        return Changed(tinker_path=await _once(bridge, tenant, request, change))
+        await _once(bridge, tenant, request, check, change)
+        return Changed(tinker_path=path)
     except CheckpointExists as error:
         # As documented. The header spares the client its quick repeats; its slow ones cannot be helped.
         return JSONResponse(error_body(error), status_code=409, headers={"x-should-retry": "false"})
 
 
 async def _once(
-    bridge: Bridge, tenant: TenantId, request: Request, change: Callable[[], Coroutine[Any, Any, str]]
-) -> str:
+    bridge: Bridge,
+    tenant: TenantId,
+    request: Request,
+    check: Callable[[], object],
+    change: Callable[[], Awaitable[None]],
+) -> None:
     key = request.headers.get("x-idempotency-key", "")
-    return await bridge.repeats.once(tenant, f"{request.method} {request.url.path}", key, change)
+    what = f"{request.method} {path_of(request)}"
+    await bridge.repeats.once(tenant, what, key, check=check, change=change)

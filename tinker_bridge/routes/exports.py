@@ -8,10 +8,12 @@ from fastapi.responses import FileResponse
 
 from ...bus.errors import InvalidRequest
 from ..bodies import Body, SaveExternalBody
+from ..bridge import Bridge
 from ..exporting import SaveExternal
+from ..future_rows import Asked
 from ..listing import moment
 from ..records import tinker_path
-from .reading import BridgeIn, TenantIn, described
+from .reading import Begun, BridgeIn, TenantIn, asked_of, described, told
 from .training import submitted
 
 router = APIRouter(prefix="/api/v1", tags=["exports"])
@@ -24,12 +26,13 @@ class Addresses(Body):
 
 @router.post("/save_weights_external", openapi_extra=described(SaveExternalBody))
 async def save_weights_external(request: Request, bridge: BridgeIn, tenant: TenantIn) -> dict[str, Any]:
-    content = await request.body()
+    return await told(bridge, await begin_save_external(bridge, await asked_of(request, tenant)))
+
+
+async def begin_save_external(bridge: Bridge, asked: Asked) -> Begun:
     return submitted(
         bridge,
-        tenant,
-        request,
-        content,
+        asked,
         SaveExternalBody,
         lambda body: SaveExternal(body, bridge.checkpoints, bridge.exports),
     )
@@ -54,3 +57,6 @@ async def file(signed: str, name: str, bridge: BridgeIn) -> FileResponse:
     """One file of an export. The address is the permission."""
     path = bridge.exports.file_at(signed, name)
     return FileResponse(path, media_type="application/octet-stream", filename=name)
+
+
+STARTS = {"/api/v1/save_weights_external": begin_save_external}

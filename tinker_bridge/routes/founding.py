@@ -18,10 +18,24 @@ from ..founding.bodies import AddLoraBody, ModelIdBody, ResultBody, RowsBody, Sa
 from ..founding.datums import prompt_tokens
 from ..founding.facts import adapters_facts, losses_facts, run_facts
 from ..founding.samples import prompts_of, result_of, sample_of
-from ..futures import JSON, Progress, Result
+from ..future_rows import Asked
 from ..operations import Step
+from ..progress import Progress
 from ..records import Json
-from .reading import KEYED, BridgeIn, TenantIn, checked, described, json_object
+from ..results import JSON, Result
+from ..training import PUBLICATION
+from .reading import (
+    KEYED,
+    Begun,
+    BridgeIn,
+    TenantIn,
+    asked_for,
+    asked_of,
+    checked,
+    described,
+    json_object,
+    told,
+)
 from .settings import Capabilities, capabilities
 from .training import Started, begin_rows, started
 
@@ -44,7 +58,7 @@ async def add_lora(body: AddLoraBody, bridge: BridgeIn, tenant: TenantIn) -> Fac
         train_unembed=body.train_unembed,
     )
     base_model = body.base_model or bridge.base.name
-    record = await bridge.runs.create(tenant, "", run, base_model, lora, {})
+    record = await bridge.runs.create(tenant, "", run, base_model, lora, {}, Progress())
     if bridge.config.sampler.count > 0:
         bridge.serving.begin(record)
     return run_facts(record)
@@ -80,16 +94,26 @@ async def adapters(bridge: BridgeIn, tenant: TenantIn) -> dict[str, list[Json]]:
 @router.post("/fwdbwd", openapi_extra=described(RowsBody))
 async def fwdbwd(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
     """Run rows forward and backward; the gradients gather until the next optim_step."""
-    content = await request.body()
-    return await begin_rows(bridge, tenant, request.url.path, content, json_object(content))
+    return await told(bridge, await begin_rows(bridge, await asked_of(request, tenant)))
 
 
 @router.post("/optim_step")
-async def optim_step(body: StepBody, bridge: BridgeIn, tenant: TenantIn) -> Started:
+async def optim_step(body: StepBody, request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
     """Apply AdamW to the gathered gradients. Runs behind everything that was sent before."""
+    return await told(bridge, await begin_step(bridge, asked_for(request, tenant, body)))
+
+
+async def begin_step(bridge: Bridge, asked: Asked) -> Begun:
+    body = StepBody.model_validate_json(asked.body)
     step = OptimStepBody.model_validate(body.model_dump())
-    content = body.model_dump_json().encode()
-    return started(bridge, tenant, body.model_id, body.seq_id, "/optim_step", content, Step(step))
+    return started(bridge, asked, body.model_id, body.seq_id, asked.body, Step(step))
+
+
+async def begin_publication(bridge: Bridge, asked: Asked) -> Begun:
+    return Begun(bridge.training.submit_publication(asked))
+
+
+STARTS = {"/fwdbwd": begin_rows, "/optim_step": begin_step, PUBLICATION: begin_publication}
 
 
 @router.post(

@@ -1,6 +1,7 @@
 """Results: polled one by one, as completions of a sampling session, or given up."""
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,8 +11,10 @@ from ...bus.messages import WaitCause
 from ..bodies import CancelBody, RetrieveBody, RetrieveManyBody
 from ..bridge import Bridge
 from ..completions import Completion
-from ..futures import JSON, PROTOBUF, Progress, Result
+from ..progress import Progress
+from ..results import JSON, PROTOBUF, Form, Result
 from ..sampling import group_of
+from ..wire import pass_json, sample_json
 from .reading import BridgeIn, TenantIn, checked, described, json_object
 
 router = APIRouter(prefix="/api/v1", tags=["futures"])
@@ -19,6 +22,7 @@ router = APIRouter(prefix="/api/v1", tags=["futures"])
 # Between our answer and the client's read timeout, for the way there.
 _SLACK_S = 5.0
 _SHORTEST_POLL_S = 1.0
+_SHORTEST_PART = 0.75
 
 
 @router.post("/retrieve_future", openapi_extra=described(RetrieveBody))
@@ -26,6 +30,7 @@ async def retrieve_future(request: Request, bridge: BridgeIn, tenant: TenantIn) 
     """Wait for a result. `try_again` says that there is none yet, and what it waits for."""
     body = checked(RetrieveBody, json_object(await request.body()))
     found = await bridge.futures.wait(tenant, body.request_id, _patience_s(request, bridge))
+    await bridge.pace.turn()  # many end together
     if isinstance(found, Result):
         return _response(found, request.headers.get("accept", ""))
     return JSONResponse(try_again(body.request_id, found))
@@ -33,9 +38,12 @@ async def retrieve_future(request: Request, bridge: BridgeIn, tenant: TenantIn) 
 
 def _response(result: Result, accept: str) -> Response:
     """Clients up to 0.24 may read JSON only; later ones say that they read protobuf."""
-    if result.to_json is not None and PROTOBUF not in accept:
-        return Response(result.to_json(result.body), media_type=JSON)
+    if result.form and PROTOBUF not in accept:
+        return Response(_AS_JSON[result.form](result.body), media_type=JSON)
     return Response(result.body, media_type=result.media_type)
+
+
+_AS_JSON: Mapping[Form, Callable[[bytes], bytes]] = {"pass": pass_json, "sample": sample_json}
 
 
 # As the SDK tells its user: nothing is amiss, the service is busy, or the user has too much under way.
@@ -57,7 +65,7 @@ def try_again(request_id: str, progress: Progress) -> dict[str, Any]:
 async def retrieve_futures(body: RetrieveManyBody, bridge: BridgeIn, tenant: TenantIn) -> dict[str, Any]:
     """Completions of one sampling client's requests, in the order of their ends."""
     sampler = bridge.samplers.owned(tenant, body.target.sampling_session_id)
-    bridge.futures.drop(tenant, body.retrieved_request_ids)
+    await bridge.futures.drop(tenant, body.retrieved_request_ids)
     timeout_s = bridge.config.bridge.long_poll_s
     if body.timeout is not None:
         timeout_s = min(max(body.timeout, 0.0), timeout_s)
@@ -87,7 +95,8 @@ def _completion(each: Completion) -> dict[str, Any]:
 
 def _patience_s(request: Request, bridge: Bridge) -> float:
     """How long to hold a poll: less than the client waits, which it may say."""
-    longest = bridge.config.bridge.long_poll_s
+    # Polls that came together do not end together, or all of them would come together again.
+    longest = bridge.config.bridge.long_poll_s * random.uniform(_SHORTEST_PART, 1.0)  # noqa: S311  # no secret
     said = request.headers.get("x-stainless-read-timeout", "")
     try:
         return max(_SHORTEST_POLL_S, min(longest, float(said) - _SLACK_S)) if said else longest

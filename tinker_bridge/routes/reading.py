@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -13,6 +14,8 @@ from ...bus.errors import AccessDenied, InvalidRequest
 from ...bus.ids import TenantId
 from ..bodies import Body
 from ..bridge import Bridge
+from ..future import Future
+from ..future_rows import Asked
 
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -44,6 +47,43 @@ BridgeIn = Annotated[Bridge, Depends(_bridge)]
 TenantIn = Annotated[TenantId, Depends(_tenant)]
 # For routes that need a key, whoever's it is.
 KEYED = [Depends(_tenant)]
+
+
+def path_of(request: Request) -> str:
+    """Without the query, whose bytes need not be text: a URL that holds them cannot be put together."""
+    path: str = request.scope["path"]
+    return path
+
+
+async def asked_of(request: Request, tenant: TenantId) -> Asked:
+    """The request, so that it can be started again: now or after a restart."""
+    return Asked(
+        tenant,
+        path_of(request),
+        await request.body(),
+        request.headers.get("content-type", ""),
+        request.headers.get("content-encoding"),
+    )
+
+
+def asked_for(request: Request, tenant: TenantId, body: Body) -> Asked:
+    """The same of a body that is read already."""
+    return Asked(tenant, path_of(request), body.model_dump_json().encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a request started. fields: told beside the future's id."""
+
+    future: Future
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+async def told(bridge: Bridge, begun: Begun) -> dict[str, Any]:
+    """The answer to a request that started something, once that is durable. Raises StorageFailed."""
+    await bridge.futures.durable(begun.future)
+    await bridge.pace.turn()  # one commit makes many durable
+    return {"request_id": begun.future.id, **begun.fields}
 
 
 def json_object(body: bytes) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from fastapi.responses import JSONResponse
 
 from ...bus.errors import InvalidRequest
 from ..bodies import CreateSamplingSessionBody, SampleBody, SamplingSessionBody
+from ..bridge import Bridge
+from ..future_rows import Asked
 from ..wire import peek_sample
-from .reading import BridgeIn, TenantIn, described
+from .reading import Begun, BridgeIn, TenantIn, asked_of, described, told
 
 router = APIRouter(prefix="/api/v1", tags=["sampling"])
 
@@ -45,17 +47,24 @@ async def join_sampling_session(
 @router.post("/asample", openapi_extra=described(SampleBody))
 async def asample(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Response:
     """Start a sample. 429 asks a client to slow down: the same request is welcome a moment later."""
-    content = await request.body()
-    envelope = peek_sample(content)
+    asked = await asked_of(request, tenant)
+    if bridge.sampling.full:
+        return JSONResponse({"detail": "too many samples are waiting: slow down"}, status_code=429)
+    return JSONResponse(await told(bridge, await begin_sample(bridge, asked)))
+
+
+async def begin_sample(bridge: Bridge, asked: Asked) -> Begun:
+    envelope = peek_sample(asked.body)
     if envelope.sampling_session_id is None or envelope.seq_id is None:
         raise InvalidRequest("a sample needs sampling_session_id and seq_id: create a sampling session first")
     if not 1 <= envelope.num_samples <= _MOST_SAMPLES:
         raise InvalidRequest(f"num_samples is {envelope.num_samples}: it can be 1 to {_MOST_SAMPLES}")
-    sampler = bridge.samplers.owned(tenant, envelope.sampling_session_id)
-    bridge.sessions.active(tenant, sampler.parent)
-    if bridge.sampling.full:
-        return JSONResponse({"detail": "too many samples are waiting: slow down"}, status_code=429)
-    future = bridge.sampling.submit(tenant, sampler, envelope.seq_id, content)
+    sampler = bridge.samplers.owned(asked.tenant, envelope.sampling_session_id)
+    bridge.sessions.active(asked.tenant, sampler.parent)
+    future = bridge.sampling.submit(asked, sampler, envelope.seq_id)
     # Said again for a repeated request, so they are made from its id.
     sequences = [f"{future.id}.{index}" for index in range(envelope.num_samples)]
-    return JSONResponse({"request_id": future.id, "sample_sequence_ids": sequences})
+    return Begun(future, {"sample_sequence_ids": sequences})
+
+
+STARTS = {"/api/v1/asample": begin_sample}

@@ -1,6 +1,9 @@
-"""Training runs: made, trained, saved, loaded. Every route here answers at once with a request id."""
+"""Training runs: trained, saved. Every route here answers at once with a request id.
 
-import hashlib
+A `begin_…` starts what a request asks for, and starts it again after a restart (see `run_again`).
+"""
+
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -8,27 +11,35 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request
 
-from ...bus.errors import InvalidRequest, LoractlError, NotSupported
-from ...bus.ids import TenantId
+from ...bus.errors import LoractlError
 from ...bus.messages import Message
-from ..adapters import lora_spec
 from ..bodies import (
-    CreateModelBody,
-    LoadWeightsBody,
-    ModelBody,
     OptimStepBody,
     SaveForSamplerBody,
     SaveWeightsBody,
 )
 from ..bridge import Bridge
+from ..calls import Call, Operation, Place
 from ..founding.bodies import RowsBody
 from ..founding.passes import rows_call
-from ..futures import Progress, Result, Work, json_result
-from ..operations import Load, Pass, Save, SaveForSampler, Step, loaded_result
-from ..records import RunRecord, run_id
-from ..training import Call, Operation, Place
+from ..future_rows import Asked
+from ..operations import Pass, Save, SaveForSampler, Step
+from ..records import RunRecord
+from ..results import Result
+from ..training import digest_of
 from ..wire import peek_forward_backward
-from .reading import BodyT, BridgeIn, TenantIn, checked, described, json_object, numbered
+from .reading import (
+    Begun,
+    BodyT,
+    BridgeIn,
+    TenantIn,
+    asked_of,
+    checked,
+    described,
+    json_object,
+    numbered,
+    told,
+)
 
 router = APIRouter(prefix="/api/v1", tags=["training"])
 
@@ -38,85 +49,29 @@ _ROWS_BODY = described(RowsBody)["requestBody"]["content"]
 _PASS_OR_ROWS_BODY = {"requestBody": {"required": True, "content": {**_PROTOBUF_BODY, **_ROWS_BODY}}}
 
 Started = dict[str, Any]
-
-
-@router.post("/create_model")
-async def create_model(body: CreateModelBody, bridge: BridgeIn, tenant: TenantIn) -> Started:
-    session = bridge.sessions.active(tenant, body.session_id)
-    run = run_id(session.id, body.model_seq_id)
-
-    async def work(progress: Progress) -> Result:
-        _check_optimizer(body.optimizer_config)
-        if body.lora_config is None:
-            raise NotSupported("full fine-tuning is not supported by this server: give a lora_config")
-        lora = lora_spec(**body.lora_config.model_dump())
-        record = await bridge.runs.create(
-            tenant, session.id, run, body.base_model, lora, body.user_metadata or {}, progress
-        )
-        return json_result({"type": "create_model", "model_id": record.id})
-
-    return _begun(bridge, tenant, run, body.model_dump_json().encode(), work)
-
-
-@router.post("/load_weights", openapi_extra=described(LoadWeightsBody))
-async def load_weights(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
-    """Into a run under way (model_id, seq_id), or into a new one (session_id, model_seq_id)."""
-    content = await request.body()
-    fields = json_object(content)
-    if fields.get("model_id") is not None:
-        return submitted(
-            bridge, tenant, request, content, LoadWeightsBody, lambda body: Load(body, bridge.checkpoints)
-        )
-    body = checked(LoadWeightsBody, fields)
-    if body.session_id is None or body.model_seq_id is None:
-        raise InvalidRequest("load_weights needs model_id and seq_id, or session_id and model_seq_id")
-    session = bridge.sessions.active(tenant, body.session_id)
-    run = run_id(session.id, body.model_seq_id)
-
-    async def work(progress: Progress) -> Result:
-        _check_optimizer(body.optimizer_config)
-        source = bridge.checkpoints.find(tenant, body.path)
-        bridge.base.check(body.base_model)
-        record = await bridge.runs.create_from(
-            tenant, session.id, run, source, body.user_metadata or {}, progress, optimizer=body.optimizer
-        )
-        return loaded_result(record, body.path)
-
-    return _begun(bridge, tenant, run, content, work)
-
-
-@router.post("/get_info")
-async def get_info(body: ModelBody, request: Request, bridge: BridgeIn, tenant: TenantIn) -> dict[str, Any]:
-    run = bridge.runs.owned(tenant, body.model_id)
-    data: dict[str, Any] = {"model_name": run.base_model}
-    details = await bridge.base.details()
-    data["arch"] = details.family
-    if request.client is not None and request.client.host in _THIS_MACHINE:
-        # Elsewhere the directory means nothing, and the SDK finds the tokenizer by the model's name.
-        data["tokenizer_id"] = details.path
-    return {
-        "type": "get_info",
-        "model_id": run.id,
-        "model_data": data,
-        "model_name": run.base_model,
-        "is_lora": True,
-        "lora_rank": run.lora.rank,
-    }
+_LARGE_BYTES = 256 * 2**10
 
 
 @router.post("/forward_backward", openapi_extra=_PASS_OR_ROWS_BODY)
 async def forward_backward(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
     """One chunk of datums: protobuf, or JSON as clients up to 0.24 send it, or rows (`data`, see /fwdbwd)."""
-    content = await request.body()
-    if request.headers.get("content-type", "").startswith("application/json") and _has_rows(content):
-        return await begin_rows(bridge, tenant, request.url.path, content, json_object(content))
-    return _begin_pass(request, bridge, tenant, content, forward_only=False)
+    return await told(bridge, await begin_forward_backward(bridge, await asked_of(request, tenant)))
+
+
+async def begin_forward_backward(bridge: Bridge, asked: Asked) -> Begun:
+    if asked.content_type.startswith("application/json") and _has_rows(asked.body):
+        return await begin_rows(bridge, asked)
+    return await _begin_pass(bridge, asked, forward_only=False)
 
 
 @router.post("/forward", openapi_extra=_PASS_BODY)
 async def forward(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
     """A pass without gradients, as clients up to 0.24 ask for it."""
-    return _begin_pass(request, bridge, tenant, await request.body(), forward_only=True)
+    return await told(bridge, await begin_forward(bridge, await asked_of(request, tenant)))
+
+
+async def begin_forward(bridge: Bridge, asked: Asked) -> Begun:
+    return await _begin_pass(bridge, asked, forward_only=True)
 
 
 class _Rows(msgspec.Struct):
@@ -130,16 +85,15 @@ def _has_rows(content: bytes) -> bool:
         return False  # compressed, or damaged: its reader says so
 
 
-async def begin_rows(
-    bridge: Bridge, tenant: TenantId, path: str, content: bytes, fields: dict[str, Any]
-) -> Started:
+async def begin_rows(bridge: Bridge, asked: Asked) -> Begun:
     """Start a pass over rows, which become tokens first; only a numbered one that is wrong is started, too.
 
     Raises:
         LoractlError: the body cannot be used, or there is no such run.
     """
+    fields = json_object(asked.body)
     model, seq = numbered(fields)
-    bridge.runs.owned(tenant, model)
+    bridge.runs.owned(asked.tenant, model)
     call: Call
     try:
         call = await rows_call(bridge.tokenizer, checked(RowsBody, fields))
@@ -147,40 +101,47 @@ async def begin_rows(
         if seq is None:
             raise
         call = Refused(error)
-    return started(bridge, tenant, model, seq, path, content, call)
+    return started(bridge, asked, model, seq, asked.body, call)
 
 
-def _begin_pass(
-    request: Request, bridge: Bridge, tenant: TenantId, content: bytes, *, forward_only: bool
-) -> Started:
-    kind = request.headers.get("content-type", "")
-    encoding = request.headers.get("content-encoding")
-    envelope = peek_forward_backward(content, kind, encoding)
-    call = Pass(content, kind, encoding, forward_only=forward_only)
-    return started(bridge, tenant, envelope.model_id, envelope.seq_id, request.url.path, content, call)
+async def _begin_pass(bridge: Bridge, asked: Asked, *, forward_only: bool) -> Begun:
+    kind, encoding = asked.content_type, asked.content_encoding
+    envelope = peek_forward_backward(asked.body, kind, encoding)
+    call = Pass(asked.body, kind, encoding, forward_only=forward_only, pace=bridge.pace)
+    content = asked.route.encode() + asked.body
+    # Hashing is half the work on a large body, and leaves the loop free in a thread.
+    digest = await asyncio.to_thread(digest_of, content) if len(content) > _LARGE_BYTES else None
+    future = bridge.training.submit(asked, envelope.model_id, envelope.seq_id, content, call, digest)
+    return Begun(future, {"model_id": envelope.model_id})
 
 
 @router.post("/optim_step", openapi_extra=described(OptimStepBody))
 async def optim_step(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
-    return submitted(bridge, tenant, request, await request.body(), OptimStepBody, Step)
+    return await told(bridge, await begin_optim_step(bridge, await asked_of(request, tenant)))
+
+
+async def begin_optim_step(bridge: Bridge, asked: Asked) -> Begun:
+    return submitted(bridge, asked, OptimStepBody, Step)
 
 
 @router.post("/save_weights", openapi_extra=described(SaveWeightsBody))
 async def save_weights(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
-    content = await request.body()
-    return submitted(
-        bridge, tenant, request, content, SaveWeightsBody, lambda body: Save(body, bridge.checkpoints)
-    )
+    return await told(bridge, await begin_save(bridge, await asked_of(request, tenant)))
+
+
+async def begin_save(bridge: Bridge, asked: Asked) -> Begun:
+    return submitted(bridge, asked, SaveWeightsBody, lambda body: Save(body, bridge.checkpoints))
 
 
 @router.post("/save_weights_for_sampler", openapi_extra=described(SaveForSamplerBody))
 async def save_weights_for_sampler(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Started:
-    content = await request.body()
+    return await told(bridge, await begin_save_for_sampler(bridge, await asked_of(request, tenant)))
+
+
+async def begin_save_for_sampler(bridge: Bridge, asked: Asked) -> Begun:
     return submitted(
         bridge,
-        tenant,
-        request,
-        content,
+        asked,
         SaveForSamplerBody,
         lambda body: SaveForSampler(body, bridge.checkpoints, bridge.samplers),
         # The SDK takes another number for an unnamed sampler whenever it sends the same save again.
@@ -190,14 +151,12 @@ async def save_weights_for_sampler(request: Request, bridge: BridgeIn, tenant: T
 
 def submitted(
     bridge: Bridge,
-    tenant: TenantId,
-    request: Request,
-    content: bytes,
+    asked: Asked,
     kind: type[BodyT],
     made: Callable[[BodyT], Call],
     *,
     changing: str | None = None,
-) -> Started:
+) -> Begun:
     """Start a numbered JSON operation; a body that is wrong uses up its number and fails in its turn.
 
     changing: a field that may be another when the same operation is sent again; the first one's stands.
@@ -205,22 +164,21 @@ def submitted(
     Raises:
         LoractlError: not even the number can be read, or there is no such run.
     """
-    fields = json_object(content)
+    fields = json_object(asked.body)
     model, seq = numbered(fields)
     try:
         call = made(checked(kind, fields))
     except LoractlError as error:
         call = Refused(error)
+    content = asked.body
     if changing in fields:
         content = json.dumps({name: fields[name] for name in fields if name != changing}).encode()
-    return started(bridge, tenant, model, seq, request.url.path, content, call)
+    return started(bridge, asked, model, seq, content, call)
 
 
-def started(
-    bridge: Bridge, tenant: TenantId, model: str, seq: int | None, path: str, content: bytes, call: Call
-) -> Started:
-    future = bridge.training.submit(tenant, model, seq, path.encode() + content, call)
-    return {"request_id": future.id, "model_id": model}
+def started(bridge: Bridge, asked: Asked, model: str, seq: int | None, content: bytes, call: Call) -> Begun:
+    future = bridge.training.submit(asked, model, seq, asked.route.encode() + content, call)
+    return Begun(future, {"model_id": model})
 
 
 class Refused:
@@ -232,27 +190,17 @@ class Refused:
     def build(self, _run: RunRecord, _place: Place) -> Operation:
         raise self._error
 
-    async def finish(self, _answer: Message) -> Result:
+    async def finish(self, _answer: Message, _made_by: str) -> Result:
         raise AssertionError("a refused operation is answered with its failure")
 
     def close(self) -> None:
         pass
 
 
-def _begun(bridge: Bridge, tenant: TenantId, run: str, content: bytes, work: Work) -> Started:
-    """Start what makes a run; it is made once, however often it is asked for.
-
-    Where its session ends first, it is made all the same, and then freed like all the others.
-    """
-    digest = hashlib.blake2b(content, digest_size=16).digest()
-    future = bridge.futures.start(tenant, ("model", run), digest, work)
-    return {"request_id": future.id, "model_id": run}
-
-
-def _check_optimizer(optimizer: dict[str, Any] | None) -> None:
-    kind = (optimizer or {}).get("type", "adamw")
-    if kind != "adamw":
-        raise NotSupported(f"the optimizer {kind!r} is not supported by this server: it has adamw")
-
-
-_THIS_MACHINE = ("127.0.0.1", "::1")
+STARTS = {
+    "/api/v1/forward_backward": begin_forward_backward,
+    "/api/v1/forward": begin_forward,
+    "/api/v1/optim_step": begin_optim_step,
+    "/api/v1/save_weights": begin_save,
+    "/api/v1/save_weights_for_sampler": begin_save_for_sampler,
+}

@@ -10,10 +10,10 @@ from loractl.tests.trainer_actor.loop.harness import (
     Office,
     Trainer,
     make_config,
-    make_model,
     start,
     stop,
 )
+from loractl.tests.trainer_actor.loop.random_model import make_model
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from loractl.bus.messages import (
     AdapterList,
     CheckpointSaved,
     CreateAdapter,
+    DeleteAdapter,
     DeleteCheckpoint,
     Done,
     DropVersion,
@@ -31,6 +32,7 @@ from loractl.bus.messages import (
     PublishAdapter,
     RefuseOperation,
     SaveCheckpoint,
+    SnapshotTaken,
     StateLoaded,
     StepResult,
     UnloadAdapter,
@@ -276,26 +278,66 @@ def test_an_adapter_that_was_unloaded_goes_on_as_if_it_had_not_been(office: Offi
     assert details(leaves).step == details(stays).step == 4
 
 
-def test_unloading_goes_back_to_the_newest_checkpoint(office: Office) -> None:
+def test_unloading_loses_no_step_and_ends_an_open_window(office: Office) -> None:
     poet = create(office, "poet")
-    fresh = now(poet)
     train(poet, 1)
     save(poet, "one")
-    expected = now(poet)
     train(poet, 2)
+    expected = now(poet)
     poet.forward_backward(3)
 
     unload(poet)
+    taken = office.wait_for_report(SnapshotTaken)
     poet.reopen()
 
-    assert (poet.details.step, poet.details.checkpoint_step) == (1, 1)
+    assert (taken.adapter, taken.step, taken.lanes) == (poet.id, 2, ())
+    assert (poet.details.step, poet.details.checkpoint_step, poet.details.open_window) == (2, 1, False)
     assert same(now(poet), expected)
     assert not poet.step().applied, "what was gathered is gone"
     office.ask(DeleteCheckpoint(adapter=poet.id, name="one"), Done)
     unload(poet)
     poet.reopen()
-    assert same(now(poet), fresh)
-    assert (poet.details.step, poet.details.checkpoint_step) == (0, -1)
+    assert same(now(poet), expected)
+    assert (poet.details.step, poet.details.checkpoint_step) == (2, -1)
+
+
+def test_an_adapter_that_is_asked_for_while_it_leaves_comes_back(office: Office) -> None:
+    poet = create(office, "poet")
+    train(poet, 1)
+    expected = now(poet)
+
+    leaving = [office.send(UnloadAdapter(adapter=poet.id)) for _ in range(2)]
+    poet.reopen()
+
+    assert all(isinstance(office.wait(request), Done) for request in leaving)
+    assert same(now(poet), expected)
+
+
+def test_an_adapter_that_is_deleted_while_it_leaves_is_gone(office: Office) -> None:
+    poet = create(office, "poet")
+    train(poet, 1)
+
+    leaving = office.send(UnloadAdapter(adapter=poet.id))
+    office.ask(DeleteAdapter(adapter=poet.id), Done)
+
+    assert isinstance(office.wait(leaving), Done)
+    assert not office.layout.adapter(poet.id).exists()
+
+
+def test_an_adapter_that_cannot_be_snapshotted_stays_and_goes_on(office: Office) -> None:
+    poet = create(office, "poet")
+    poet.forward_backward(1)
+    snapshots = office.layout.snapshots(poet.id)
+    snapshots.write_text("a file where the directory should be")
+
+    refused = office.refused(UnloadAdapter(adapter=poet.id))
+
+    assert refused.code == "storage_failed"
+    assert poet.step().tokens == 12
+    snapshots.unlink()
+    unload(poet)
+    assert poet.refused(OptimStep, learning_rate=0.1).code == "lane_lost"
+    assert details(poet).step == 1
 
 
 def test_unloading_answers_what_waits_and_closes_the_lanes(office: Office) -> None:
@@ -351,19 +393,22 @@ def test_checkpoints_versions_and_their_numbers_outlive_unloading(office: Office
     assert publish(poet).number == 2
 
 
-def test_an_unloaded_adapter_is_not_saved_by_a_stop(open_office: Serve) -> None:
+def test_an_unloaded_adapter_is_where_it_was_after_a_stop(open_office: Serve) -> None:
     office = open_office()
     trainer, _ = start(office)
     poet = create(office, "poet")
     train(poet, 1)
     save(poet, "one")
     train(poet, 2)
+    expected = now(poet)
     unload(poet)
     stop(office, trainer)
 
     trainer, _ = start(office)
 
-    assert details(poet).step == 1
+    assert details(poet).step == 2
+    poet.reopen()
+    assert same(now(poet), expected)
     stop(office, trainer)
 
 
@@ -392,17 +437,18 @@ def test_the_newest_checkpoint_that_is_left_counts(office: Office, loaded: bool)
     assert delete(poet, "two") is None
 
     assert details(poet).checkpoint_step == 1
-    assert details(poet).step == (2 if loaded else 1)
+    assert details(poet).step == 2
     gone = delete(poet, "two")
     assert gone is not None
     assert gone.code == "checkpoint_not_found"
-    if loaded:
-        assert same(now(poet), expected)
+    if not loaded:
+        poet.reopen()
+    assert same(now(poet), expected)
     assert delete(poet, "one") is None
     assert details(poet).checkpoint_step == -1
 
 
-def test_what_only_a_deleted_checkpoint_held_is_saved_by_a_stop(open_office: Serve) -> None:
+def test_what_only_a_deleted_checkpoint_held_is_there_after_a_stop(open_office: Serve) -> None:
     office = open_office()
     trainer, _ = start(office)
     poet = create(office, "poet")

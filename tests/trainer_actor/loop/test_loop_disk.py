@@ -233,19 +233,29 @@ def test_a_stop_and_a_start_change_nothing_in_the_run(open_office: OpenOffice, s
     stop(office, trainer)
 
 
-def test_a_stop_saves_only_what_changed(open_office: OpenOffice) -> None:
+def test_a_stop_snapshots_only_what_did_something(open_office: OpenOffice) -> None:
     office = open_office()
     trainer, _ = start(office)
-    adapter = create(office, "poet")
+    adapter, idle = create(office, "poet"), create(office, "idle")
     window(adapter, 1)
     save(adapter, "one")
 
     stop(office, trainer)
+    trainer, _ = start(office)
+    stop(office, trainer)
 
     assert len(list((office.layout.adapter(adapter.id) / "checkpoints").iterdir())) == 1
+    assert [path.name for path in office.layout.snapshots(adapter.id).iterdir()] == ["2"]
+    assert not office.layout.snapshots(idle.id).exists()
 
 
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(open_office: OpenOffice) -> None:
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def test_what_is_damaged_gives_way_to_what_was_before_it(open_office: OpenOffice) -> None:
     office = open_office()
     trainer, _ = start(office)
     adapter = create(office, "poet")
@@ -255,10 +265,8 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(open_office: Op
     window(adapter, 2)
     save(adapter, "two")
     stop(office, trainer)
-    newest = office.layout.checkpoint(adapter.id, "two") / "2" / "state.safetensors"
-    data = bytearray(newest.read_bytes())
-    data[-1] ^= 1
-    newest.write_bytes(data)
+    damage(office.layout.checkpoint(adapter.id, "two") / "2" / "state.safetensors")
+    damage(office.layout.snapshots(adapter.id) / "3" / "main.safetensors")
 
     trainer, _ = start(office)
     adapter.reopen()
@@ -278,7 +286,7 @@ def processes() -> Iterator[list["subprocess.Popen[bytes]"]]:
         process.wait(30)
 
 
-def test_a_killed_trainer_comes_back_at_its_last_checkpoint_and_a_terminated_one_where_it_was(
+def test_a_killed_trainer_without_a_journal_is_at_its_checkpoint_and_a_terminated_one_where_it_was(
     open_office: OpenOffice, processes: list["subprocess.Popen[bytes]"]
 ) -> None:
     office = open_office()

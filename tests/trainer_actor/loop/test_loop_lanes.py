@@ -250,7 +250,7 @@ def test_a_number_out_of_range_is_refused(serve: Serve, seq: int) -> None:
     adapter = create(serve(), "poet")
     adapter.seq = seq - 1
 
-    assert adapter.refused(OptimStep, learning_rate=0.1).code == "invalid_request"
+    assert adapter.refused(OptimStep, learning_rate=0.1).code == "sequence_out_of_range"
 
     adapter.seq = 0
     assert adapter.step().applied is False

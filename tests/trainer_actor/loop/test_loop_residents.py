@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from loractl.tests.trainer_actor.loop.harness import Adapter, Office, create, pa
 from loractl.trainer_actor.adapters import Adapters
 from loractl.trainer_actor.bank import HostState
 from loractl.trainer_actor.budgets import Budgets
-from loractl.trainer_actor.checkpoints import AUTOMATIC
 from loractl.trainer_actor.engine import TrainEngine
 from loractl.trainer_actor.resident import Residents
 from loractl.trainer_actor.spill import SpillStore
@@ -163,19 +161,3 @@ def test_between_turns_one_adapter_sinks_at_a_time_and_none_that_has_work(
     assert sum(map(adapters.residents.on_device, both)) == 1
     assert adapters.sink_one(20.0, lambda _: False) > 0
     assert adapters.sink_one(20.0, lambda _: False) == 0
-
-
-def test_a_checkpoint_that_is_taken_back_is_not_told_of_any_more(open_office: Callable[..., Office]) -> None:
-    office = open_office("trainer.slots=1")
-    adapters = Adapters.open(office.config, office.layout, TrainEngine.build(office.config))
-    adapter = adapters.create(LOCAL_TENANT, "poet", LORA)
-    state = adapters.residents.state(adapter.id)
-    adapters.save(adapter, "mine", state)
-    adapters.save(adapter, AUTOMATIC, replace(state, step=3))
-
-    adapters.take_back(adapter, adapters.write_checkpoint(adapter, AUTOMATIC, replace(state, step=5)))
-
-    assert (adapter.checkpoint_step, adapter.window.unsaved) == (0, True)
-    adapters.checkpoints.delete(adapter.id, "mine")
-    adapters.take_back(adapter, adapters.write_checkpoint(adapter, AUTOMATIC, state))
-    assert adapter.checkpoint_step == -1

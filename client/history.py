@@ -1,0 +1,135 @@
+"""An adapter's history: read from the daemon's journal, run again, and compared bit for bit.
+
+What changed the adapter's state is run again on another adapter, in the order in which it ended; each
+answer must be the journal's own, for then the weights before it were.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+
+import numpy as np
+
+from ..bus.client import Client
+from ..bus.errors import InvalidRequest
+from ..bus.ids import AdapterId, LaneId, TenantId
+from ..bus.messages import (
+    ForwardBackward,
+    GetHistory,
+    History,
+    HistoryEntry,
+    ImportWeights,
+    LoadCheckpoint,
+    LoadVersion,
+    Message,
+    OptimStep,
+    ReadOperation,
+)
+from .futures import checked
+
+_LOADS = frozenset(request.kind for request in (LoadCheckpoint, LoadVersion, ImportWeights))
+_CHANGES = _LOADS | {ForwardBackward.kind, OptimStep.kind}
+# Operations under way at one time while a history runs again.
+_AHEAD = 16
+
+Operation = ForwardBackward | OptimStep | LoadCheckpoint | LoadVersion | ImportWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where an answer was not the journal's: the first field that differs."""
+
+    entry: HistoryEntry
+    field: str
+
+
+def read_history(client: Client, adapter: AdapterId, tenant: TenantId) -> tuple[list[HistoryEntry], bool]:
+    """All that the journal holds, ended operations in the order of their ends; and whether that is all
+    there ever was.
+
+    Raises AdapterNotFound.
+    """
+    entries: list[HistoryEntry] = []
+    while True:
+        after = max((entry.order for entry in entries), default=0)
+        page = checked(
+            client.submit(GetHistory(adapter=adapter, after=after), tenant=tenant).result(), History
+        )
+        ended = [entry for entry in page.entries if entry.order]
+        if not ended:
+            return [*entries, *page.entries], page.from_creation
+        entries += ended
+
+
+def changes(entries: Sequence[HistoryEntry], *, at_step: int | None) -> list[HistoryEntry]:
+    """Those that made the state what it was when the adapter last stood at a step (None: now), from the
+    last that replaced all of it on.
+
+    Raises:
+        InvalidRequest: the adapter never was at that step, as far as the journal goes back.
+    """
+    made = [each for each in entries if each.state == "done" and each.operation in _CHANGES]
+    if at_step is not None:
+        ends = [index for index, each in enumerate(made) if each.step == at_step]
+        if at_step == 0 and not ends:
+            return []
+        if not ends:
+            there = sorted({each.step for each in made if each.step >= 0})
+            known = f"{there[0]} to {there[-1]}" if there else "no step"
+            raise InvalidRequest(f"the journal has no step {at_step} of this adapter; it has {known}")
+        made = made[: ends[-1] + 1]
+    loads = [index for index, each in enumerate(made) if each.operation in _LOADS]
+    return made[loads[-1] :] if loads else made
+
+
+def read_operation(
+    client: Client, adapter: AdapterId, entry: HistoryEntry, tenant: TenantId
+) -> tuple[Operation, Message]:
+    """An operation as it came, and its outcome. Raises InvalidRequest: the journal let go of it."""
+    pending = client.submit(ReadOperation(adapter=adapter, number=entry.number), tenant=tenant)
+    operation, outcome = pending.stream()
+    assert isinstance(operation, Operation)
+    return operation, outcome
+
+
+def run_again(
+    source: Client,
+    adapter: AdapterId,
+    tenant: TenantId,
+    entries: Sequence[HistoryEntry],
+    target: Client,
+    onto: tuple[AdapterId, LaneId],
+) -> Iterator[tuple[HistoryEntry, Difference | None]]:
+    """Run entries of one adapter on another one's fresh lane; yields each with what differed, as it ends.
+
+    source: where the journal is. target: where they run; the adapter `onto` is the local user's there or
+    the tenant's.
+
+    Raises:
+        LoractlError: an operation failed that had not.
+    """
+    onto_adapter, lane = onto
+    under_way = []
+    for seq, entry in enumerate(entries, start=1):
+        operation, outcome = read_operation(source, adapter, entry, tenant)
+        sent = replace(operation, adapter=onto_adapter, lane=lane, seq=seq)
+        under_way.append((entry, outcome, target.submit(sent, tenant=tenant)))
+        if len(under_way) >= _AHEAD:
+            first, expected, pending = under_way.pop(0)
+            yield first, _difference(first, expected, pending.result())
+    for first, expected, pending in under_way:
+        yield first, _difference(first, expected, pending.result())
+
+
+def _difference(entry: HistoryEntry, expected: Message, got: Message) -> Difference | None:
+    if type(expected) is not type(got):
+        return Difference(entry, "kind of answer")
+    assert is_dataclass(expected)
+    for field in fields(expected):
+        first, second = getattr(expected, field.name), getattr(got, field.name)
+        if isinstance(first, np.ndarray):
+            same = first.tobytes() == second.tobytes()
+        else:
+            same = first == second
+        if not same:
+            return Difference(entry, field.name)
+    return None

@@ -1,0 +1,217 @@
+"""The commands about an adapter's past: history, fork and verify. Each returns its exit code."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from ..bus.client import Client
+from ..bus.config import Config, config_from_json
+from ..bus.errors import InvalidRequest
+from ..bus.ids import AdapterId, LaneId, TenantId
+from ..bus.layout import StateLayout
+from ..bus.messages import (
+    AdapterCreated,
+    AdapterDetails,
+    AdapterList,
+    CreateAdapter,
+    DeleteAdapter,
+    Done,
+    ExportWeights,
+    HistoryEntry,
+    LaneOpened,
+    ListAdapters,
+    LoadCheckpoint,
+    LoadVersion,
+    OpenLane,
+    WeightsExported,
+)
+from . import screens
+from .futures import checked
+from .history import Difference, changes, read_history, read_operation, run_again
+from .terminal import EXIT_FAILED, counted, data_console, show_json, show_table, size_text, talk_console
+
+
+class StartDaemon(Protocol):
+    """Starts a daemon with a configuration, and stops it when the block ends."""
+
+    def __call__(self, config: Config) -> contextlib.AbstractContextManager[None]: ...
+
+
+def show_history(config: Config, name: str, tenant: TenantId, *, as_json: bool) -> int:
+    with _client(config) as client:
+        entries, whole = read_history(client, _details(client, name, tenant).adapter, tenant)
+    if as_json:
+        data = {"from_creation": whole, "operations": screens.plain_data(tuple(entries))}
+        show_json(data_console(), data)
+        return 0
+    if entries:
+        columns = ("OPERATION", "CAME", "SIZE", "STATE", "STEP", "OUTCOME")
+        show_table(data_console(), columns, [_row(entry) for entry in entries])
+    since = "all of it" if whole else "older operations are no longer kept"
+    talk_console().print(f"{counted(len(entries), 'operation')} in the journal: {since}")
+    return 0
+
+
+def fork_adapter(config: Config, name: str, new: str, at_step: int | None, tenant: TenantId) -> int:
+    """Make a new adapter that is what another one was at a step."""
+    with _client(config) as client:
+        details = _details(client, name, tenant)
+        entries, whole = read_history(client, details.adapter, tenant)
+        made = _from_the_start(changes(entries, at_step=at_step), whole=whole)
+        created = checked(
+            client.submit(CreateAdapter(name=new, lora=details.lora), tenant=tenant).result(), AdapterCreated
+        )
+        onto = (created.details.adapter, created.lane)
+        try:
+            differing = _replayed(client, details.adapter, tenant, made, client, onto)
+        except BaseException:
+            checked(client.submit(DeleteAdapter(adapter=onto[0]), tenant=tenant).result(), Done)
+            raise
+        step = _details(client, new, tenant).step
+    talk_console().print(
+        f"{new} is {name} as it was at step {step}: {counted(len(made), 'operation')} ran again"
+    )
+    if differing:
+        _show(differing)
+        talk_console().print("its answers are not the journal's to the bit, see above; its steps are")
+    return 0
+
+
+def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaemon) -> int:
+    """Run an adapter's journal alone in a fresh trainer and compare every answer, and the weights."""
+    with _client(config) as client, tempfile.TemporaryDirectory(prefix="lo") as scratch:
+        details = _details(client, name, tenant)
+        entries, whole = read_history(client, details.adapter, tenant)
+        made = _from_the_start(changes(entries, at_step=None), whole=whole)
+        alone = _alone(config, Path(scratch))
+        _copy_sources(client, details, tenant, made[:1], config, alone)
+        talk_console().print(f"a fresh trainer runs {counted(len(made), 'operation')} of {name} alone")
+        with start(alone), Client(alone) as fresh:
+            answer = fresh.submit(CreateAdapter(name="alone", lora=details.lora), tenant=tenant).result()
+            created = checked(answer, AdapterCreated)
+            onto = (created.details.adapter, created.lane)
+            differing = _replayed(client, details.adapter, tenant, made, fresh, onto)
+            same_weights = _weights(client, details.adapter, tenant) == _weights(fresh, onto[0], tenant)
+    return _verdict(name, made, differing, same_weights=same_weights)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    step: int
+    safetensors: bytes
+
+
+def _weights(client: Client, adapter: AdapterId, tenant: TenantId) -> _Weights:
+    opened = checked(client.submit(OpenLane(adapter=adapter), tenant=tenant).result(), LaneOpened)
+    body = ExportWeights(adapter=adapter, lane=opened.lane, seq=1)
+    exported = checked(client.submit(body, tenant=tenant).result(), WeightsExported)
+    return _Weights(exported.step, exported.safetensors.tobytes())
+
+
+def _verdict(
+    name: str, made: Sequence[HistoryEntry], differing: Sequence[Difference], *, same_weights: bool
+) -> int:
+    _show(differing)
+    talk = talk_console()
+    if differing or not same_weights:
+        weights = "the weights are equal" if same_weights else "the weights differ"
+        talk.print(f"{name} is NOT what it would be alone: {len(differing)} of {len(made)} differ, {weights}")
+        return EXIT_FAILED
+    talk.print(f"{name} is to the bit what it would be alone: {counted(len(made), 'answer')} and the weights")
+    return 0
+
+
+def _replayed(
+    source: Client,
+    adapter: AdapterId,
+    tenant: TenantId,
+    made: Sequence[HistoryEntry],
+    target: Client,
+    onto: tuple[AdapterId, LaneId],
+) -> list[Difference]:
+    ran = run_again(source, adapter, tenant, made, target, onto)
+    return [difference for _, difference in ran if difference is not None]
+
+
+def _from_the_start(made: list[HistoryEntry], *, whole: bool) -> list[HistoryEntry]:
+    """Raises InvalidRequest: the journal does not go back to where the state came from."""
+    loads = (LoadCheckpoint.kind, LoadVersion.kind, "import_weights")
+    if not whole and not (made and made[0].operation in loads):
+        raise InvalidRequest(
+            "the journal does not go back to this adapter's beginning any more: journal.keep_s and "
+            "journal.keep_bytes say how long it keeps what recovery does not need"
+        )
+    return made
+
+
+def _alone(config: Config, scratch: Path) -> Config:
+    """The model and trainer that the daemon runs with, no samplers, no HTTP, and a state that nobody keeps."""
+    config = config_from_json(StateLayout(Path(config.state_dir)).config.read_text(encoding="utf-8"))
+    return replace(
+        config,
+        state_dir=str(scratch / "s"),
+        sampler=replace(config.sampler, count=0),
+        daemon=replace(config.daemon, http="none"),
+        journal=replace(config.journal, enabled=False),
+    )
+
+
+def _copy_sources(
+    client: Client,
+    details: AdapterDetails,
+    tenant: TenantId,
+    first: Sequence[HistoryEntry],
+    config: Config,
+    alone: Config,
+) -> None:
+    """Put the files that the first operation loads, if it does, where the fresh trainer finds them."""
+    here, there = StateLayout(Path(config.state_dir)), StateLayout(Path(alone.state_dir))
+    for entry in first:
+        operation, _ = read_operation(client, details.adapter, entry, tenant)
+        if isinstance(operation, LoadCheckpoint):
+            source = operation.source
+            shutil.copytree(here.checkpoint(source, operation.name), there.checkpoint(source, operation.name))
+            shutil.copy2(here.adapter(source) / "adapter.json", there.adapter(source) / "adapter.json")
+        elif isinstance(operation, LoadVersion):
+            source = operation.source
+            shutil.copytree(here.version(source, operation.version), there.version(source, operation.version))
+            there.adapter(source).mkdir(parents=True)
+            shutil.copy2(here.adapter(source) / "adapter.json", there.adapter(source) / "adapter.json")
+
+
+def _details(client: Client, name: str, tenant: TenantId) -> AdapterDetails:
+    listed = checked(client.submit(ListAdapters(name=name), tenant=tenant).result(), AdapterList)
+    (found,) = listed.adapters
+    return found
+
+
+@contextlib.contextmanager
+def _client(config: Config) -> Iterator[Client]:
+    client = Client(config)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _row(entry: HistoryEntry) -> tuple[str, ...]:
+    came = datetime.fromtimestamp(entry.came_unix_s, UTC).astimezone()
+    return (
+        entry.operation,
+        came.isoformat(sep=" ", timespec="seconds"),
+        size_text(entry.size_bytes),
+        entry.state,
+        str(entry.step) if entry.step >= 0 else "",
+        entry.details,
+    )
+
+
+def _show(differing: Sequence[Difference]) -> None:
+    for each in differing[:20]:
+        entry = each.entry
+        talk_console().print(f"{entry.operation} {entry.seq}: its {each.field} is not what the journal has")

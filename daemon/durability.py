@@ -1,0 +1,257 @@
+"""What the journal means for requests: written before they run, told once their outcomes are written.
+
+Joins the journal's side (`journaling`), what waits for the trainer's recovery (`recovery`) and the
+way of requests (`dispatch`). Pure, as all of the broker.
+"""
+
+from collections.abc import Callable, Collection
+
+from ..bus.codec import Header, with_fields
+from ..bus.errors import (
+    ActorRestarting,
+    ActorStopping,
+    AdapterNotFound,
+    CheckpointNotFound,
+    LoractlError,
+    Quarantined,
+    RequestConflict,
+    StorageFailed,
+)
+from ..bus.failures import failed
+from ..bus.identities import unsolicited
+from ..bus.ids import (
+    NO_ADAPTER,
+    NO_LANE,
+    ActorId,
+    AdapterId,
+    LaneId,
+    TenantId,
+    new_adapter_id,
+    new_lane_id,
+)
+from ..bus.lane_places import checked_place
+from ..bus.messages import (
+    CreateAdapter,
+    DeleteAdapter,
+    DeleteCheckpoint,
+    Done,
+    Failed,
+    KeepSnapshot,
+    OpenLane,
+    SnapshotTaken,
+)
+from .decisions import Decision, Key, Tell, WriteDown
+from .dispatch import Dispatch
+from .journal.records import (
+    Crashed,
+    Damaged,
+    Ended,
+    Forgotten,
+    Gone,
+    Logged,
+    Past,
+    Received,
+    Record,
+    Snapshot,
+)
+from .journaling import DURABLE, concerned
+from .ledger import Ticket
+from .routing import DESTINATION_BY_KIND, ON_A_LANE
+
+# From so much weight on an operation that was in hand when the trainer died is not tried again. Who ends a
+# process from outside says little about what it did: two crashes of its own count as much as four of these.
+_QUARANTINE = 4
+_CRASH, _KILL = 2, 1
+_KNOWN_OWNERS = 65_536
+# Answers of a trainer that leaves: the operation did not run, and will.
+_PARTING = frozenset({ActorStopping.code, ActorRestarting.code})
+_DELETIONS = frozenset({DeleteAdapter.kind, DeleteCheckpoint.kind})
+_NOT_THERE = frozenset({AdapterNotFound.code, CheckpointNotFound.code})
+
+
+class Durability:
+    """admit: sends a request on its way."""
+
+    def __init__(
+        self, dispatch: Dispatch, past: Past | None, admit: Callable[[Ticket, float], list[Decision]]
+    ) -> None:
+        self._dispatch = dispatch
+        self._journaling = dispatch.journaling
+        self._recovery = dispatch.recovery
+        self._past = past
+        self._admit = admit
+        # As the journal says; adapters' ids never come again.
+        self._owners: dict[AdapterId, TenantId] = {}
+        if past is not None:
+            for logged in past.unfinished():
+                self._take_up(logged)
+
+    # --- a request comes -------------------------------------------------------------------------
+
+    def find(self, key: Key, digest: bytes) -> Logged | None:
+        """What the journal has under this id, for one that the ledger does not know.
+
+        Raises:
+            RequestConflict: the id was used for another payload.
+        """
+        logged = self._past.find(key) if self._past is not None else None
+        if logged is not None and logged.digest != digest:
+            raise RequestConflict(
+                f"request id {key[1]!r} was used before for something else: take a fresh id for every request"
+            )
+        return logged
+
+    def first_outcome(self, logged: Logged) -> "tuple[bytes, ...]":
+        assert self._past is not None
+        return tuple(bytes(frame) for frame in self._past.outcome(logged.number))
+
+    def take_in(
+        self, ticket: Ticket, header: Header, logged: Logged | None, now: float
+    ) -> list[Decision] | None:
+        """What comes of a request that is to be durable. None: it is not written down, and may go on its way.
+
+        logged: the journal has it, with an outcome that was worth another try.
+
+        Raises:
+            LoractlError: it does not say what must be known of it.
+        """
+        if header.kind in ON_A_LANE:
+            ticket.place = checked_place(header, ticket.frames, self._journaling.limits)
+        if logged is not None:
+            return self._run_again(ticket, logged, now)
+        if header.kind not in DURABLE:
+            return None
+        lane = self._name(ticket, header)
+        return [self._journaling.received(ticket, lane)] if self._journaling.covers(header.kind) else None
+
+    def _name(self, ticket: Ticket, header: Header) -> LaneId:
+        """Give a request the ids that it needs, whatever its client wrote there, and say which lane it opens.
+        They are made here, so that it always gets the same."""
+        lane = new_lane_id() if ticket.kind in (CreateAdapter.kind, OpenLane.kind) else NO_LANE
+        if ticket.kind == CreateAdapter.kind:
+            ticket.adapter = new_adapter_id()
+            self._fill_in(ticket, adapter=ticket.adapter, lane=lane)
+        else:
+            ticket.adapter = self._own(ticket.key[0], concerned(header))
+            if ticket.kind == OpenLane.kind:
+                self._fill_in(ticket, lane=lane)
+        return lane
+
+    def _run_again(self, ticket: Ticket, logged: Logged, now: float) -> list[Decision]:
+        self._journaling.taken_up(ticket, logged)
+        self._journaling.read_again(ticket)
+        ticket.sent = True
+        return self._admit(ticket, now)
+
+    # --- the journal answers ---------------------------------------------------------------------
+
+    def written(self, record: Record, now: float) -> list[Decision]:
+        """A record is durable."""
+        match record:
+            case Received(number=number) if ticket := self._journaling.ticket(number):
+                return self._admit(ticket, now) if ticket.outcome is None else []
+            case Ended(number=number) | Forgotten(number=number) if ticket := self._journaling.ticket(number):
+                return self._dispatch.outcome_written(ticket, now)
+            case Snapshot(adapter=adapter, name=name):
+                return self._tell_trainer(KeepSnapshot(adapter=adapter, snapshot=name))
+            case Damaged():
+                return self._dispatch.released(self._recovery.written(record), now)
+            case _:
+                return []
+
+    def refused(self, record: Record, reason: str, now: float) -> list[Decision]:
+        """The journal could not take a record."""
+        match record:
+            case Received(number=number) if ticket := self._journaling.ticket(number):
+                error = StorageFailed(f"the journal cannot be written: {reason}; nothing was changed")
+                return self._dispatch.give_up(ticket, failed(error), now)
+            case Snapshot():
+                return []  # the trainer takes another one
+            case _:
+                return self._journaling.try_again(record, now)
+
+    # --- the trainer -----------------------------------------------------------------------------
+
+    def ready(self, trainer: ActorId, now: float) -> list[Decision]:
+        return self._dispatch.released(self._recovery.trainer_ready(trainer), now)
+
+    def lost(self, in_hand: Collection[Key], *, killed: bool, now: float) -> list[Decision]:
+        """The trainer died. killed: somebody outside ended it. Comes before its requests are parked."""
+        self._recovery.trainer_lost()
+        tickets = [ticket for key in in_hand if (ticket := self._dispatch.ledger.find(key)) and ticket.number]
+        suspects = [ticket for ticket in tickets if ticket.outcome is None]
+        if not suspects:
+            return []
+        weight = _KILL if killed else _CRASH
+        decisions: list[Decision] = [
+            WriteDown(Crashed(numbers=tuple(ticket.number for ticket in suspects), weight=weight))
+        ]
+        for ticket in suspects:
+            ticket.crashes += weight
+            if ticket.crashes >= _QUARANTINE:
+                decisions += self._dispatch.end(ticket, failed(_quarantined(ticket)), now)
+        return decisions
+
+    def answered(self, ticket: Ticket, failure: Failed, *, draining: bool, now: float) -> list[Decision]:
+        """The trainer refused a durable request in a way that is no outcome of it; else nothing."""
+        if ticket.retried and ticket.kind in _DELETIONS and failure.code in _NOT_THERE:
+            return self._dispatch.end(ticket, Done(), now)  # the first time it was there
+        if failure.code not in _PARTING:
+            return []
+        if draining:
+            return self._dispatch.leave(ticket, _parting(failure), now)
+        return self._dispatch.park(ticket)
+
+    def snapshot(self, taken: SnapshotTaken) -> list[Decision]:
+        return [self._journaling.snapshot(taken)] if self._past is not None else []
+
+    def gone(self, ticket: Ticket) -> list[Decision]:
+        """An adapter was deleted for good."""
+        return [WriteDown(Gone(adapter=ticket.deletes))] if ticket.number and ticket.deletes else []
+
+    def due(self, now: float) -> list[Decision]:
+        return self._journaling.due(now)
+
+    def next_due(self) -> float:
+        return self._journaling.next_due()
+
+    # --- small change ----------------------------------------------------------------------------
+
+    def _take_up(self, logged: Logged) -> None:
+        """A request that an earlier process left unfinished."""
+        destination = DESTINATION_BY_KIND[logged.kind]
+        ledger = self._dispatch.ledger
+        ticket = ledger.open(logged.key, logged.kind, logged.digest, destination, (), None)
+        self._journaling.taken_up(ticket, logged)
+        ticket.deletes = logged.adapter if logged.kind == DeleteAdapter.kind else None
+        ticket.retried = True
+        self._recovery.park(ticket)
+
+    def _own(self, tenant: TenantId, adapter: AdapterId) -> AdapterId:
+        """The adapter, unless the journal knows it for another tenant's: what a stranger asks of it is answered
+        by the trainer as for one that is not there, and must not stand among what its owner did."""
+        if self._past is None or adapter == NO_ADAPTER:
+            return adapter
+        if adapter not in self._owners and (found := self._past.owner(adapter)) is not None:
+            if len(self._owners) >= _KNOWN_OWNERS:
+                self._owners.clear()
+            self._owners[adapter] = found
+        return adapter if self._owners.get(adapter, tenant) == tenant else NO_ADAPTER
+
+    def _fill_in(self, ticket: Ticket, **fields: str) -> None:
+        ticket.frames = [with_fields(ticket.frames[0], **fields), *ticket.frames[1:]]
+
+    def _tell_trainer(self, body: KeepSnapshot) -> list[Decision]:
+        trainer = self._recovery.trainer
+        return [] if trainer is None else [Tell(trainer, unsolicited(body))]
+
+
+def _quarantined(ticket: Ticket) -> LoractlError:
+    return Quarantined(
+        f"the trainer died again and again with this {ticket.kind} in hand; it is not tried any more. "
+        "Your other operations go on; look at what this one holds before you send it once more"
+    )
+
+
+def _parting(failure: Failed) -> LoractlError:
+    return ActorStopping(failure.message)

@@ -1,0 +1,1 @@
+"""What outlives every process: requests that change something, their outcomes, and adapters' snapshots."""

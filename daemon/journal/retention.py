@@ -1,0 +1,70 @@
+"""What of its past the journal needs, and what it may let go of. Pure.
+
+Recovery begins at an adapter's newest snapshot, or at the one before it where that is damaged. So what
+that older one does not hold is needed; all else is history, kept for as long as the settings say.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from ...bus.ids import AdapterId, LaneId
+from .records import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A request as far as its keeping goes. order: of its outcome; None while it has none. again: it would
+    run again if it were sent again. came: seconds since 1970. size_bytes: of its frames; whole: the journal
+    still has them."""
+
+    number: int
+    adapter: AdapterId
+    lane: LaneId
+    seq: int
+    order: int | None
+    again: bool
+    came: float
+    size_bytes: int
+    whole: bool
+
+
+class Verdict(Enum):
+    KEEP = auto()
+    STRIP = auto()
+    """Its frames go: it cannot be run again. Its outcome stays for whoever sends it again."""
+    DELETE = auto()
+
+
+class Want(Enum):
+    """What is to become of history."""
+
+    NO_OLD = auto()
+    """What is too old goes."""
+    FEWER_BYTES = auto()
+    """All frames go, the oldest first, until the bytes fit."""
+    FEWEST_BYTES = auto()
+    """All goes, the oldest first, until the bytes fit."""
+
+
+def needed_from(snapshot: Snapshot | None, opened: Iterable[tuple[LaneId, int | None]]) -> dict[LaneId, int]:
+    """The lanes that run again from this snapshot, and from which number on; 0 is the lane's opening itself.
+
+    opened: lanes that requests with these outcomes opened.
+    """
+    since = snapshot.order if snapshot is not None else 0
+    fresh = {lane: 0 for lane, order in opened if order is None or order > since}
+    held = {each.lane: each.next_seq for each in snapshot.positions} if snapshot is not None else {}
+    return fresh | held
+
+
+def judge(entry: Entry, needed: Mapping[LaneId, int], want: Want, *, oldest: float) -> Verdict:
+    """needed: of its adapter (`needed_from`). oldest: what came before is too old."""
+    if entry.order is None or entry.seq >= needed.get(entry.lane, math.inf):
+        return Verdict.KEEP
+    if entry.came < oldest or want is Want.FEWEST_BYTES:
+        return Verdict.DELETE
+    if want is Want.FEWER_BYTES and entry.whole and not entry.again:
+        return Verdict.STRIP
+    return Verdict.KEEP

@@ -1,0 +1,162 @@
+"""The journal's one writer: a thread that commits all that waits at once (group commit).
+
+What a turn of the loop submits is durable together with whatever came while the last commit was under
+way, for one wait for the disk. Results come back in the order of submission. Between commits the thread
+keeps house.
+
+On a full disk new requests are refused while there is still room for the outcomes of those that were
+taken in; whatever an outcome has to wait for, nothing else of the daemon stops.
+"""
+
+import queue
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from ...bus.crash_points import crash_point
+from ...bus.errors import StorageFailed
+from ...bus.settings import JournalConfig
+from .compaction import Compaction
+from .known_ids import KnownIds, id_of
+from .records import Ended, Received, Record
+from .store import Store
+from .tables import free_bytes
+
+log = structlog.get_logger()
+
+# Kept free on the disk for outcomes, and for the log's way into the file.
+RESERVE_BYTES = 64 * 2**20
+_LOOK_AGAIN_S = 1.0
+# Of frames, in one commit.
+_COMMIT_BYTES = 16 * 2**20
+
+# A record, and why the journal did not take it; "" when it is durable.
+Done = tuple[Record, str]
+
+
+class Writer:
+    """woken: readable when `take_done` has something. known: learns the ids of what is durable."""
+
+    def __init__(
+        self, file: Path, config: JournalConfig, known: KnownIds, *, reserve_bytes: int = RESERVE_BYTES
+    ) -> None:
+        """Raises StorageFailed: the file cannot be opened."""
+        self._directory = file.parent
+        self._known = known
+        self._reserve_bytes = reserve_bytes
+        self._waiting: queue.SimpleQueue[Sequence[Record] | None] = queue.SimpleQueue()
+        self._done: deque[Done] = deque()
+        self._store = Store(file)
+        self._compaction = Compaction(self._store, config)
+        self.woken, self._waker = socket.socketpair()
+        self.woken.setblocking(False)
+        self._waker.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def submit(self, records: Sequence[Record]) -> None:
+        self._waiting.put(records)
+
+    def take_done(self) -> list[Done]:
+        with suppress(BlockingIOError):
+            while self.woken.recv(4096):
+                pass
+        done = [self._done.popleft() for _ in range(len(self._done))]
+        for record, refused in done:
+            if isinstance(record, Received) and not refused:
+                self._known.add(id_of(record.key))
+        return done
+
+    def close(self) -> None:
+        """Write what was submitted, then end."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    # --- in the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while (batch := self._next()) is not None:
+                for some in _commits_of(batch):
+                    self._take_in(some)
+                    with suppress(BlockingIOError):  # it is full, so it wakes already
+                        self._waker.send(b"\0")
+                    crash_point("journal.told")
+                if time.monotonic() >= self._compaction.next_at:
+                    self._keep_house()
+        finally:
+            self._store.close()
+
+    def _next(self) -> list[Record] | None:
+        """All that waits; nothing when it is time to keep house; None at the end."""
+        try:
+            first = self._waiting.get(timeout=max(0.0, self._compaction.next_at - time.monotonic()))
+        except queue.Empty:
+            return []
+        if first is None:
+            return None
+        batch = [*first]
+        with suppress(queue.Empty):
+            while (more := self._waiting.get_nowait()) is not None:
+                batch += more
+            self._waiting.put(None)
+        return batch
+
+    def _take_in(self, batch: list[Record]) -> None:
+        refused = self._no_room_for(batch) or self._commit(batch)
+        if not refused:
+            self._done += [(record, "") for record in batch]
+            return
+        # New requests can be refused; outcomes of what ran need their place first.
+        others = [record for record in batch if not isinstance(record, Received)]
+        still = refused if not others or len(others) == len(batch) else self._commit(others)
+        log.warning("journal.not_written", records=len(batch), reason=refused)
+        self._done += [(record, refused if isinstance(record, Received) else still) for record in batch]
+
+    def _no_room_for(self, batch: list[Record]) -> str:
+        """Why new requests are refused before the disk is full; "" when they are not, or there are none."""
+        size_bytes = _frame_bytes([record for record in batch if isinstance(record, Received)])
+        free = free_bytes(self._directory)
+        # Twice: once in the log, once in the file.
+        if not size_bytes or free >= self._reserve_bytes + 2 * size_bytes:
+            return ""
+        return f"the disk has {free} bytes free, of which {self._reserve_bytes} are kept for outcomes of what runs"
+
+    def _commit(self, batch: Sequence[Record]) -> str:
+        """Why it was not possible; "" when it is durable."""
+        try:
+            self._store.commit(batch)
+        except StorageFailed as error:
+            return error.message
+        except Exception:  # the thread's boundary: a bug costs one commit, and nobody waits for ever
+            log.exception("journal.hit_a_bug")
+            return "loractl has a bug here; the daemon's log has the details"
+        self._compaction.committed(len(batch), _frame_bytes(batch))
+        return ""
+
+    def _keep_house(self) -> None:
+        try:
+            self._compaction.step()
+        except StorageFailed as error:
+            log.warning("journal.not_tidied", reason=error.message)
+            self._compaction.put_off(_LOOK_AGAIN_S)
+
+
+def _commits_of(batch: list[Record]) -> Iterator[list[Record]]:
+    """All at once, unless that is so much that its first would wait for its last."""
+    first, size_bytes = 0, 0
+    for last, record in enumerate(batch):
+        size_bytes += _frame_bytes([record])
+        if size_bytes >= _COMMIT_BYTES or last == len(batch) - 1:
+            yield batch[first : last + 1]
+            first, size_bytes = last + 1, 0
+
+
+def _frame_bytes(records: Sequence[Record]) -> int:
+    return sum(len(frame) for each in records if isinstance(each, Received | Ended) for frame in each.frames)

@@ -1,0 +1,40 @@
+"""What a crash test found, and how it tells it."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Report:
+    """lost, doubled, differing, failures: in words, one each. logs: what the processes complained of."""
+
+    seed: int
+    kills: int = 0
+    acknowledged: int = 0
+    tenants: int = 0
+    rounds: int = 0
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    timeline: list[str] = field(default_factory=list)
+    logs: str = ""
+
+    @property
+    def good(self) -> bool:
+        return not (self.lost or self.doubled or self.differing or self.failures)
+
+    @property
+    def last_line(self) -> str:
+        return (
+            f"kills {self.kills}, acknowledged {self.acknowledged}, lost {len(self.lost)}, "
+            f"doubled {len(self.doubled)}, differing {len(self.differing)}"
+        )
+
+    def words(self) -> str:
+        said = [f"seed {self.seed}, {self.rounds} rounds of {self.tenants} tenants"]
+        if not self.good:
+            said += ["--- what was done", *self.timeline, "--- what the processes complained of", self.logs]
+            for name in ("lost", "doubled", "differing", "failures"):
+                said += [f"{name}: {each}" for each in getattr(self, name)[:20]]
+            said.append(f"again with: make crash KILLS={self.kills} SEED={self.seed}")
+        return "\n".join([*said, self.last_line])

@@ -1,0 +1,91 @@
+"""A trainer without weights: it answers every operation at once, with figures that count its requests.
+
+A pass whose loss_config says `wait` is answered once the file `<state>/../go` is there, with so many
+positions as `positions` says; `<state>/../has` says that it came.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from loractl.bus.actor_link import ActorLink
+from loractl.bus.config import config_from_json
+from loractl.bus.ids import AdapterId
+from loractl.bus.messages import (
+    AdapterCreated,
+    AdapterDetails,
+    CreateAdapter,
+    Done,
+    Drain,
+    Envelope,
+    ForwardBackward,
+    LoraSpec,
+    Message,
+    OptimStep,
+    PassResult,
+    RecoverAdapter,
+    Recovered,
+    StepResult,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--actor")
+    options = parser.parse_args()
+    config = config_from_json(options.config.read_text())
+    outside = Path(config.state_dir).parent
+    kept: list[Envelope] = []
+    steps = 0
+    with ActorLink(config, options.actor, "trainer") as link:
+        link.ready("steps")
+        while True:
+            for envelope in link.receive(0.02):
+                if isinstance(envelope.body, Drain):
+                    return
+                if isinstance(envelope.body, ForwardBackward) and "wait" in envelope.body.loss_config:
+                    (outside / "has").touch()
+                    kept.append(envelope)
+                    continue
+                steps += isinstance(envelope.body, OptimStep)
+                link.reply(envelope, answer(envelope, steps))
+            if kept and (outside / "go").exists():
+                for envelope in kept:
+                    link.reply(envelope, answer(envelope, steps))
+                kept.clear()
+
+
+def answer(envelope: Envelope, steps: int) -> Message:
+    match envelope.body:
+        case CreateAdapter(adapter=adapter, lane=lane, name=name, lora=lora):
+            return AdapterCreated(details=details(adapter, envelope, name, lora), lane=lane)
+        case RecoverAdapter():
+            return Recovered(step=0)
+        case OptimStep():
+            return StepResult(applied=True, step=steps, grad_norm=0.0, learning_rate=0.1, tokens=0)
+        case ForwardBackward(loss_config=said):
+            zeros = np.zeros(int(said.get("positions", 1)), np.float32)
+            return PassResult(logprobs=zeros, loss_terms=zeros, metrics={"loss:sum": 0.0})
+        case _:
+            return Done()
+
+
+def details(adapter: AdapterId, envelope: Envelope, name: str, lora: LoraSpec) -> AdapterDetails:
+    return AdapterDetails(
+        adapter=adapter,
+        tenant=envelope.tenant,
+        name=name,
+        lora=lora,
+        step=0,
+        version=0,
+        checkpoint_step=-1,
+        parameters=10,
+        state_bytes=40,
+        created_unix_s=0.0,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

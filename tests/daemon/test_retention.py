@@ -1,0 +1,53 @@
+"""What recovery needs stays; of the rest, what is too old or too large goes."""
+
+import pytest
+from loractl.bus.ids import LaneId
+from loractl.daemon.journal.retention import Entry, Verdict, Want, judge, needed_from
+from loractl.tests.daemon.journal_entries import ADAPTER, LANE, snapshot
+
+OLDEST = 100.0
+
+
+def entry(
+    seq: int = 1, *, came: float = 200.0, order: int | None = 9, whole: bool = True, again: bool = False
+) -> Entry:
+    return Entry(1, ADAPTER, LANE, seq, order, again, came, 10, whole)
+
+
+def test_without_a_snapshot_all_lanes_are_needed_from_their_opening_on():
+    assert needed_from(None, [(LANE, 3), (LaneId("ln-2"), None)]) == {LANE: 0, LaneId("ln-2"): 0}
+
+
+def test_a_snapshot_spares_what_it_holds_and_lanes_that_closed_before_it():
+    closed, later = LaneId("ln-2"), LaneId("ln-3")
+
+    needed = needed_from(snapshot(20, ln_1=5), [(LANE, 3), (closed, 4), (later, 21)])
+
+    assert needed == {LANE: 5, later: 0}
+
+
+@pytest.mark.parametrize("want", Want)
+def test_what_recovery_needs_stays_whatever_its_age(want: Want):
+    assert judge(entry(5, came=0.0), {LANE: 5}, want, oldest=OLDEST) is Verdict.KEEP
+    assert judge(entry(0, came=0.0), {LANE: 0}, want, oldest=OLDEST) is Verdict.KEEP
+
+
+@pytest.mark.parametrize("want", Want)
+def test_what_has_no_outcome_stays_whatever_its_age(want: Want):
+    assert judge(entry(came=0.0, order=None), {}, want, oldest=OLDEST) is Verdict.KEEP
+
+
+@pytest.mark.parametrize("want", Want)
+def test_history_that_is_too_old_goes(want: Want):
+    assert judge(entry(4, came=99.0), {LANE: 5}, want, oldest=OLDEST) is Verdict.DELETE
+
+
+def test_history_that_is_not_too_old_goes_only_where_bytes_are_too_many_frames_first():
+    judged = [judge(entry(4), {LANE: 5}, want, oldest=OLDEST) for want in Want]
+
+    assert judged == [Verdict.KEEP, Verdict.STRIP, Verdict.DELETE]
+
+
+def test_what_would_run_again_if_it_were_sent_again_keeps_its_frames():
+    assert judge(entry(again=True), {}, Want.FEWER_BYTES, oldest=OLDEST) is Verdict.KEEP
+    assert judge(entry(whole=False), {}, Want.FEWER_BYTES, oldest=OLDEST) is Verdict.KEEP

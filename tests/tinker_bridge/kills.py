@@ -1,0 +1,54 @@
+"""kill -9 of a running service's processes, and the way back."""
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+from loractl.bus.client import Client
+from loractl.bus.config import Config
+from loractl.bus.layout import StateLayout
+from loractl.bus.messages import ActorStatus, DaemonStatus, GetStatus
+from loractl.daemon import launch
+from loractl.tests.daemon.real_daemon import until
+from loractl.tests.tinker_bridge.served import Served
+
+
+def actors(config: Config) -> list[ActorStatus]:
+    with Client(config) as client:
+        status = client.request(GetStatus(), timeout_s=10)
+    assert isinstance(status, DaemonStatus)
+    return [*status.actors]
+
+
+def pid_of(served: Served, role: str) -> int:
+    return next(each.pid for each in actors(served.config) if each.role == role)
+
+
+def replace(served: Served, role: str = "bridge") -> None:
+    """Kill an actor, and wait until the service is whole again."""
+    before = pid_of(served, role)
+    os.kill(before, signal.SIGKILL)
+
+    def serves() -> bool:
+        try:
+            return httpx.get(f"{served.url}/healthz").is_success and pid_of(served, role) not in (0, before)
+        except httpx.TransportError:
+            return False
+
+    assert until(serves)
+
+
+def kill_all(served: Served) -> None:
+    """Broker, trainer, samplers and bridge, as a machine does that loses its power (but for its disk)."""
+    pids = [each.pid for each in actors(served.config) if each.pid]
+    daemon = int(StateLayout(Path(served.config.state_dir)).pid.read_text())
+    for pid in (daemon, *pids):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def start_again(served: Served) -> None:
+    assert until(lambda: not launch.running(served.config))
+    launch.start_detached(served.config, 120.0)

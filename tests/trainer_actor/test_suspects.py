@@ -1,0 +1,160 @@
+"""What a dead trainer had in hand runs alone, until it is known what it does."""
+
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loractl.bus.config import TrainerConfig
+from loractl.bus.ids import AdapterId, RequestId, TenantId
+from loractl.bus.in_hand import Note, decode_note
+from loractl.bus.messages import Envelope, Ping
+from loractl.daemon.in_hand import read_in_hand
+from loractl.tests.trainer_actor.test_schedule import Floor
+from loractl.trainer_actor.in_hand import InHand
+from loractl.trainer_actor.plan import Turn
+from loractl.trainer_actor.queues import Queued
+
+
+def held(floor: Floor, turn: Turn) -> list[Queued]:
+    """The operations of a turn."""
+    found: list[Queued] = []
+    for share in (*turn.steps, *turn.late_steps, *turn.members):
+        queue = [each for each in floor.lanes.queues.of(share.adapter) if each not in found]
+        found += queue[: share.count]
+    if turn.single is not None:
+        found += [next(each for each in floor.lanes.queues.of(turn.single) if each not in found)]
+    return found
+
+
+def plan_and_run(floor: Floor) -> list[Queued]:
+    """What the next turn holds; it runs then."""
+    decision = floor.schedule.next_turn(floor.room(), floor.now)
+    operations = held(floor, decision) if isinstance(decision, Turn) else []
+    if isinstance(decision, Turn):
+        floor.carry_out(decision)
+        if decision.single is not None:
+            floor.finish(decision.single)
+            floor.lanes.queues.rotate(decision.single)
+    return operations
+
+
+def names(operations: list[Queued]) -> list[str]:
+    return [f"{each.operation.adapter}{each.operation.seq}" for each in operations]
+
+
+def test_a_suspect_shares_no_pass_and_its_neighbours_share_theirs() -> None:
+    floor = Floor(suspects=("b1",), resident=["a", "b", "c"])  # type: ignore[list-item]
+    for name in ("a", "b", "c"):
+        floor.send(name, 20)
+
+    turns = [sorted(names(plan_and_run(floor))) for _ in range(2)]
+
+    assert sorted(turns) == [["a1", "c1"], ["b1"]]
+
+
+def test_a_suspected_step_shares_no_batch_and_what_is_behind_it_waits_for_the_next_turn() -> None:
+    floor = Floor(suspects=("b1",), resident=["a", "b"])  # type: ignore[list-item]
+    floor.send("a", "o", "o")
+    floor.send("b", "o", "o", 20)
+
+    turns = [names(plan_and_run(floor)) for _ in range(3)]
+
+    assert [turn for turn in turns if "b1" in turn] == [["b1"]]
+    assert sorted(name for turn in turns for name in turn) == ["a1", "a2", "b1", "b2", "b3"]
+
+
+def test_an_operation_is_suspect_by_the_id_of_its_request() -> None:
+    floor = Floor(suspects=("a1",))
+    floor.send("a", 20)
+
+    [queued] = floor.lanes.queues.of(AdapterId("a"))
+
+    assert queued.alone
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_whatever_waits_a_suspect_is_the_only_operation_of_its_turn_and_everything_ends(
+    data: st.DataObject,
+) -> None:
+    adapters = ["a1-", "a2-", "b1-", "c1-"]
+    sent = [f"{name}{seq}" for name in adapters for seq in range(1, 7)]
+    suspects = data.draw(st.sets(st.sampled_from(sent), max_size=5))
+    window = data.draw(st.sampled_from(["shared", "exclusive"]))
+    floor = Floor(
+        trainer=TrainerConfig(gather_s=0.0, slots=data.draw(st.integers(2, 4)), window=window),
+        suspects=tuple(suspects),
+    )
+    kinds = [20, 60, 130, "o", "s", "o"]
+    for name in data.draw(st.permutations(adapters)):
+        floor.send(name, *data.draw(st.permutations(kinds)))
+
+    for _ in range(400):
+        operations = plan_and_run(floor)
+        if any(each.alone for each in operations):
+            assert len(operations) == 1, names(operations)
+        floor.now += 0.0 if operations else 31.0
+        if not floor.lanes.queues.adapters:
+            break
+
+    assert sorted(floor.ended) == sorted(sent)
+
+
+# --- the note ------------------------------------------------------------------------------------
+
+
+def ask(*requests: str) -> list[Envelope]:
+    return [Envelope(request=RequestId(each), tenant=TenantId("t"), body=Ping()) for each in requests]
+
+
+def test_the_note_says_what_is_in_hand_and_nothing_once_it_has_ended(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "in_hand"
+    in_hand = InHand.open(file)
+
+    in_hand.take(ask("a", "b" * 500))
+    both = read_in_hand(file)
+    in_hand.leave_to_disk(ask("s"))
+    in_hand.take(ask("c"))
+    beside_a_job = read_in_hand(file)
+    in_hand.take(())
+    job_alone = read_in_hand(file)
+    in_hand.leave_to_disk(())
+
+    assert both == [("t", "a"), ("t", "b" * 500)]
+    assert beside_a_job == [("t", "s"), ("t", "c")]
+    assert job_alone == [("t", "s")]
+    assert read_in_hand(file) == []
+
+
+def test_what_was_in_hand_at_a_death_is_suspect_until_it_ends_whoever_else_dies_meanwhile(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "in_hand"
+    InHand.open(file).take(ask("a", "b"))
+
+    second = InHand.open(file)
+    assert (set(second.suspects), read_in_hand(file)) == ({("t", "a"), ("t", "b")}, [])
+    third = InHand.open(file)  # the second died before it had anything
+    third.ended(ask("a"))
+    third.take(ask("c"))
+
+    assert set(InHand.open(file).suspects) == {("t", "b"), ("t", "c")}
+
+
+def test_a_note_that_nobody_can_read_suspects_nobody(tmp_path: Path) -> None:
+    file = tmp_path / "in_hand"
+    file.write_bytes(b'{"in_hand": [["t"')
+
+    assert read_in_hand(file) == []
+    assert not InHand.open(file).suspects
+
+
+def test_a_short_note_over_a_long_one_leaves_nothing_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "in_hand"
+    in_hand = InHand.open(file)
+    in_hand.take(ask(*(f"{number:032}" for number in range(2000))))
+    size = file.stat().st_size
+    in_hand.take(ask("a"))
+
+    assert size > 64_000
+    assert decode_note(file.read_bytes()) == Note(in_hand=((TenantId("t"), RequestId("a")),))

@@ -1,0 +1,109 @@
+"""The futures' file as the bridge's loop uses it: reads at once, writes by a thread that commits in groups.
+
+Whatever waits when the thread has written goes into one commit: one wait for the disk for all of it. The
+loop hears in the order in which it asked.
+"""
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from ..bus.errors import StorageFailed
+from .future_rows import Begun, Row
+from .future_table import FutureTable
+
+log = structlog.get_logger()
+
+
+class FutureJournal:
+    """table: for reading only; sees everything that was committed."""
+
+    def __init__(self, file: Path) -> None:
+        """Call it inside the running loop. Raises StorageFailed: the file cannot be opened."""
+        self.table = FutureTable(file)
+        self._loop = asyncio.get_running_loop()
+        self._waiting: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        # In the order of submission, as the results come: why a row was not written, "" when it is durable.
+        self._asked: deque[asyncio.Future[None]] = deque()
+        self._done: deque[str] = deque()
+        self._writing = FutureTable(file)
+        self._thread = threading.Thread(target=self._run, name="futures", daemon=True)
+        self._thread.start()
+
+    def write(self, row: Row) -> "asyncio.Future[None]":
+        """Done when the row is durable; with StorageFailed when it could not be written."""
+        written: asyncio.Future[None] = self._loop.create_future()
+        # Whoever does not wait for it has nothing to hear.
+        written.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._asked.append(written)
+        self._waiting.put(row)
+        return written
+
+    def close(self) -> None:
+        """Write what was submitted, then end."""
+        self._waiting.put(None)
+        self._thread.join()
+        self._take_done()
+        self.table.close()
+
+    def _take_done(self) -> None:
+        while self._done:
+            refused, written = self._done.popleft(), self._asked.popleft()
+            if written.cancelled():
+                continue
+            if refused:
+                written.set_exception(StorageFailed(refused))
+            else:
+                written.set_result(None)
+
+    # --- in the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while (batch := self._next()) is not None:
+                self._take_in(batch)
+                # Closing, the loop looks by itself; it may even have ended.
+                with suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._take_done)
+        finally:
+            self._writing.close()
+
+    def _next(self) -> list[Row] | None:
+        """All that waits, at least one thing; None at the end."""
+        first = self._waiting.get()
+        if first is None:
+            return None
+        batch = [first]
+        with suppress(queue.Empty):
+            while (more := self._waiting.get_nowait()) is not None:
+                batch.append(more)
+            self._waiting.put(None)
+        return batch
+
+    def _take_in(self, batch: list[Row]) -> None:
+        refused = self._commit(batch)
+        if not refused:
+            self._done.extend([""] * len(batch))
+            return
+        log.warning("futures.not_written", rows=len(batch), reason=refused)
+        # New requests can be refused; what came of those before needs less room.
+        others = [row for row in batch if not isinstance(row, Begun)]
+        still = refused if len(others) in (0, len(batch)) else self._commit(others)
+        self._done.extend(refused if isinstance(row, Begun) else still for row in batch)
+
+    def _commit(self, batch: Sequence[Row]) -> str:
+        """Why it was not possible; "" when it is durable."""
+        try:
+            self._writing.commit(batch)
+        except StorageFailed as error:
+            return error.message
+        except Exception:  # the thread's boundary: a bug costs one commit, and nobody waits for ever
+            log.exception("futures.hit_a_bug")
+            return "loractl has a bug here; the bridge's log has the details"
+        return ""

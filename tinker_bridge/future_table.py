@@ -1,0 +1,237 @@
+"""The futures' SQLite file: what is written in one commit, and how it is read again.
+
+WAL with full synchronisation: what was committed is there after the power went. One thread writes
+(`future_journal`), the loop reads with a connection of its own. Apart from the bridge's records (`store`),
+which the loop writes itself: it must not wait for a lock that the thread has.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..bus.crash_points import crash_point
+from ..bus.errors import StorageFailed
+from ..bus.ids import TenantId
+from .completions import Completion
+from .future_ids import Key
+from .future_rows import Aged, Asked, Begun, Change, Decided, Dropped, Ended, Kept, Row, Unchanged
+from .results import Result
+
+_FORMAT = 1
+# What a row costs beside its result.
+_ROW_BYTES = 512
+# Old rows go so many at a time: what waits for the same commit should not wait long.
+_AT_A_TIME = 4000
+# Repeats come within minutes.
+_CHANGES_S = 24 * 3600.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS futures (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
+    key TEXT NOT NULL, digest BLOB NOT NULL, session TEXT NOT NULL, scope TEXT NOT NULL, grp TEXT NOT NULL,
+    began REAL NOT NULL, route TEXT NOT NULL, content_type TEXT NOT NULL, content_encoding TEXT,
+    decided BLOB NOT NULL DEFAULT x'', ended REAL, completion INTEGER, size INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0, code TEXT NOT NULL DEFAULT '', media_type TEXT NOT NULL DEFAULT '',
+    form TEXT NOT NULL DEFAULT '', body BLOB, result BLOB);
+CREATE INDEX IF NOT EXISTS futures_unfinished ON futures (number) WHERE ended IS NULL;
+CREATE INDEX IF NOT EXISTS futures_ended ON futures (ended, session, size) WHERE ended IS NOT NULL;
+CREATE INDEX IF NOT EXISTS futures_of_group ON futures (grp, completion) WHERE grp != '[]';
+CREATE INDEX IF NOT EXISTS futures_by_completion ON futures (completion);
+CREATE TABLE IF NOT EXISTS changes (
+    tenant TEXT, what TEXT, key TEXT, done INTEGER NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (tenant, what, key)) WITHOUT ROWID;
+"""
+_COLUMNS = (
+    "id, tenant, key, digest, session, scope, grp, decided, ended, failed, code, media_type, form, result"
+)
+_key_of = msgspec.json.Decoder(Key).decode
+
+
+class FutureTable:
+    def __init__(self, file: Path) -> None:
+        """Open or make the file.
+
+        Raises:
+            StorageFailed: it cannot be opened, or was written by a newer version.
+        """
+        try:
+            self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+            file.chmod(0o600)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            (found,) = self._db.execute("PRAGMA user_version").fetchone()
+            if found > _FORMAT:
+                raise StorageFailed(
+                    f"{file} was written by a newer loractl: upgrade, or choose another state directory"
+                )
+            self._db.executescript(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+        except (sqlite3.Error, OSError) as error:
+            raise StorageFailed(f"cannot open {file}: {error}") from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    # --- writing, in one thread ------------------------------------------------------------------
+
+    def commit(self, rows: Sequence[Row]) -> None:
+        """Make all of them durable, or none. Raises StorageFailed."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for row in rows:
+                    self._write(row)
+                crash_point("futures.written")
+                self._db.execute("COMMIT")
+                crash_point("futures.committed")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StorageFailed(f"results cannot be written to the state directory: {error}") from error
+
+    def _write(self, row: Row) -> None:
+        match row:
+            case Begun():
+                self._begin(row)
+            case Decided(id=id_, decided=decided):
+                self._db.execute("UPDATE futures SET decided = ? WHERE id = ?", (decided, id_))
+            case Ended():
+                self._end(row)
+            case Dropped(tenant=tenant, ids=ids):
+                sql = "DELETE FROM futures WHERE id = ? AND tenant = ? AND ended IS NOT NULL"
+                self._db.executemany(sql, [(id_, tenant) for id_ in ids])
+            case Aged():
+                self._let_go(row)
+            case Change():
+                values = (row.tenant, row.what, row.key, row.done, row.unix_s)
+                self._db.execute("INSERT OR REPLACE INTO changes VALUES (?, ?, ?, ?, ?)", values)
+            case Unchanged(tenant=tenant, what=what, key=key):
+                sql = "DELETE FROM changes WHERE tenant = ? AND what = ? AND key = ?"
+                self._db.execute(sql, (tenant, what, key))
+
+    def _begin(self, row: Begun) -> None:
+        asked = row.asked
+        self._db.execute(
+            "INSERT OR IGNORE INTO futures (id, tenant, key, digest, session, scope, grp, began, route,"
+            " content_type, content_encoding, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                row.id,
+                row.tenant,
+                _text(row.key),
+                row.digest,
+                row.session,
+                row.scope,
+                _text(row.group),
+                row.began_unix_s,
+                asked.route,
+                asked.content_type,
+                asked.content_encoding,
+                asked.body,
+            ),
+        )
+
+    def _end(self, row: Ended) -> None:
+        """The request is not needed any more."""
+        result = row.result
+        self._db.execute(
+            "UPDATE futures SET ended = ?, completion = ?, size = ?, failed = ?, code = ?, media_type = ?,"
+            " form = ?, result = ?, body = NULL, decided = x'' WHERE id = ?",
+            (
+                row.ended_unix_s,
+                row.number,
+                _ROW_BYTES + len(result.body),
+                result.failed,
+                result.code,
+                result.media_type,
+                result.form,
+                result.body,
+                row.id,
+            ),
+        )
+
+    def _let_go(self, row: Aged) -> None:
+        live = msgspec.json.encode(row.live_sessions).decode()
+        self._db.execute(
+            "DELETE FROM futures WHERE number IN (SELECT number FROM futures WHERE ended < ?"
+            " AND session NOT IN (SELECT value FROM json_each(?)) LIMIT ?)",
+            (row.before_unix_s, live, _AT_A_TIME),
+        )
+        (size_bytes,) = self._row("SELECT coalesce(sum(size), 0) FROM futures WHERE ended IS NOT NULL")
+        oldest = "SELECT number, size FROM futures WHERE ended IS NOT NULL ORDER BY ended LIMIT ?"
+        for number, freed in self._rows(oldest, _AT_A_TIME) if size_bytes > row.most_bytes else ():
+            if size_bytes <= row.most_bytes:
+                break
+            self._db.execute("DELETE FROM futures WHERE number = ?", (number,))
+            size_bytes -= freed
+        self._db.execute("DELETE FROM changes WHERE at < ?", (row.before_unix_s - _CHANGES_S,))
+
+    # --- reading, in the loop --------------------------------------------------------------------
+
+    def find(self, future_id: str) -> Kept | None:
+        rows = self._rows(f"SELECT {_COLUMNS} FROM futures WHERE id = ?", future_id)  # noqa: S608
+        return _kept(rows[0]) if rows else None
+
+    def unfinished(self) -> list[Kept]:
+        """In the order in which they came."""
+        sql = f"SELECT {_COLUMNS} FROM futures WHERE ended IS NULL ORDER BY number"  # noqa: S608
+        return [_kept(row) for row in self._rows(sql)]
+
+    def asked(self, future_id: str) -> Asked:
+        """The request of an unfinished future."""
+        columns = "tenant, route, body, content_type, content_encoding, key"
+        row = self._row(f"SELECT {columns} FROM futures WHERE id = ?", future_id)  # noqa: S608
+        tenant, route, body, content_type, content_encoding, key = row
+        return Asked(TenantId(tenant), route, body, content_type, content_encoding, _key_of(key))
+
+    def completions(self, group: Key, after: int, most: int) -> list[Completion]:
+        """Of one group, in the order of their ends."""
+        rows = self._rows(
+            "SELECT completion, id, failed, length(result) FROM futures"
+            " WHERE grp = ? AND grp != '[]' AND completion > ? ORDER BY completion LIMIT ?",
+            _text(group),
+            after,
+            most,
+        )
+        return [Completion(number, id_, bool(failed), size) for number, id_, failed, size in rows]
+
+    def last_completion(self) -> int:
+        (number,) = self._row("SELECT max(completion) FROM futures")
+        return number or 0
+
+    def change(self, tenant: TenantId, what: str, key: str) -> Change | None:
+        sql = "SELECT done, at FROM changes WHERE tenant = ? AND what = ? AND key = ?"
+        for done, at in self._rows(sql, tenant, what, key):
+            return Change(tenant=tenant, what=what, key=key, done=bool(done), unix_s=at)
+        return None
+
+    def _row(self, sql: str, *values: object) -> Any:
+        return self._rows(sql, *values)[0]
+
+    def _rows(self, sql: str, *values: object) -> list[Any]:
+        with closing(self._db.execute(sql, values)) as rows:
+            return rows.fetchall()
+
+
+def _text(key: Key) -> str:
+    return msgspec.json.encode(key).decode()
+
+
+def _kept(row: Any) -> Kept:
+    id_, tenant, key, digest, session, scope, group, decided, ended, *of_result = row
+    failed, code, media_type, form, body = of_result
+    return Kept(
+        id=id_,
+        tenant=TenantId(tenant),
+        key=_key_of(key),
+        digest=digest,
+        session=session,
+        scope=scope,
+        group=_key_of(group),
+        decided=decided,
+        result=None if ended is None else Result(body, media_type, bool(failed), form, code),
+        ended_unix_s=ended or 0.0,
+    )

@@ -1,0 +1,202 @@
+"""What comes in, one message at a time: it is answered at once, or joins its lane.
+
+Knows what each message means for what runs; for adapters and lanes `desk` does. Work that is done at once
+is noted before (`in_hand`), as a turn is.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import structlog
+
+from ..bus.errors import Aborted, LaneLost, NotSupported, StorageFailed
+from ..bus.failures import failed
+from ..bus.ids import AdapterId
+from ..bus.messages import (
+    CreateAdapter,
+    DeleteAdapter,
+    DeleteCheckpoint,
+    DescribeModel,
+    Done,
+    DropVersion,
+    Echo,
+    Envelope,
+    KeepSnapshot,
+    ListAdapters,
+    ListTenants,
+    Message,
+    OpenLane,
+    PublishAdapter,
+    RecoverAdapter,
+    Recovered,
+    UnloadAdapter,
+    VersionWritten,
+)
+from .adapter import Adapter
+from .adapters import Adapters
+from .batches import Batches
+from .boundary import Boundary
+from .desk import Desk
+from .fingerprint import fingerprint
+from .in_hand import InHand
+from .lanes import Answer, Lanes
+from .notices import Notices
+from .queues import Operation
+from .schedule import Schedule
+from .snapshotting import Snapshotting
+from .turns import Turns
+
+log = structlog.get_logger()
+
+
+class Intake:
+    """answer: sends replies."""
+
+    def __init__(
+        self,
+        *,
+        adapters: Adapters,
+        lanes: Lanes,
+        desk: Desk,
+        turns: Turns,
+        batches: Batches,
+        schedule: Schedule,
+        notices: Notices,
+        boundary: Boundary,
+        in_hand: InHand,
+        snapshots: Snapshotting,
+        answer: Callable[[Sequence[Answer]], None],
+    ) -> None:
+        self._adapters = adapters
+        self._lanes = lanes
+        self._desk = desk
+        self._turns = turns
+        self._batches = batches
+        self._schedule = schedule
+        self._notices = notices
+        self._boundary = boundary
+        self._in_hand = in_hand
+        self._snapshots = snapshots
+        self._answer = answer
+
+    def take_in(self, envelope: Envelope) -> None:
+        match envelope.body:
+            case CreateAdapter() | ListAdapters() | ListTenants() | DescribeModel() | Echo():
+                self._at_once(envelope, (), partial(self._control, envelope))
+            case KeepSnapshot() as request:
+                self._at_once(envelope, (), partial(self._snapshots.keep, request))
+            case OpenLane() as request:
+                self._snapshots.settle_of(request.adapter)
+                self._at_once(envelope, [request.adapter], partial(self._control, envelope))
+            case DeleteCheckpoint() as request:
+                self._turns.settle_of(request.adapter)
+                self._at_once(envelope, [request.adapter], partial(self._control, envelope))
+            case DeleteAdapter() as request:
+                self._at_once(envelope, [request.adapter], partial(self._delete, envelope, request))
+            case UnloadAdapter() as request:
+                self._at_once(envelope, [request.adapter], partial(self._unload, envelope, request))
+            case RecoverAdapter() as request:
+                self._at_once(envelope, [request.adapter], partial(self._recover, request))
+            case DropVersion() as request:
+                self._at_once(envelope, (), partial(self._drop, request))
+            case body if isinstance(body, Operation):
+                work = partial(self._admit, envelope, body)
+                self._reply(envelope, self._boundary.outcome(envelope, [body.adapter], work))
+            case other:
+                self._reply(envelope, failed(NotSupported(f"a trainer does not do {other.kind}")))
+
+    def _at_once(
+        self, envelope: Envelope, touched: Sequence[AdapterId], work: Callable[[], Message | None]
+    ) -> None:
+        """Whatever comes here may have been what a trainer before this one died of."""
+        if (envelope.tenant, envelope.request) in self._in_hand.suspects:
+            self._turns.settle(wait=True)
+        self._in_hand.take([envelope])
+        self._reply(envelope, self._boundary.outcome(envelope, touched, work))
+        self._in_hand.ended([envelope])
+        if not self._boundary.broken:
+            self._in_hand.take(())
+
+    def _reply(self, envelope: Envelope, reply: Message | None) -> None:
+        """None: it has been answered, or will be."""
+        if reply is not None:
+            self._answer([Answer(envelope, reply)])
+
+    def _control(self, envelope: Envelope) -> None:
+        self._answer(self._desk.answer(envelope, time.monotonic()))
+
+    def _delete(self, envelope: Envelope, request: DeleteAdapter) -> None:
+        adapter = self._adapters.owned(envelope.tenant, request.adapter).id
+        self._stop_work_of(adapter)
+        self._control(envelope)
+        self._let_go(adapter)
+
+    def _unload(self, envelope: Envelope, request: UnloadAdapter) -> None:
+        """Answered once a snapshot holds the adapter, or at once if it is as one says."""
+        adapter = self._adapters.owned(envelope.tenant, request.adapter)
+        self._stop_work_of(adapter.id)
+        self._schedule.gone(adapter.id)
+        if not self._adapters.residents.admitted(adapter.id) and not self._lanes.positions(adapter.id):
+            return self._reply(envelope, Done())
+        return self._snapshots.unload(adapter, envelope)
+
+    def _recover(self, request: RecoverAdapter) -> Recovered:
+        """Whatever there is of the adapter is older than what the broker knows. It asks for nobody in
+        particular, so nobody's ownership is looked at."""
+        self._stop_work_of(request.adapter)
+        again = failed(Aborted("the adapter is brought back to where it was; this operation comes again"))
+        self._answer(self._lanes.close(request.adapter, again))
+        self._let_go(request.adapter)
+        adapter = self._adapters.recover(request.adapter, request.snapshot)
+        if request.lanes:
+            self._adapters.take_up(adapter)  # as whoever opens a lane does: what may run can be placed
+        self._lanes.reopen(adapter.id, request.lanes)
+        return Recovered(step=adapter.window.step)
+
+    def _stop_work_of(self, adapter: AdapterId) -> None:
+        """Should the adapter stay after all, what has begun of it begins anew."""
+        self._turns.settle_of(adapter)
+        self._snapshots.settle_of(adapter)
+        self._batches.abandon(adapter)
+        for queued in self._lanes.queues.of(adapter):
+            queued.ran = 0
+
+    def _let_go(self, adapter: AdapterId) -> None:
+        self._schedule.gone(adapter)
+        self._snapshots.gone(adapter)
+
+    def _admit(self, envelope: Envelope, operation: Operation) -> None:
+        adapter = self._adapters.owned(envelope.tenant, operation.adapter)
+        if not self._lanes.knows(operation):
+            raise _lane_lost(adapter)
+        if (written := self._written_before(envelope, operation)) is not None:
+            self._answer([Answer(envelope, written)])
+            return
+        settled = self._lanes.admit(envelope, operation, fingerprint(operation), time.monotonic())
+        self._answer(settled)
+        if not settled:
+            self._notices.arrived(envelope, operation)
+
+    def _written_before(self, envelope: Envelope, operation: Operation) -> VersionWritten | None:
+        """A publish is over for its lane before it is for the broker, which waits for a sampler. Should the
+        broker die in between, it comes again, though a snapshot may hold what came after it."""
+        if not isinstance(operation, PublishAdapter) or not self._lanes.is_past(operation):
+            return None
+        record = self._adapters.versions.of_request(operation.adapter, envelope.request)
+        return VersionWritten(record=record) if record is not None else None
+
+    def _drop(self, request: DropVersion) -> None:
+        try:
+            self._adapters.versions.drop(request.adapter, request.version)
+        except StorageFailed as error:
+            # Nobody waits for an answer; the next start finds the version and serves it again.
+            log.warning("version.not_dropped", adapter=request.adapter, reason=error.message)
+
+
+def _lane_lost(adapter: Adapter) -> LaneLost:
+    return LaneLost(
+        "this lane is not known any more, for the trainer let go of the adapter or restarted without a journal: "
+        f"adapter {adapter.record.name!r} is at step {adapter.window.step} without gradients; "
+        "open a new lane and go on from there"
+    )
