@@ -65,7 +65,7 @@ class Broker:
         self._draining = False
         self._dispatch = Dispatch(config.limits, config.quotas, actors, past)
         self._durability = Durability(self._dispatch, past, self._admit)
-        self._publishing = Publishing(config.publish, self._dispatch.actors)
+        self._publishing = Publishing(config.publish, self._dispatch.actors, past)
         self._admissions = Admissions(self._dispatch, self._publishing)
         self._deletions = Deletions(self._publishing, past)
         self._questions = Questions(config, identity, self._dispatch, self._publishing, past)

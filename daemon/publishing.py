@@ -25,7 +25,8 @@ from ..bus.messages import (
     VersionServed,
 )
 from .actors import ActorTable
-from .decisions import Decision, Publish, Tell
+from .decisions import Decision, Publish, Tell, WriteDown
+from .journal.records import Numbered, Past
 from .ledger import Ticket
 from .receipts import Receipts, Settled
 from .routing import Destination
@@ -36,11 +37,13 @@ _Held = Mapping[AdapterId, Sequence[Ticket]]
 
 
 class Publishing:
-    """adapters: how many the trainer has."""
+    """adapters: how many the trainer has. past: where the numbers of events go on; None: at 1."""
 
-    def __init__(self, config: PublishConfig, actors: ActorTable) -> None:
+    def __init__(self, config: PublishConfig, actors: ActorTable, past: Past | None = None) -> None:
         self._actors = actors
-        self.versions = Versions(keep=config.keep_versions)
+        self._durable = past is not None
+        last_event = past.last_event() if past is not None else 0
+        self.versions = Versions(keep=config.keep_versions, last_event=last_event)
         self.receipts = Receipts(config.receipt_timeout_s)
         self.adapters = 0
         self._served_by: dict[AdapterId, str] = {}
@@ -108,15 +111,20 @@ class Publishing:
         return replace(details, served_by=served_by, version=self.versions.newest(adapter))
 
     def told(self, changes: Iterable[Change]) -> list[Decision]:
-        """Events go to every subscriber; drops to the trainer, or, while none is ready, nowhere:
-        it brings the directory again when it is, and `Versions.rebuild` says drop once more."""
+        """Events go to every subscriber, and their numbers into the journal; drops go to the trainer, or,
+        while none is ready, nowhere: it brings the directory again when it is, and `Versions.rebuild` says
+        drop once more."""
         trainer = self._ready_trainer()
         decisions: list[Decision] = []
+        last_event = 0
         for change in changes:
             if not isinstance(change, Drop):
                 decisions.append(Publish(change))
+                last_event = change.number
             elif trainer is not None:
                 decisions.append(Tell(trainer, _drop(change.version)))
+        if last_event and self._durable:
+            decisions.append(WriteDown(Numbered(last_event=last_event)))
         return decisions
 
     def _ready_trainer(self) -> ActorId | None:

@@ -53,9 +53,10 @@ class _Version:
 
 
 class Versions:
-    """keep: newest versions of an adapter that stay, those that are held not counted."""
+    """keep: newest versions of an adapter that stay, those that are held not counted. last_event: the number
+    after which events go on."""
 
-    def __init__(self, *, keep: int) -> None:
+    def __init__(self, *, keep: int, last_event: int = 0) -> None:
         self._keep = keep
         self._adapters: dict[AdapterId, dict[int, _Version]] = {}
         self._deleting: set[AdapterId] = set()
@@ -65,7 +66,7 @@ class Versions:
         self._deleted: set[tuple[TenantId, VersionKey]] = set()
         self._knows_disk = False
         self._holders: set[ActorId] = set()
-        self._last_event = 0
+        self._last_event = last_event
 
     @property
     def last_event(self) -> int:

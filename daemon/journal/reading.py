@@ -118,6 +118,9 @@ class Reader:
     def outcome(self, number: int) -> Frames:
         return _decode_frames(self._one("SELECT frames FROM outcomes WHERE number = ?", number))
 
+    def last_event(self) -> int:
+        return int(self._one("SELECT last FROM events"))
+
     def deleted_versions(self) -> Sequence[VersionDeleted]:
         rows = self.tables.rows("SELECT tenant, adapter, version FROM deleted_versions")
         return [

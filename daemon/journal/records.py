@@ -96,7 +96,14 @@ class VersionDeleted:
     version: int
 
 
-Record = Received | Ended | Forgotten | Snapshot | Damaged | Gone | Crashed | VersionDeleted
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbered:
+    """Events up to this number are out, or on their way."""
+
+    last_event: int
+
+
+Record = Received | Ended | Forgotten | Snapshot | Damaged | Gone | Crashed | VersionDeleted | Numbered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,5 +168,8 @@ class Past(Protocol):
 
     def outcome(self, number: int) -> Frames:
         """An outcome's frames."""
+
+    def last_event(self) -> int:
+        """The number of the last event, 0 for none."""
 
     def deleted_versions(self) -> Sequence[VersionDeleted]: ...

@@ -22,6 +22,7 @@ from .records import (
     Ended,
     Forgotten,
     Gone,
+    Numbered,
     Received,
     Record,
     Snapshot,
@@ -126,6 +127,9 @@ class Store(Reader):
                 self.tables.run_for_each("INSERT INTO crashes", rows, more)
             case VersionDeleted(tenant=tenant, adapter=adapter, version=version):
                 run("INSERT OR REPLACE INTO deleted_versions VALUES (?, ?, ?)", tenant, adapter, version)
+            case Numbered(last_event=last):
+                # One that was refused and is tried again comes behind later ones.
+                run("UPDATE events SET last = max(last, ?)", last)
             case Received() | Ended():
                 raise AssertionError("these are written many at once")
 

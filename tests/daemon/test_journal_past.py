@@ -17,6 +17,7 @@ from loractl.daemon.journal.records import (
     Damaged,
     Forgotten,
     Gone,
+    Numbered,
     Received,
     VersionDeleted,
 )
@@ -61,7 +62,7 @@ def past(store: Store, file: Path) -> Iterator[Reader]:
 
 
 def test_an_empty_journal_knows_nothing(past: Reader):
-    assert past.last_number() == 0
+    assert (past.last_number(), past.last_event()) == (0, 0)
     assert past.find((ALICE, RequestId("r1"))) is None
     assert (past.unfinished(), past.adapters(), past.deleted_versions()) == ([], [], [])
     assert (past.snapshot(ADAPTER), past.begins(ADAPTER), past.lanes(ADAPTER)) == (None, False, [])
@@ -274,3 +275,10 @@ def test_the_file_is_the_users_alone(store: Store, file: Path):
     modes = {stat.S_IMODE(path.stat().st_mode) for path in file.parent.glob("journal.sqlite*")}
 
     assert modes == {0o600}
+
+
+def test_the_last_event_is_the_highest_that_was_ever_told(store: Store, past: Reader):
+    store.commit([Numbered(last_event=7)])
+    store.commit([Numbered(last_event=5)])  # refused at first, and tried again
+
+    assert past.last_event() == 7
