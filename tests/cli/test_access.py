@@ -177,6 +177,7 @@ def test_the_command_line_reaches_a_daemon_over_tcp_as_its_keys_tenant(loractl, 
     elsewhere = loractl.state_dir / "elsewhere"
     file = loractl.state_dir / "alice.key"
     far = ("--connect", address, "--curve-key", file, "--state-dir", elsewhere)
+    loractl("daemon", "stop")  # one that a test before this left for us
     refused = loractl.start(tiny_model, f"daemon.listen={address}", *FEW)
     assert loractl("keys", "curve", "--tenant", "alice", "--out", file).code == 0
     started = loractl.start(tiny_model, f"daemon.listen={address}", *FEW)
