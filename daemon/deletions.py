@@ -13,6 +13,8 @@ from .journal.records import Past, VersionDeleted
 from .publishing import Publishing
 from .versions import VersionKey
 
+# SQLite's integers end there; no version ever has such a number.
+_TOO_HIGH = 2**63
 # Who asked, and what.
 _Asked = tuple[ClientId, Envelope]
 
@@ -29,7 +31,8 @@ class Deletions:
 
     def answer(self, client: ClientId, asked: Envelope, body: DeleteVersion) -> list[Decision]:
         key = VersionKey(body.adapter, body.version)
-        if not self._durable or not self._publishing.versions.may_delete(asked.tenant, key):
+        there_is_none = not 0 < body.version < _TOO_HIGH
+        if there_is_none or not self._durable or not self._publishing.versions.may_delete(asked.tenant, key):
             return [*self._delete(asked.tenant, key), _reply(client, asked, Done())]
         deleted = VersionDeleted(tenant=asked.tenant, adapter=body.adapter, version=body.version)
         self._waiting[deleted].append((client, asked))

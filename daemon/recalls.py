@@ -10,6 +10,9 @@ from .decisions import ClientId, Decision, Frames, Key, Relay, Reply
 from .dispatch import Dispatch
 from .journal.records import Past
 
+# Of outcomes, in the answer to one message. Who gets fewer than asked for asks again.
+_BYTES_AT_ONCE = 64 * 2**20
+
 
 class Recalls:
     """past: what the journal holds; None: outcomes are those that the ledger still has."""
@@ -22,13 +25,19 @@ class Recalls:
         """Answer again what has ended, note who waits for the rest, and say which ones are unknown."""
         decisions: list[Decision] = []
         unknown: list[RequestId] = []
-        for request in requests:
+        size_bytes = 0
+        for request in dict.fromkeys(requests):
             key = (asked.tenant, request)
+            if size_bytes >= _BYTES_AT_ONCE:
+                break
             known = self._dispatch.ledger.recall(key)
             if known is not None:
-                decisions += self._dispatch.again(known, key, client)
+                told = self._dispatch.again(known, key, client)
+                size_bytes += _relayed_bytes(told)
+                decisions += told
             elif (outcome := self._written(key)) is not None:
                 decisions.append(Relay(client, outcome))
+                size_bytes += _relayed_bytes(decisions[-1:])
             else:
                 unknown.append(request)
         return [*decisions, Reply(client, replace(asked, body=Recalled(unknown=tuple(unknown))))]
@@ -40,3 +49,7 @@ class Recalls:
             return None
         assert self._past is not None
         return self._past.outcome(logged.number)
+
+
+def _relayed_bytes(decisions: Sequence[Decision]) -> int:
+    return sum(len(frame) for each in decisions if isinstance(each, Relay) for frame in each.frames)

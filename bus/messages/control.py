@@ -41,7 +41,8 @@ class GetVersions(Message):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recall(Message):
     """Asks after requests of the same tenant to which no answer came. Each that has ended is answered once
-    more, each under way will be; the answer to this itself, Recalled, comes behind those."""
+    more, as far as that many bytes go at one time, each under way will be; the answer to this itself,
+    Recalled, comes behind those. What is still missing then is asked after again."""
 
     kind: ClassVar[str] = "recall"
     requests: tuple[RequestId, ...]

@@ -34,7 +34,7 @@ _ENTRIES = (
 
 
 class Compaction:
-    """wall: seconds since 1970, as requests came. clock: of this process."""
+    """wall: seconds since 1970, looked at once. clock: of this process."""
 
     def __init__(
         self,
@@ -47,8 +47,11 @@ class Compaction:
         self._store = store
         self._tables = store.tables
         self._config = config
-        self._wall = wall
         self._clock = clock
+        # What is too old is decided by time that passed in service: a clock that jumps ahead deletes nothing.
+        newest = self._tables.rows("SELECT came FROM requests ORDER BY number DESC LIMIT 1")
+        self._began_unix_s = min(wall(), *newest[0]) if newest else wall()
+        self._began = clock()
         self._logged_bytes = _LOG_BYTES  # whatever the last process left in it
         # What is looked for on the way through the requests, and how far it is; when to set out again.
         self._walk: Want | None = None
@@ -133,7 +136,7 @@ class Compaction:
             self._begin_walk()
         if self._walk is None:
             return False
-        oldest = self._wall() - self._config.keep_s
+        oldest = self._oldest()
         rows = self._tables.rows(
             f"{_ENTRIES} WHERE number > ? ORDER BY number LIMIT ?", self._from, _REQUESTS
         )
@@ -162,6 +165,10 @@ class Compaction:
                 self._store.strip(strip)
                 self._store.delete(delete)
 
+    def _oldest(self) -> float:
+        """Seconds since 1970: what came before is too old."""
+        return self._began_unix_s + (self._clock() - self._began) - self._config.keep_s
+
     def _needed_of(self, adapter: AdapterId) -> dict[LaneId, int]:
         """What recovery needs, should the newest snapshot be damaged; with every snapshot it gets less."""
         if adapter not in self._needed:
@@ -183,7 +190,7 @@ class Compaction:
             return
         self._walk_at, self._from = self._clock() + _IDLE_S, 0
         first = self._tables.rows("SELECT came FROM requests ORDER BY number LIMIT 1")
-        if first and first[0][0] < self._wall() - self._config.keep_s:
+        if first and first[0][0] < self._oldest():
             self._walk = Want.NO_OLD
         elif self._excess_bytes():
             self._walk, self._from = Want.FEWER_BYTES, self._stripped_to

@@ -18,7 +18,7 @@ from typing import Any
 
 from ...bus.errors import StorageFailed
 
-FORMAT = 1
+FORMAT = 2
 # Value lists of one statement. Each statement gives Python's lock away and has to get it back from the
 # broker's loop; so many rows at once cost that once.
 _ROWS_AT_ONCE = 64
@@ -145,7 +145,10 @@ class Tables:
             self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
 
     def _failed(self, error: sqlite3.Error) -> StorageFailed:
-        return StorageFailed(f"{error} ({free_bytes(self._directory)} bytes of the disk are free)")
+        try:
+            return StorageFailed(f"{error} ({free_bytes(self._directory)} bytes of the disk are free)")
+        except OSError:
+            return StorageFailed(str(error))
 
 
 def free_bytes(directory: Path) -> int:

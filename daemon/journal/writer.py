@@ -109,22 +109,36 @@ class Writer:
         return batch
 
     def _take_in(self, batch: list[Record]) -> None:
-        refused = self._no_room_for(batch) or self._commit(batch)
-        if not refused:
-            self._done += [(record, "") for record in batch]
-            return
         # New requests can be refused; outcomes of what ran need their place first.
-        others = [record for record in batch if not isinstance(record, Received)]
-        still = refused if not others or len(others) == len(batch) else self._commit(others)
-        log.warning("journal.not_written", records=len(batch), reason=refused)
-        self._done += [(record, refused if isinstance(record, Received) else still) for record in batch]
+        full = self._no_room_for(batch)
+        taken = [record for record in batch if not (full and isinstance(record, Received))]
+        rest = iter(self._commit_apart(taken))
+        done = [(record, full) if full and isinstance(record, Received) else next(rest) for record in batch]
+        self._done += done
+        if reasons := {reason for _, reason in done} - {""}:
+            log.warning("journal.not_written", records=len(batch), reasons=sorted(reasons))
+
+    def _commit_apart(self, batch: Sequence[Record]) -> list[Done]:
+        """All in one commit; where that fails, by halves: what cannot be written holds up nothing else."""
+        if not batch:
+            return []
+        refused = self._commit(batch)
+        if not refused or len(batch) == 1:
+            return [(record, refused) for record in batch]
+        half = len(batch) // 2
+        return [*self._commit_apart(batch[:half]), *self._commit_apart(batch[half:])]
 
     def _no_room_for(self, batch: list[Record]) -> str:
         """Why new requests are refused before the disk is full; "" when they are not, or there are none."""
         size_bytes = _frame_bytes([record for record in batch if isinstance(record, Received)])
-        free = free_bytes(self._directory)
+        if not size_bytes:
+            return ""
+        try:
+            free = free_bytes(self._directory)
+        except OSError as error:
+            return f"the journal's directory cannot be looked at: {error}"
         # Twice: once in the log, once in the file.
-        if not size_bytes or free >= self._reserve_bytes + 2 * size_bytes:
+        if free >= self._reserve_bytes + 2 * size_bytes:
             return ""
         return f"the disk has {free} bytes free, of which {self._reserve_bytes} are kept for outcomes of what runs"
 
@@ -145,6 +159,9 @@ class Writer:
             self._compaction.step()
         except StorageFailed as error:
             log.warning("journal.not_tidied", reason=error.message)
+            self._compaction.put_off(_LOOK_AGAIN_S)
+        except Exception:  # as in `_commit`
+            log.exception("journal.hit_a_bug")
             self._compaction.put_off(_LOOK_AGAIN_S)
 
 

@@ -63,3 +63,13 @@ def test_two_that_ask_at_once_are_both_told(office: JournalledOffice):
     both = [*office.ask(DELETE, request="a"), *office.ask(DELETE, request="b", tenant=ALICE)]
 
     assert told(office.settled(both)) == [Done(), Done()]
+
+
+@pytest.mark.parametrize("version", [2**63 + 5, 0, -1])
+def test_a_number_that_no_version_has_is_not_written(tmp_path: Path, version: int):
+    office = JournalledOffice(file=tmp_path / "other.sqlite")  # nobody knows yet which versions there are
+
+    decisions = office.ask(DeleteVersion(adapter=AdapterId("ad-1"), version=version))
+
+    assert told(decisions) == [Done()]
+    assert not any(isinstance(each, WriteDown) for each in decisions)

@@ -136,3 +136,28 @@ def test_at_the_end_all_that_was_submitted_is_written(file: Path, known: KnownId
 def test_a_file_that_cannot_be_opened_is_told_at_once(tmp_path: Path, known: KnownIds):
     with pytest.raises(StorageFailed):
         Writer(tmp_path / "no such directory" / "journal.sqlite", JournalConfig(), known)
+
+
+def test_what_cannot_be_written_holds_up_nothing_that_came_with_it(writer: Writer, file: Path):
+    impossible = ended(2, 2**70)
+    records: list[Record] = [received(1), received(2), impossible, received(3), ended(1, 9)]
+
+    writer.submit(records)
+
+    told = done(writer, 5)
+    assert [record for record, _ in told] == records
+    assert [record for record, refused in told if refused] == [impossible]
+    with closing(Store(file)) as past:
+        assert [each.number for each in past.unfinished()] == [2, 3]
+
+
+def test_a_bug_in_housekeeping_ends_nothing(writer: Writer, monkeypatch: pytest.MonkeyPatch):
+    def broken(self: object) -> bool:
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr("loractl.daemon.journal.compaction.Compaction.step", broken)
+    writer.submit([received(1)])
+
+    assert done(writer, 1) == [(received(1), "")]
+    writer.submit([received(2)])
+    assert done(writer, 1) == [(received(2), "")]

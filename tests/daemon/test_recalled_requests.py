@@ -57,3 +57,20 @@ def test_nobody_can_ask_after_anothers_request(office: JournalledOffice):
     office.settled(office.answer(TRAINER, ANSWER, tenant=ALICE))
 
     assert told(recall(office, "r1", tenant=BOB)) == [unknown("r1")]
+
+
+def test_an_id_that_is_named_often_is_answered_once(office: JournalledOffice):
+    office.settled(office.ask(QUESTION))
+    office.settled(office.answer(TRAINER, ANSWER))
+
+    assert told(recall(office, *["r1"] * 1000)) == [ANSWER, unknown()]
+
+
+def test_so_many_bytes_are_answered_at_one_time(office: JournalledOffice, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("loractl.daemon.recalls._BYTES_AT_ONCE", 1)
+    for request in ("r1", "r2"):
+        office.settled(office.ask(QUESTION, request=request))
+        office.settled(office.answer(TRAINER, ANSWER, request=request))
+
+    assert told(recall(office, "r1", "r2")) == [ANSWER, unknown()]
+    assert told(recall(office, "r2", "r1")) == [ANSWER, unknown()]
