@@ -61,6 +61,7 @@ bench: setup
 	$(BIN)/python bench/journal.py --celery
 	$(BIN)/python bench/http_futures.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/load.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/recovery.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/sampler.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/train.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/swap.py

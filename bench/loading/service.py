@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 from loractl.bus.client import Client
-from loractl.bus.config import load_config
+from loractl.bus.config import Config, load_config
 from loractl.bus.keys import Keys, ensure_local_key
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import DaemonStatus, GetStatus
@@ -25,6 +25,7 @@ BASE = "tiny"
 class Service:
     """processes: by what they are, the broker's among them. state: its directory."""
 
+    config: Config
     url: str
     key: str
     state: Path
@@ -50,20 +51,20 @@ def served(*settings: str, samplers: int = 0) -> Iterator[Service]:
         config = load_config(state_dir=f"{root}/s", environ={}, overrides=overrides)
         status = launch.start_detached(config, 300.0)
         try:
-            yield _service(status, Path(config.state_dir))
+            yield _service(config, status)
         finally:
             launch.stop(config)
 
 
-def _service(status: DaemonStatus, state: Path) -> Service:
-    layout = StateLayout(state)
+def _service(config: Config, status: DaemonStatus) -> Service:
+    layout = StateLayout(Path(config.state_dir))
     url = next(actor.details for actor in status.actors if actor.role == "bridge")
     with Client(layout) as client:
         now = client.request(GetStatus())
     assert isinstance(now, DaemonStatus)
     processes = {"broker": psutil.Process(now.pid)}
     processes |= {actor.role: psutil.Process(actor.pid) for actor in now.actors}
-    return Service(url, ensure_local_key(layout), state, processes)
+    return Service(config, url, ensure_local_key(layout), layout.root, processes)
 
 
 @dataclass(frozen=True)
