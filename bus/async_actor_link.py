@@ -12,14 +12,14 @@ import structlog
 
 from .codec import encode
 from .config import Config
-from .follower import EventFollower, News
+from .follower import EventFollower, News, TableQuestions
 from .heartbeat import HeartbeatThread, Pulse, end_own_group
 from .identities import NO_TENANT, unsolicited, work_identity
-from .ids import RequestId, new_request_id
+from .ids import RequestId
 from .layout import StateLayout
 from .loop_socket import LoopSocket
 from .mail import BadMail, listening_actor_socket, read_mail, ready_message
-from .messages import ActorRole, Envelope, GetVersions, Message, VersionRecord
+from .messages import ActorRole, Envelope, GetVersions, Message, VersionRecord, VersionTable
 from .sockets import Frames, close, connect_dealer, connect_subscriber, new_context
 
 # How often the loop's turning is noted, so that a loop that is blocked shows in the heartbeat.
@@ -54,7 +54,7 @@ class AsyncActorLink:
         self._subscription: LoopSocket | None = None
         self._inbox: asyncio.Queue[Envelope] = asyncio.Queue()
         self._tables: asyncio.Queue[Message] = asyncio.Queue()
-        self._asked: set[RequestId] = set()
+        self._questions = TableQuestions()
         self._loop = asyncio.get_running_loop()
         self._pulse = Pulse()
         self._ticking: asyncio.Handle = self._loop.call_soon(self._tick)
@@ -149,9 +149,9 @@ class AsyncActorLink:
             log.warning("message.refused", error=mail.error.message)
             if mail.answer is not None:
                 self._send(mail.answer)
-        elif mail.request in self._asked:
-            self._asked.discard(mail.request)
+        elif isinstance(mail.body, VersionTable) or mail.request == self._questions.under_way:
             self._tables.put_nowait(mail.body)
+            self._send_question(self._questions.answered(mail.request, self._loop.time()))
         else:
             self._inbox.put_nowait(mail)
 
@@ -163,10 +163,12 @@ class AsyncActorLink:
             news.put_nowait(mail.body)
 
     def ask_for_table(self) -> None:
-        """Ask now: a request names what no event has told of. `events` says what the answer brings."""
-        request = new_request_id()
-        self._asked = {request}  # an older question is answered by this one too
-        self._send(Envelope(request=request, tenant=NO_TENANT, body=GetVersions()))
+        """Ask soon: a request names what no event has told of. `events` says what the answer brings."""
+        self._send_question(self._questions.ask(self._loop.time()))
+
+    def _send_question(self, request: RequestId | None) -> None:
+        if request is not None:
+            self._send(Envelope(request=request, tenant=NO_TENANT, body=GetVersions()))
 
     def _send(self, envelope: Envelope) -> None:
         self._socket.send(encode(envelope))

@@ -149,6 +149,13 @@ class QuotaExceeded(LoractlError):
     retryable = True
 
 
+class DiskQuotaExceeded(LoractlError):
+    """What is kept on disk for the tenant would be more than it may be; the message holds the numbers. There is
+    room once the tenant has deleted some of it."""
+
+    code = "disk_quota_exceeded"
+
+
 class OutOfSlots(LoractlError):
     """No device or host row is left for another adapter; the message holds the numbers."""
 

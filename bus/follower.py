@@ -1,9 +1,13 @@
 """Follows the broker's events without a gap: events are hints, the version table is the truth. Pure."""
 
+from .ids import RequestId, new_request_id
 from .messages import AdapterDeleted, AdapterPublished, Message, VersionRetired, VersionTable
 
 Event = AdapterPublished | VersionRetired | AdapterDeleted
 News = Event | VersionTable
+
+# A question that is not answered for so long is taken for lost.
+ANSWER_S = 10.0
 
 
 class EventFollower:
@@ -52,3 +56,31 @@ class EventFollower:
             self._last += 1
             news.append(event)
         return news
+
+
+class TableQuestions:
+    """When to ask for the table, which may be megabytes: one question at a time, however many want to know.
+
+    What was wanted while a question was under way is asked once, when its answer has come: the table may have
+    been read before what it was wanted for happened.
+    """
+
+    def __init__(self) -> None:
+        self.under_way: RequestId | None = None
+        self._since = 0.0
+        self._wanted = False
+
+    def ask(self, now: float) -> RequestId | None:
+        """The question to send now; None while another is under way."""
+        if self.under_way is not None and now < self._since + ANSWER_S:
+            self._wanted = True
+            return None
+        self.under_way, self._since, self._wanted = new_request_id(), now, False
+        return self.under_way
+
+    def answered(self, request: RequestId, now: float) -> RequestId | None:
+        """An answer has come, perhaps to a question that was taken for lost. The question to send now."""
+        if request != self.under_way:
+            return None
+        self.under_way = None
+        return self.ask(now) if self._wanted else None

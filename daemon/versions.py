@@ -11,6 +11,7 @@ for the latter two alone.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -64,6 +65,8 @@ class Versions:
         # up to here, but held ones only where the adapter was deleted (infinity), and these by name.
         self._floor: dict[AdapterId, float] = {}
         self._deleted: set[tuple[TenantId, VersionKey]] = set()
+        # Pins of versions that vanished under them: they count again should the files come back.
+        self._astray: Counter[VersionKey] = Counter()
         self._knows_disk = False
         self._holders: set[ActorId] = set()
         self._last_event = last_event
@@ -121,6 +124,7 @@ class Versions:
     def unpin(self, key: VersionKey) -> list[Change]:
         version = self._find(key)
         if version is None:  # its files vanished under it, see `rebuild`
+            self._astray -= Counter([key])
             return []
         version.pins -= 1
         assert version.pins >= 0
@@ -224,7 +228,8 @@ class Versions:
         return self._last_event
 
     def _add(self, record: VersionRecord) -> list[Change]:
-        self._adapters.setdefault(record.adapter, {})[record.number] = _Version(record)
+        pins = self._astray.pop(VersionKey(record.adapter, record.number), 0)
+        self._adapters.setdefault(record.adapter, {})[record.number] = _Version(record, pins=pins)
         return [AdapterPublished(number=self._next_event(), record=record)]
 
     def _retire_old(self, adapter: AdapterId) -> list[Change]:
@@ -278,6 +283,7 @@ class Versions:
         self._forget(key)
         if version.phase == "retired":
             return []
+        self._astray += Counter({key: version.pins})
         return [VersionRetired(number=self._next_event(), adapter=key.adapter, version=key.number)]
 
     def _forget(self, key: VersionKey) -> None:

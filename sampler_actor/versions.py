@@ -6,10 +6,11 @@ there is never more than one Load or Remove under way, so the actor needs no loc
     known ──Load──► loading ──loaded──► loaded ──Remove──► removing ──removed──► known
                         └──load_failed──► known
 
-A retired version that nobody uses leaves the table with a Release, and never comes back.
+A retired version that nobody uses leaves the table with a Release. News comes in the order in which it
+happened: what is told of after its retirement is there again, such as files that a trainer could not read
+for once.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -68,16 +69,17 @@ class LoadedVersions:
         self._max_loaded = max_loaded
         # Least recently used first: an entry moves to the end whenever it is needed.
         self._entries: dict[VersionKey, _Entry] = {}
-        # Versions of an adapter retire oldest first, so one number says which must not come back.
-        self._retired_up_to: dict[AdapterId, float] = {}
 
     # --- what others say about versions ----------------------------------------------------------
 
     def learn(self, records: Iterable[VersionRecord]) -> list[VersionRecord]:
         """Take note of versions, and return those that were new. Loads nothing."""
-        new = [r for r in records if key_of(r) not in self._entries and not self._is_gone(key_of(r))]
-        for record in new:
-            self._entries[key_of(record)] = _Entry(record)
+        new: list[VersionRecord] = []
+        for record in records:
+            entry = self._entries.setdefault(key_of(record), _Entry(record, retired=True))
+            if entry.retired:
+                entry.retired = False
+                new.append(record)
         return new
 
     def reconcile(self, records: Iterable[VersionRecord]) -> tuple[list[VersionRecord], list[Decision]]:
@@ -89,23 +91,22 @@ class LoadedVersions:
 
     def retire(self, key: VersionKey) -> list[Decision]:
         """The version takes no new requests, and goes when nobody uses it."""
-        self._retired_up_to[key.adapter] = max(self._retired_up_to.get(key.adapter, 0), key.number)
         if key not in self._entries:
             return [Release(key)]
         self._entries[key].retired = True
         return self._settled(key)
 
     def delete(self, adapter: AdapterId) -> list[Decision]:
-        """Retire every version of the adapter, for ever."""
+        """Retire every version of the adapter."""
         keys = [key for key in self._entries if key.adapter == adapter]
-        decisions = [decision for key in keys for decision in self.retire(key)]
-        self._retired_up_to[adapter] = math.inf
-        return decisions
+        return [decision for key in keys for decision in self.retire(key)]
 
     # --- what requests do with them --------------------------------------------------------------
 
     def knows(self, key: VersionKey) -> bool:
-        return key in self._entries
+        """Whether it can be pinned."""
+        entry = self._entries.get(key)
+        return entry is not None and not entry.retired
 
     def record(self, key: VersionKey) -> VersionRecord:
         return self._entries[key].record
@@ -116,10 +117,9 @@ class LoadedVersions:
         Raises:
             VersionNotFound: unknown here, or retired.
         """
-        entry = self._entries.get(key)
-        if entry is None or entry.retired:
+        if not self.knows(key):
             raise VersionNotFound(f"version {key.number} of this adapter does not exist or was retired")
-        entry.pins += 1
+        self._entries[key].pins += 1
 
     def unpin(self, key: VersionKey) -> list[Decision]:
         entry = self._entries[key]
@@ -218,6 +218,3 @@ class LoadedVersions:
 
     def _touch(self, key: VersionKey) -> None:
         self._entries[key] = self._entries.pop(key)
-
-    def _is_gone(self, key: VersionKey) -> bool:
-        return key.number <= self._retired_up_to.get(key.adapter, 0)

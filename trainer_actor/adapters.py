@@ -22,6 +22,7 @@ from .bank import HostState
 from .budgets import Budgets
 from .checkpoints import Checkpoints
 from .copies import device_budget
+from .disk_quota import DiskQuota
 from .engine import TrainEngine
 from .idleness import Idleness
 from .publishing import Versions
@@ -49,6 +50,7 @@ class Adapters:
         checkpoints: Checkpoints,
         snapshots: Snapshots,
         versions: Versions,
+        quota: DiskQuota,
         *,
         sink_after_s: float,
     ) -> None:
@@ -57,6 +59,7 @@ class Adapters:
         self.snapshots = snapshots
         self.states = SavedStates(engine, checkpoints, snapshots)
         self.versions = versions
+        self.quota = quota
         self._engine = engine
         self._registry = registry
         self._live = {record.adapter: self._found(record) for record in registry.all()}
@@ -68,10 +71,9 @@ class Adapters:
         registry = open_registry(layout, base_signature(engine.details))
         known = [record.adapter for record in registry.all()]
         settings = config.trainer
-        checkpoints = Checkpoints(
-            layout, most_bytes=config.quotas.checkpoint_bytes, keep=settings.keep_checkpoints
-        )
-        versions, snapshots = Versions(layout), Snapshots(layout)
+        quota = DiskQuota(config.quotas.checkpoint_bytes)
+        checkpoints = Checkpoints(layout, keep=settings.keep_checkpoints)
+        versions, snapshots = Versions(layout, quota), Snapshots(layout)
         versions.scan(known, on_disk(layout))
         for adapter in known:
             checkpoints.sweep(adapter)
@@ -90,6 +92,7 @@ class Adapters:
             checkpoints,
             snapshots,
             versions,
+            quota,
             sink_after_s=settings.sink_after_s,
         )
 
@@ -149,6 +152,7 @@ class Adapters:
         self._registry.remove(adapter.id)
         adapter.happened(Event.REMOVED)
         del self._live[adapter.id]
+        self.quota.gone(adapter.id)
         self._let_go(adapter)
 
     def recover(self, wanted: AdapterId, snapshot: str) -> Adapter:
@@ -247,11 +251,12 @@ class Adapters:
         self._idle.gone(adapter.id)
 
     def _found(self, record: AdapterRecord) -> Adapter:
-        checkpoint, newest = self.checkpoints.newest(record.adapter), self.states.newest(record.adapter)
+        checkpoints, newest = self.checkpoints.all(record.adapter), self.states.newest(record.adapter)
+        self.quota.takes(record.tenant, record.adapter, sum(each.size_bytes for each in checkpoints))
         return Adapter(
             record,
             Window(step=newest.step if newest is not None else 0),
-            checkpoint_step=checkpoint.step if checkpoint is not None else -1,
+            checkpoint_step=checkpoints[-1].step if checkpoints else -1,
             goes_on_from=newest,
         )
 

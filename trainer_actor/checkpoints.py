@@ -9,7 +9,7 @@ this shape (`step_latest`, half a directory, a stray file) is no checkpoint and 
 What the tensors mean is the engine's business.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,14 @@ import structlog
 import torch
 from safetensors import SafetensorError
 
-from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound, QuotaExceeded
-from ..bus.ids import AdapterId, RequestId, checked_name
+from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound
+from ..bus.ids import AdapterId, checked_name
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec
 from .checkpoint_state import check_geometry
+from .disk_quota import UNBOUND, Room
 from .durable_files import (
-    check_free,
+    check_free_for_tenant,
     file_digest,
     file_size,
     is_linked,
@@ -66,13 +67,11 @@ class CheckpointRecord:
 class Checkpoints:
     """Those of every adapter, as the disk holds them. Remembers nothing of them.
 
-    most_bytes: of all checkpoints of one tenant. keep: so many of an adapter's stay when one more is saved.
-    0 is no bound, for both.
+    keep: so many of an adapter's stay when one more is saved; 0 is no bound.
     """
 
-    def __init__(self, layout: StateLayout, *, most_bytes: int = 0, keep: int = 0) -> None:
+    def __init__(self, layout: StateLayout, *, keep: int = 0) -> None:
         self._layout = layout
-        self._most_bytes = most_bytes
         self._keep = keep
 
     def all(self, adapter: AdapterId) -> list[CheckpointRecord]:
@@ -87,20 +86,23 @@ class Checkpoints:
     def find(self, adapter: AdapterId, name: str) -> CheckpointRecord:
         """Raises CheckpointNotFound, InvalidName."""
         checked_name(name, what="a checkpoint")
-        record = self._named(adapter, name)
+        record = self.named(adapter, name)
         if record is None:
             raise CheckpointNotFound(f"the adapter has no checkpoint named {name!r}")
         return record
 
-    def of_request(self, adapter: AdapterId, name: str, request: RequestId) -> CheckpointRecord | None:
-        """The checkpoint of this name that a save wrote, by the save's id."""
-        record = self._named(adapter, name)
-        return record if record is not None and record.request == request else None
+    def named(self, adapter: AdapterId, name: str) -> CheckpointRecord | None:
+        """The newest of this name, if there is one."""
+        return next((each for each in reversed(self.all(adapter)) if each.name == name), None)
+
+    def size_bytes(self, adapter: AdapterId) -> int:
+        """Of all of them."""
+        return sum(each.size_bytes for each in self.all(adapter))
 
     def check_new(self, adapter: AdapterId, name: str, *, overwrite: bool) -> None:
         """Raises CheckpointExists, InvalidName: before the state is copied anywhere."""
         checked_name(name, what="a checkpoint")
-        if not overwrite and self._named(adapter, name) is not None:
+        if not overwrite and self.named(adapter, name) is not None:
             raise CheckpointExists(
                 f"a checkpoint {name!r} exists already; choose another name or overwrite it"
             )
@@ -116,22 +118,22 @@ class Checkpoints:
         lora: LoraSpec,
         base: str,
         request: str = "",
-        siblings: Collection[AdapterId] = (),
+        room: Room = UNBOUND,
     ) -> CheckpointRecord:
         """Write a checkpoint and, once it is whole, remove older ones of the same name, and beyond `keep`.
 
-        request: of the save. siblings: all adapters of the same tenant.
+        request: of the save. room: of its tenant, without what this one replaces.
 
         Raises:
             StorageFailed: no space, or the disk refused. Checkpoints are as they were.
-            QuotaExceeded: the tenant has too much on disk. So they are then.
+            DiskQuotaExceeded: the tenant has too much on disk. So they are then.
         """
         what = f"save checkpoint {name!r}"
         directory = self._layout.checkpoint(adapter, name)
         refuse_links(directory, self._layout.adapters, what=what)
         size_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        self._check_quota(adapter, name, size_bytes, siblings)
-        check_free(directory, size_bytes, what=what)
+        room.check(what, size_bytes)
+        check_free_for_tenant(directory, size_bytes, what=what)
         sequence = self._next_sequence(adapter)
         with storage_errors(what), new_directory(directory / str(sequence)) as aside:
             file = aside / _TENSORS
@@ -199,9 +201,6 @@ class Checkpoints:
         for record in newest.values():
             self._remove_older(self._layout.checkpoint(adapter, record.name), record.sequence)
 
-    def _named(self, adapter: AdapterId, name: str) -> CheckpointRecord | None:
-        return next((each for each in reversed(self.all(adapter)) if each.name == name), None)
-
     def _next_sequence(self, adapter: AdapterId) -> int:
         """Above every number in use, those of damaged checkpoints included: they still take the place."""
         return next_number(self._layout.snapshots(adapter), *self._homes(adapter))
@@ -237,19 +236,6 @@ class Checkpoints:
         except OSError as error:
             # The newest one wins anyway; the next start, or the next save, tries again.
             log.warning("checkpoint.old_one_stays", path=str(path), reason=str(error))
-
-    def _check_quota(
-        self, adapter: AdapterId, name: str, size_bytes: int, siblings: Collection[AdapterId]
-    ) -> None:
-        if not self._most_bytes:
-            return
-        others = [each for sibling in siblings for each in self.all(sibling)]
-        has = sum(each.size_bytes for each in others if (each.adapter, each.name) != (adapter, name))
-        if has + size_bytes > self._most_bytes:
-            raise QuotaExceeded(
-                f"this tenant's checkpoints take {has:,} of at most {self._most_bytes:,} bytes "
-                f"(quotas.checkpoint_bytes), and {name!r} takes {size_bytes:,}: delete some, then save it again"
-            )
 
 
 def check_fits(record: CheckpointRecord, lora: LoraSpec, base: str) -> None:

@@ -40,6 +40,7 @@ from .adapters import Adapters
 from .bank import HostState
 from .checkpoints import CheckpointRecord, check_fits
 from .disk_jobs import Later
+from .disk_quota import Room
 from .engine import TrainEngine
 from .publishing import probe_sequence
 from .queues import Operation
@@ -54,6 +55,7 @@ class Operations:
         count = max(2, min(config.publish.probe_tokens, engine.details.max_sequence_tokens))
         self._probe = probe_sequence(vocab_size=engine.details.vocab_size, count=count)
         self._most_bytes = config.limits.frame_bytes
+        self._keep_versions = config.publish.keep_versions
         self._engine = engine
         self._adapters = adapters
         self._residents = adapters.residents
@@ -93,20 +95,25 @@ class Operations:
 
     def _save(self, adapter: Adapter, operation: SaveCheckpoint, request: RequestId) -> Message | Later:
         checkpoints, name = self._adapters.checkpoints, operation.name
-        if (record := checkpoints.of_request(adapter.id, name, request)) is not None:
-            return self._saved(adapter, record)
+        before = checkpoints.named(adapter.id, name)
+        if before is not None and before.request == request:
+            return self._saved(adapter, before, checkpoints.size_bytes(adapter.id))
         checkpoints.check_new(adapter.id, name, overwrite=operation.overwrite)
         # A copy of its own: what holds the state now may move while the disk is written.
         state = _copy(self._residents.state(adapter.id))
-        siblings = [each.id for each in self._adapters.of(adapter.record.tenant, None)]
+        # It stands until the job has ended, for only one runs at a time.
+        replaced_bytes = before.size_bytes if before is not None else 0
+        room = self._adapters.quota.room(adapter.record.tenant, replaced_bytes=replaced_bytes)
 
         def write() -> Callable[[], Message]:
-            record = self._adapters.states.checkpoint(adapter, name, state, request, siblings)
-            return partial(self._saved, adapter, record)
+            record = self._adapters.states.checkpoint(adapter, name, state, request, room)
+            return partial(self._saved, adapter, record, checkpoints.size_bytes(adapter.id))
 
         return Later(write)
 
-    def _saved(self, adapter: Adapter, record: CheckpointRecord) -> CheckpointSaved:
+    def _saved(self, adapter: Adapter, record: CheckpointRecord, size_bytes: int) -> CheckpointSaved:
+        """size_bytes: of all the adapter's checkpoints."""
+        self._adapters.quota.takes(adapter.record.tenant, adapter.id, size_bytes)
         adapter.checkpoint_step = record.step
         adapter.happened(Event.SAVED)
         return CheckpointSaved(
@@ -201,6 +208,8 @@ class Operations:
             return self._published(adapter, written)
         slot = self._residents.place(adapter.id)
         config_json, safetensors, modules = self._engine.peft_files(slot)
+        size_bytes = len(config_json.encode()) + len(safetensors)
+        self._room_to_publish(adapter, held=held).check("publish a version", size_bytes)
         logprobs = self._engine.score(slot, np.asarray(self._probe, dtype=np.int64))
         record = VersionRecord(
             adapter=adapter.id,
@@ -220,12 +229,20 @@ class Operations:
 
         def write() -> Callable[[], Message]:
             whole = self._adapters.versions.write(record, config_json, safetensors)
-            return partial(self._published, adapter, whole)
+            return partial(self._added, adapter, whole, size_bytes)
 
         return Later(write)
 
+    def _room_to_publish(self, adapter: Adapter, *, held: bool) -> Room:
+        versions = self._adapters.versions
+        replaced_bytes = 0 if held else versions.replaced_bytes(adapter.id, keep=self._keep_versions)
+        return self._adapters.quota.room(adapter.record.tenant, replaced_bytes=replaced_bytes)
+
+    def _added(self, adapter: Adapter, whole: VersionRecord, size_bytes: int) -> VersionWritten:
+        self._adapters.versions.add(whole, size_bytes)
+        return self._published(adapter, whole)
+
     def _published(self, adapter: Adapter, whole: VersionRecord) -> VersionWritten:
-        self._adapters.versions.add(whole)
         adapter.happened(Event.PUBLISHED)
         return VersionWritten(record=whole)
 

@@ -20,8 +20,9 @@ from ..bus.errors import CheckpointMismatch, NotFinite, VersionNotFound
 from ..bus.ids import AdapterId, RequestId
 from ..bus.layout import StateLayout
 from ..bus.messages import VersionRecord
+from .disk_quota import DiskQuota
 from .durable_files import (
-    check_free,
+    check_free_for_tenant,
     file_digest,
     file_size,
     is_linked,
@@ -44,10 +45,11 @@ _OUR_DIRECTORY = re.compile(r"ad-[0-9a-f]{32}")
 
 
 class Versions:
-    """The whole versions that the disk holds, newest known per adapter."""
+    """The whole versions that the disk holds, newest known per adapter. quota: learns what they take."""
 
-    def __init__(self, layout: StateLayout) -> None:
+    def __init__(self, layout: StateLayout, quota: DiskQuota | None = None) -> None:
         self._layout = layout
+        self._quota = quota or DiskQuota()
         self._records: dict[AdapterId, dict[int, VersionRecord]] = {}
 
     def all(self) -> tuple[VersionRecord, ...]:
@@ -70,7 +72,7 @@ class Versions:
         what = f"publish version {record.number}"
         directory = self._layout.version(record.adapter, record.number)
         refuse_links(directory, self._layout.versions, what=what)
-        check_free(directory, len(safetensors), what=what)
+        check_free_for_tenant(directory, len(safetensors), what=what)
         digest = hashlib.sha256(safetensors).hexdigest()
         whole = replace(record, directory=str(directory), digest=digest)
         with storage_errors(what), new_directory(directory) as aside:
@@ -79,9 +81,15 @@ class Versions:
             (aside / _DESCRIPTION).write_bytes(msgspec.json.encode(whole))
         return whole
 
-    def add(self, record: VersionRecord) -> None:
-        """What `write` wrote is a version from now on."""
+    def add(self, record: VersionRecord, size_bytes: int) -> None:
+        """What `write` wrote is a version from now on. size_bytes: of its files."""
         self._records.setdefault(record.adapter, {})[record.number] = record
+        self._quota.takes(record.tenant, (record.adapter, record.number), size_bytes)
+
+    def replaced_bytes(self, adapter: AdapterId, *, keep: int) -> int:
+        """What goes when one more is published that nobody holds: the oldest of those, where there are `keep`."""
+        passing = sorted(n for n, each in self._records.get(adapter, {}).items() if not each.held)
+        return self._quota.size((adapter, passing[0])) if len(passing) >= keep else 0
 
     def find(self, adapter: AdapterId, number: int) -> VersionRecord:
         """Raises VersionNotFound."""
@@ -122,6 +130,7 @@ class Versions:
         refuse_links(directory, self._layout.versions, what=what)
         with storage_errors(what):
             remove_directory(directory)
+        self._quota.gone((adapter, number))
         numbers = self._records.get(adapter, {})
         numbers.pop(number, None)
         if not numbers:
@@ -134,40 +143,42 @@ class Versions:
         known: adapters whose versions are served. existing: all adapters on disk, whatever their
         base model; versions of any other were left by a deletion, and are removed.
         """
+        for old in self.all():
+            self._quota.gone((old.adapter, old.number))
         self._records = {}
         home = self._layout.versions
         for directory in sorted(own_directories(home, home)):
             adapter = AdapterId(directory.name)
             if adapter in known:
                 sweep(directory)
-                whole = {record.number: record for record in self._whole(directory)}
-                if whole:
-                    self._records[adapter] = dict(sorted(whole.items()))
+                for record, size_bytes in sorted(self._whole(directory), key=lambda each: each[0].number):
+                    self.add(record, size_bytes)
             elif adapter not in existing and _OUR_DIRECTORY.fullmatch(directory.name):
                 log.info("version.orphans_removed", adapter=adapter)
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def _whole(self, directory: Path) -> Iterator[VersionRecord]:
+    def _whole(self, directory: Path) -> Iterator[tuple[VersionRecord, int]]:
+        """With the bytes of their files."""
         for path in directory.iterdir():
-            record = self._read(path)
-            if record is not None:
-                yield record
+            found = self._read(path)
+            if found is not None:
+                yield found
             else:
                 log.warning("version.broken_or_foreign_ignored", path=str(path))
 
-    def _read(self, directory: Path) -> VersionRecord | None:
+    def _read(self, directory: Path) -> tuple[VersionRecord, int] | None:
         if is_linked(directory, self._layout.versions):
             return None
         try:
             record = read_description(directory / _DESCRIPTION, VersionRecord)
             digest = file_digest(directory / PEFT_WEIGHTS)
-            file_size(directory / PEFT_CONFIG)
+            size_bytes = file_size(directory / PEFT_CONFIG) + file_size(directory / PEFT_WEIGHTS)
         except (OSError, msgspec.DecodeError):
             return None
         placed = self._layout.version(record.adapter, record.number) == directory
         whole = digest == record.digest
         # The state directory may have been moved since; where the files lie now is what counts.
-        return replace(record, directory=str(directory)) if placed and whole else None
+        return (replace(record, directory=str(directory)), size_bytes) if placed and whole else None
 
     def _remove_if_empty(self, directory: Path) -> None:
         try:

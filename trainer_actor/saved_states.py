@@ -4,7 +4,7 @@ Joins `checkpoints` and `snapshots`, which know files, with the engine, which kn
 Touches nothing but files, so any thread may do it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -17,6 +17,7 @@ from .adapter import Adapter, Saved
 from .bank import PIECES, HostState, Piece
 from .checkpoint_state import check_geometry
 from .checkpoints import CheckpointRecord, Checkpoints
+from .disk_quota import UNBOUND, Room
 from .engine import TrainEngine
 from .host_memory import host_piece
 from .registry import AdapterRecord
@@ -86,9 +87,9 @@ class SavedStates:
         name: str,
         state: HostState,
         request: str = "",
-        siblings: Collection[AdapterId] = (),
+        room: Room = UNBOUND,
     ) -> CheckpointRecord:
-        """As `Checkpoints.save`. Raises StorageFailed, QuotaExceeded: there is none then."""
+        """As `Checkpoints.save`. Raises StorageFailed, DiskQuotaExceeded: there is none then."""
         tensors, metadata = self._engine.checkpoint_tensors(state)
         return self._checkpoints.save(
             adapter.id,
@@ -99,7 +100,7 @@ class SavedStates:
             lora=adapter.lora,
             base=adapter.record.base,
             request=request,
-            siblings=siblings,
+            room=room,
         )
 
     def capture(self, adapter: Adapter, state: HostState, window: Window) -> Capture:

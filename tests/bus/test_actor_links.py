@@ -342,3 +342,31 @@ def test_an_event_lost_before_the_subscription_began_is_found_without_a_later_on
 
     assert seen == [table(0), table(1)]
     assert time.monotonic() - started < 10
+
+
+def test_however_many_want_the_table_one_question_is_under_way_and_no_answer_is_taken_for_a_request(
+    server: ScriptedDaemon, config: Config
+) -> None:
+    def late(first: Envelope) -> list[Envelope]:
+        return [Envelope(request=RequestId("a question before"), tenant=first.tenant, body=table(1))]
+
+    async def follow() -> list[Message]:
+        seen: list[Message] = []
+        async with AsyncActorLink(config, "sampler-0", "sampler") as link:
+            events = link.events()
+            following = asyncio.ensure_future(anext(events))
+            identity, first = await asyncio.to_thread(server.wait_for, GetVersions)
+            for _ in range(100):
+                link.ask_for_table()
+            server.send(identity, *late(first), *Truth(2)(first))
+            seen += [await following, await anext(events)]
+            _, second = await asyncio.to_thread(server.wait_for, GetVersions)
+            server.send(identity, *Truth(3)(second))
+            seen.append(await anext(events))
+            assert await link.receive(0.0) == []
+            await events.aclose()
+        return seen
+
+    seen = asyncio.run(asyncio.wait_for(follow(), 20))
+
+    assert seen == [table(1), table(2), table(3)]

@@ -4,7 +4,7 @@ import random
 
 from hypothesis import given
 from hypothesis import strategies as st
-from loractl.bus.follower import Event, EventFollower, News
+from loractl.bus.follower import ANSWER_S, Event, EventFollower, News, TableQuestions
 from loractl.bus.ids import AdapterId
 from loractl.bus.messages import AdapterDeleted, Done, VersionTable
 
@@ -93,3 +93,32 @@ def test_nothing_is_missed_and_nothing_comes_twice(
             known = item.number
     assert known == count
     assert not follower.behind
+
+
+# --- asking for the table ----------------------------------------------------------------------------
+
+
+def test_one_question_is_under_way_and_what_was_wanted_meanwhile_is_asked_once_behind_it() -> None:
+    questions = TableQuestions()
+
+    first = questions.ask(0.0)
+    assert first is not None
+    assert [questions.ask(0.1) for _ in range(100)] == [None] * 100
+    second = questions.answered(first, 0.2)
+
+    assert second is not None
+    assert questions.answered(second, 0.3) is None
+    assert questions.ask(0.4) is not None
+
+
+def test_a_question_without_an_answer_is_taken_for_lost_and_its_late_answer_asks_nothing() -> None:
+    questions = TableQuestions()
+    first = questions.ask(0.0)
+    assert first is not None
+    assert questions.ask(ANSWER_S / 2) is None
+
+    second = questions.ask(ANSWER_S)
+
+    assert second is not None
+    assert questions.answered(first, ANSWER_S + 1) is None
+    assert questions.under_way == second

@@ -270,6 +270,16 @@ def test_a_held_version_that_could_not_be_read_for_once_is_not_taken_for_one_tha
     assert sorted(numbers(versions)) == [1, 3]
 
 
+def test_a_request_on_a_version_that_vanished_and_came_back_still_holds_it():
+    versions = with_versions(1)
+    pin = versions.admit(ALICE, ONE, 1)
+    versions.rebuild([])
+    versions.rebuild([record(1)])
+
+    assert versions.delete(ALICE, key(1)) == []
+    assert [type(change) for change in versions.unpin(pin)] == [VersionRetired, Drop]
+
+
 @pytest.mark.parametrize("held", [True, False])
 def test_a_deleted_version_is_retired_and_dropped(held: bool):
     versions = Versions(keep=4)

@@ -147,14 +147,33 @@ def test_a_version_never_heard_of_is_released_when_it_retires():
     assert LoadedVersions(max_loaded=4).retire(key(7)) == [Release(key(7))]
 
 
-def test_a_retired_version_does_not_come_back():
+@pytest.mark.parametrize("told_by", ["event", "table"])
+def test_a_version_that_vanished_for_once_is_served_again_when_it_is_told_of_again(told_by: str):
     versions = LoadedVersions(max_loaded=4)
     versions.learn([record(1), record(2)])
     versions.retire(key(1))
+    versions.retire(key(2))
 
-    assert versions.learn([record(1)]) == []
-    assert not versions.knows(key(1))
-    assert versions.knows(key(2))
+    new = versions.learn([record(1)]) if told_by == "event" else versions.reconcile([record(1)])[0]
+
+    assert new == [record(1)]
+    assert use(versions, 1) == [Load(record(1))]
+    assert not versions.knows(key(2))
+
+
+def test_a_version_that_is_told_of_again_before_it_was_let_go_of_stays():
+    versions = LoadedVersions(max_loaded=4)
+    loaded(versions, 1, 2)
+    versions.pin(key(1))
+    assert versions.retire(key(1)) == []
+    assert versions.retire(key(2)) == [Remove(key(2))]
+
+    assert versions.learn([record(1), record(2)]) == [record(1), record(2)]
+
+    assert versions.unpin(key(1)) == []
+    assert versions.phase(key(1)) == "loaded"
+    assert versions.removed(key(2)) == []
+    assert use(versions, 2) == [Load(record(2))]
 
 
 def test_a_deleted_adapter_takes_all_its_versions_along():
@@ -163,7 +182,6 @@ def test_a_deleted_adapter_takes_all_its_versions_along():
     versions.learn([record(2), record(1, AdapterId("ad-2"))])
 
     assert versions.delete(ADAPTER) == [Remove(key(1)), Release(key(2))]
-    assert versions.learn([record(3)]) == []
     assert versions.knows(key(1, AdapterId("ad-2")))
 
 
@@ -244,8 +262,12 @@ class VersionLife(RuleBasedStateMachine):
 
     @rule(number=numbers)
     def publish_again(self, number: int) -> None:
-        known = self.versions.knows(key(number))
-        assert bool(self.versions.learn([record(number)])) <= (not known and key(number) not in self.retired)
+        """Its files vanished for once; or it is in the table once more."""
+        gone = key(number) in self.retired
+        assert self.versions.learn([record(number)]) == ([record(number)] if gone else [])
+        if gone:
+            self.retired.remove(key(number))
+            self.released = [each for each in self.released if each != key(number)]
 
     @rule(number=numbers)
     def arrive(self, number: int) -> None:

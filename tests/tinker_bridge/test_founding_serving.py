@@ -10,6 +10,7 @@ from loractl.bus.errors import Aborted, ActorRestarting, AdapterNotFound, LaneLo
 from loractl.bus.ids import LaneId, TenantId
 from loractl.bus.messages import LoraSpec, Message, OptimStep, PublishAdapter, StepResult
 from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
+from loractl.tests.tinker_bridge.in_memory import User, bridge_on, client
 from loractl.tinker_bridge.bodies import OptimStepBody
 from loractl.tinker_bridge.bridge import Bridge, open_bridge
 from loractl.tinker_bridge.future_rows import Asked
@@ -165,6 +166,28 @@ def test_what_the_trainer_lost_is_published_anew(tmp_path):
         assert bus.published() == 2
 
     play(tmp_path, story)
+
+
+def test_an_adapter_that_was_answered_is_there_for_a_bridge_that_follows_a_killed_one(tmp_path):
+    async def told() -> None:
+        bus = TrainingBus()
+        async with bridge_on(tmp_path, bus) as killed:
+            user = User(killed, ANN)
+            made = (await user.http.post("/add_lora", json={"name": "poet", "rank": 4})).json()
+            # While the first is still open: nothing that closing it would write is there.
+            async with bridge_on(tmp_path, bus) as bridge:
+                again = client(bridge, user.key)
+                (listed,) = (await again.get("/adapters")).json()["adapters"]
+                run = bridge.runs.live(ANN, made["model_id"])
+                stepped = await step(bridge, run)
+                removed = (await again.post("/remove_lora", json={"model_id": run.id})).json()
+
+        assert {name: listed[name] for name in made} == made
+        assert not stepped.failed
+        assert removed == {"model_id": run.id, "status": "removed"}
+        assert bus.adapters == {}
+
+    asyncio.run(asyncio.wait_for(told(), 10))
 
 
 def test_it_outlives_every_round_of_housekeeping_until_it_is_removed(tmp_path):

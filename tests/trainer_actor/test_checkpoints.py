@@ -14,8 +14,8 @@ from loractl.bus.errors import (
     CheckpointExists,
     CheckpointMismatch,
     CheckpointNotFound,
+    DiskQuotaExceeded,
     InvalidName,
-    QuotaExceeded,
     StorageFailed,
 )
 from loractl.bus.ids import AdapterId
@@ -23,6 +23,7 @@ from loractl.bus.layout import StateLayout
 from loractl.bus.messages import LoraSpec
 from loractl.trainer_actor import durable_files
 from loractl.trainer_actor.checkpoints import CheckpointRecord, Checkpoints, check_fits
+from loractl.trainer_actor.disk_quota import Room
 
 A = AdapterId("ad-" + "a" * 32)
 LORA = LoraSpec(rank=4, alpha=8.0, seed=1)
@@ -182,7 +183,7 @@ def test_a_full_disk_is_refused_before_any_damage(
     checkpoints: Checkpoints, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = save(checkpoints, "first", step=1)
-    monkeypatch.setattr(durable_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(durable_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000, total=2000))
 
     with pytest.raises(StorageFailed, match="1000 free"):
         save(checkpoints, "first", step=2)
@@ -272,33 +273,30 @@ def test_a_checkpoint_that_was_being_overwritten_is_deleted_with_the_older_one(
 
 # --- how many may stay -------------------------------------------------------------------------------
 
-B = AdapterId("ad-" + "b" * 32)
 
+def test_a_checkpoint_that_its_tenant_has_no_room_for_is_not_written(checkpoints: Checkpoints) -> None:
+    kept = save(checkpoints, "first", step=1)
 
-def test_a_tenants_checkpoints_count_together_and_one_too_many_is_refused(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(StateLayout(tmp_path), most_bytes=800)
-
-    def put(adapter: AdapterId, name: str, numbers: int) -> CheckpointRecord:
+    def put(numbers: int) -> CheckpointRecord:
         return checkpoints.save(
-            adapter,
-            name,
+            A,
+            "second",
             {"main": torch.ones(numbers)},
             {},
             step=0,
             lora=LORA,
             base=BASE,
-            siblings=[A, B],
+            room=Room(has_bytes=400, most_bytes=800),
         )
 
-    kept = put(A, "first", 100)
-    with pytest.raises(QuotaExceeded, match=r"take \d+ of at most 800 bytes .*'second' takes 400"):
-        put(B, "second", 100)
-    again = put(A, "first", 110)  # in the place of its own
-    checkpoints.delete(A, "first")
-    put(B, "second", 100)
+    with pytest.raises(
+        DiskQuotaExceeded, match=r"cannot save checkpoint 'second'.* 400 of .* 800 .* takes 404"
+    ):
+        put(101)
 
-    assert again.sequence == kept.sequence + 1
-    assert [each.name for each in (*checkpoints.all(A), *checkpoints.all(B))] == ["second"]
+    assert checkpoints.all(A) == [kept]
+    assert checkpoints.size_bytes(A) == kept.size_bytes
+    assert put(100).name == "second"
 
 
 def test_the_newest_stay_when_only_so_many_may(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from loractl.bus.errors import CheckpointMismatch, NotFinite, VersionNotFound
 from loractl.bus.ids import AdapterId, TenantId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import LoraSpec, VersionRecord
+from loractl.trainer_actor.disk_quota import DiskQuota
 from loractl.trainer_actor.publishing import Versions, probe_sequence
 
 A, B = AdapterId("ad-" + "a" * 32), AdapterId("ad-" + "b" * 32)
+ME = TenantId("me")
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def layout(tmp_path: Path) -> StateLayout:
 def record(number: int, adapter: AdapterId = A) -> VersionRecord:
     return VersionRecord(
         adapter=adapter,
-        tenant=TenantId("me"),
+        tenant=ME,
         name="poet",
         number=number,
         step=3,
@@ -38,7 +40,7 @@ def record(number: int, adapter: AdapterId = A) -> VersionRecord:
 
 def publish(versions: Versions, version: VersionRecord, config_json: str, weights: bytes) -> VersionRecord:
     whole = versions.write(version, config_json, weights)
-    versions.add(whole)
+    versions.add(whole, len(config_json) + len(weights))
     return whole
 
 
@@ -150,6 +152,37 @@ def test_files_that_were_damaged_since_are_not_read(layout: StateLayout, file: s
 
     with pytest.raises(CheckpointMismatch, match="version 1"):
         versions.files(versions.find(A, 1))
+
+
+def test_the_tenants_quota_knows_what_versions_take_also_after_a_restart_and_when_they_go(
+    layout: StateLayout,
+) -> None:
+    quota = DiskQuota()
+    versions = Versions(layout, quota)
+    for number, adapter in ((1, A), (2, A), (1, B)):
+        publish(versions, record(number, adapter), "{}", b"weights")
+    assert quota.taken(ME) == 27
+
+    again = DiskQuota()
+    found = Versions(layout, again)
+    found.scan([A, B], [A, B])
+    assert again.taken(ME) == 27
+
+    for each in (versions, found):
+        each.drop(A, 1)
+        each.drop(A, 1)
+    assert (quota.taken(ME), again.taken(ME)) == (18, 18)
+
+
+def test_what_one_more_version_replaces_is_the_oldest_that_nobody_holds(layout: StateLayout) -> None:
+    versions = Versions(layout)
+    publish(versions, replace(record(1), held=True), "{}", b"held")
+    publish(versions, record(2), "{}", b"oldest")
+    publish(versions, record(3), "{}", b"newest")
+
+    assert versions.replaced_bytes(A, keep=2) == len("{}oldest")
+    assert versions.replaced_bytes(A, keep=3) == 0
+    assert versions.replaced_bytes(B, keep=1) == 0
 
 
 @pytest.mark.parametrize("held", [True, False])

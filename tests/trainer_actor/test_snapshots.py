@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @dataclass
 class _Usage:
     free: int
+    total: int = 2**40
 
 
 @pytest.fixture

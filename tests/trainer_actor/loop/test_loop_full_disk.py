@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from loractl.bus.messages import (
     CheckpointSaved,
-    DeleteCheckpoint,
     Done,
     LoadCheckpoint,
     SaveCheckpoint,
@@ -115,20 +114,3 @@ def test_a_full_disk_refuses_without_damage_and_serves_again(
     adapter.reopen()
     assert same(last(adapter), at_two)
     stop(office, trainer)
-
-
-def test_a_tenant_with_too_many_checkpoint_bytes_is_told_and_trains_on(serve: Callable[..., Office]) -> None:
-    office = serve("quotas.checkpoint_bytes=20000")
-    first, second = create(office, "first"), create(office, "second")
-    first.run(SaveCheckpoint, CheckpointSaved, name="one")
-
-    refused = second.refused(SaveCheckpoint, name="one")
-
-    assert refused.code == "quota_exceeded"
-    assert "quotas.checkpoint_bytes" in refused.message
-    second.forward_backward(1)
-    assert second.step().applied
-    office.ask(DeleteCheckpoint(adapter=first.id, name="one"), Done)
-    assert second.refused(SaveCheckpoint, name="one").code == "quota_exceeded", (
-        "with its moments it is larger"
-    )
