@@ -1,6 +1,7 @@
 """Killed exactly where something is about to become durable, or has just been told: nothing is lost or doubled.
 
-The trainer here is `chain_actor`, whose every answer tells all that the adapter ever did.
+The trainer here is `chain_actor`, whose every answer tells all that the adapter ever did. `test_real_crash_points`
+has the trainer itself, and the bridge.
 """
 
 import contextlib
@@ -43,6 +44,7 @@ POINTS = [
     "trainer.replied:2",
     "trainer.replied:17",
     "file.written:2",
+    "file.synced:2",
     "file.renamed:2",
     "snapshot.reported:3",
 ]
