@@ -1,7 +1,8 @@
 """Where a process can be made to die on purpose, to show that nothing is lost there.
 
 `LORACTL_CRASH_AT="name"` kills the process that passes this point, as `kill -9` would; "name:3" the third
-time it does; "name:3, other" takes whichever comes first. An actor that is started again does not die once more. Unset, a point costs one comparison.
+time it does; "name:3, other" takes whichever comes first. An actor that is started again does not die once
+more. Unset, a point costs one look-up.
 """
 
 import os

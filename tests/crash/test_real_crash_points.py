@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from loractl.tests.crash.crashed_daemon import CrashedDaemon, settings, write_settings
 from loractl.tests.crash.judging import ask_again, broken_promises, digests
+from loractl.tests.crash.points import REAL
 from loractl.tests.crash.recording import recording
 from loractl.tests.crash.report import Report
 from loractl.tests.crash.tenant_script import TenantScript, run_all
@@ -23,14 +24,6 @@ pytest.importorskip("tinker", reason="the tenant uses the SDK")
 
 ROUNDS = 4
 PATIENCE_S = 120.0
-# Where the trainer dies, and where the bridge does.
-POINTS = [
-    ("file.written:2", "bridge.acknowledged:4"),
-    ("file.synced:3", "futures.written:3"),
-    ("file.renamed:2", "futures.committed:5"),
-    ("snapshot.reported", ""),
-    ("trainer.replied:7", "bridge.acknowledged:12"),
-]
 _DIED = re.compile(
     r'"actor": ?"([^"]*)".*"event": ?"actor\.died"|"event": ?"actor\.died".*"actor": ?"([^"]*)"'
 )
@@ -55,6 +48,7 @@ def root() -> Iterator[Path]:
 def live(root: Path, name: str, crash_at: str = "") -> Lived:
     tree = settings(root / "model")
     tree["sampler"]["count"] = 0
+    tree["journal"]["snapshot_s"] = 0.01  # so that there are some in the middle, however fast it all goes
     write_settings(root / name, tree)
     daemon, report = CrashedDaemon(root / name), Report(seed=0, tenants=1)
     with recording(lambda: daemon.url) as proxy, contextlib.ExitStack() as stack:
@@ -82,7 +76,7 @@ def undisturbed(root: Path) -> Lived:
     return calm
 
 
-@pytest.mark.parametrize(("trainers", "bridges"), POINTS)
+@pytest.mark.parametrize(("trainers", "bridges"), REAL)
 def test_killed_at_these_points_a_tenant_sees_what_it_would_have_seen(
     root: Path, undisturbed: Lived, quiet_sdk: None, trainers: str, bridges: str
 ):
