@@ -1,7 +1,8 @@
 """Where a process can be made to die on purpose, to show that nothing is lost there.
 
 `LORACTL_CRASH_AT="name"` kills the process that passes this point, as `kill -9` would; "name:3" the third
-time it does. An actor that is started again does not die once more. Unset, a point costs one comparison.
+time it does; "name:3, other" takes whichever comes first. An actor that is started again does not die once
+more. Unset, a point costs one look-up.
 """
 
 import os
@@ -10,21 +11,19 @@ import signal
 from .config import crash_setting
 
 
-class _Armed:
-    """name: of the point, "" for none. left: how often it is still passed alive, and once more."""
-
-    def __init__(self, setting: str) -> None:
-        self.name, _, nth = setting.partition(":")
-        self.left = int(nth or 1)
+def _read(setting: str) -> dict[str, int]:
+    """How often each point is still passed alive, and once more."""
+    points = [point.strip().partition(":") for point in setting.split(",") if point.strip()]
+    return {name: int(nth or 1) for name, _, nth in points}
 
 
-_armed = _Armed(crash_setting())
+_armed = _read(crash_setting())
 
 
 def crash_point(name: str) -> None:
     """Die here, if this process was told to."""
-    if name != _armed.name or not name:
+    if name not in _armed:
         return
-    _armed.left -= 1
-    if _armed.left == 0:
+    _armed[name] -= 1
+    if _armed[name] == 0:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -82,7 +82,8 @@ def changing(layout: StateLayout, *, holds: str) -> Iterator[None]:
 
 
 def replace(file: Path, data: bytes) -> None:
-    """Readers see the old file or the new one, also after a crash; only its owner may read it.
+    """Readers see the old file or the new one, also after a crash, and the new one once this has returned; only
+    its owner may read it.
 
     Only while `changing`. Raises OSError.
     """
@@ -93,6 +94,11 @@ def replace(file: Path, data: bytes) -> None:
         written.flush()
         os.fsync(written.fileno())
     aside.replace(file)
+    directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)  # a key that was shown, or revoked, is so after a loss of power, too
+    finally:
+        os.close(directory)
 
 
 def unusable(path: Path, error: OSError, holds: str) -> StorageFailed:

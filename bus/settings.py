@@ -8,7 +8,9 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The base model. name: as clients call it; path: a Hugging Face directory, default the name."""
+    """The base model. name: as clients call it; path: a Hugging Face directory, default the name. dtype,
+    device: "auto" is the type that the model was saved in, and CUDA where there is one. max_sequence_tokens:
+    the longest sequence that is trained or sampled."""
 
     name: str = ""
     path: str = ""
@@ -23,7 +25,8 @@ class TrainerConfig:
     one time; device_bytes 0 is what suits the device. Others wait in host_bytes of host memory, and
     behind it on disk, in disk_bytes. An adapter that nothing was asked of for sink_after_s goes to disk as
     soon as the trainer has nothing else to do. With one slot, a long batch that began has it to its end.
-    keep_checkpoints: so many of an adapter's checkpoints stay, the newest; a save deletes older ones. 0 is all.
+    keep_checkpoints: so many of an adapter's checkpoints stay, the newest; a save deletes older ones, whatever
+    they are called. 0 is all. max_rank: the highest rank that an adapter may have.
 
     threads 0: one fewer than the machine has, at least 1. pass_tokens: positions that run through the
     model at one time, 0 for what suits model and device; a longer sequence runs alone. logits_chunk:
@@ -32,7 +35,8 @@ class TrainerConfig:
     again on the way back (gradient checkpointing), which takes less memory and more time.
 
     window "exclusive": the trainer serves one adapter from its first forward_backward to its
-    optim_step, but waits for its next operation no longer than window_lease_s."""
+    optim_step, but waits for its next operation no longer than window_lease_s. lane_gap_timeout_s: how long
+    operations of a lane wait for an earlier one that has not come, before they fail."""
 
     slots: int = 64
     device_bytes: int = 0
@@ -102,8 +106,12 @@ class JournalConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerConfig:
-    """engine "auto" is vllm where it imports, and torch for what vllm cannot serve exactly.
-    gpu_memory_utilization counts on CUDA only, kv_cache_bytes on a CPU only."""
+    """count: how many samplers run, each with an engine of its own; 0 is none. engine "auto" is vllm where it
+    imports, and torch for what vllm cannot serve exactly. threads: of each one, on a CPU.
+
+    max_loras: versions that one step of an engine may mix; max_loaded: versions in memory at one time.
+    max_concurrent: jobs that an engine has at one time; others wait. max_batched_tokens: positions of a step.
+    kv_cache_bytes counts on a CPU only, gpu_memory_utilization (vllm's share of the device) on CUDA only."""
 
     count: int = 1
     engine: Literal["auto", "vllm", "torch"] = "auto"
@@ -119,7 +127,9 @@ class SamplerConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishConfig:
     """keep_versions: newest versions of an adapter that stay, held ones not counted; older ones are retired.
-    receipt_timeout_s: how long a publish waits for a sampler before it says that none served it."""
+    receipt_timeout_s: how long a publish waits for a sampler before it says that none served it. probe_tokens:
+    length of the sequence that trainer and sampler both score; probe_tolerance: the largest difference of their
+    log probabilities with which a version is served."""
 
     keep_versions: int = 4
     receipt_timeout_s: float = 120.0
@@ -135,7 +145,11 @@ class DaemonConfig:
     with CURVE keys (`loractl keys curve`), besides the socket of this machine; empty is nowhere. Restarts
     back off from restart_first_s, doubling up to restart_max_s; after restart_limit failures in a row the
     actor is given up. chaos: a seed, with which messages get lost, come twice, late or in another order, and
-    actors are killed, to try a client with; 0 is off."""
+    actors are killed, to try a client with; 0 is off.
+
+    Actors send a heartbeat every heartbeat_s. One of which none came for heartbeat_timeout_s, or that is not
+    ready ready_timeout_s after its start, is killed and started again. stop_timeout_s: how long a stop lets
+    actors end by themselves."""
 
     http: str = ""
     listen: str = ""
@@ -166,7 +180,8 @@ class ClientConfig:
 class BridgeConfig:
     """session_expiry_s: how long a session lives without a heartbeat. long_poll_s: how long a poll
     for a result waits at most. result_s, result_bytes: finished results kept on disk so that they can be
-    read again; those of a live session stay for as long as the bytes suffice. pending_samples: beyond so many, clients are told to slow down (429).
+    read again; those of a live session stay for as long as the bytes suffice. pending_samples: beyond so many,
+    clients are told to slow down (429).
     ephemeral_samplers: unnamed sampler snapshots of a model that stay; older ones go.
     body_bytes: largest request body."""
 
@@ -181,8 +196,10 @@ class BridgeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsConfig:
-    """inflight_per_tenant: requests of one tenant that actors hold at one time; further ones wait
-    in the broker. outcome_bytes: finished answers kept so that a resend gets the first outcome."""
+    """frame_bytes, header_bytes, frames: of one message on the bus; larger ones are refused.
+    inflight_per_tenant: requests of one tenant that actors hold at one time; further ones wait
+    in the broker. outcome_bytes, outcome_s: finished answers kept in memory, and for how long, so that a resend
+    gets the first outcome; behind them stands the journal's."""
 
     frame_bytes: int = 1 * 2**30
     header_bytes: int = 16 * 2**20

@@ -3,18 +3,20 @@
 Each function is a command's work and returns its exit code; stdout gets data, stderr gets talk.
 """
 
+import contextlib
 import hashlib
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
 from ..bus.config import Config, hub_cache
-from ..bus.curve import CurveKeys, CurveRecord
+from ..bus.curve import ClientKey, CurveKeys, CurveRecord
 from ..bus.errors import ActorRestarting, InvalidRequest, NotSupported
 from ..bus.keys import KeyRecord, Keys, ensure_local_key
 from ..bus.layout import StateLayout
@@ -44,14 +46,14 @@ def create_curve_key(config: Config, tenant: str | None, out: Path | None, expir
             "this is the daemon's public key: `loractl keys curve --tenant NAME` makes clients'"
         )
         return 0
-    if out is not None and out.exists():
-        raise InvalidRequest(f"{out} exists: name a new file")
-    key = curve.create(tenant, expires_unix_s=_moment(expires))
-    text = msgspec.json.format(msgspec.json.encode(key), indent=2).decode()
+    ends = _moment(expires)
     if out is None:
-        data_console().print(text, markup=False, highlight=False)
+        key = curve.create(tenant, expires_unix_s=ends)
+        data_console().print(_key_text(key), markup=False, highlight=False)
     else:
-        _write_private(out, f"{text}\n")
+        # The file comes first: a key whose secret nobody has would stay in the list.
+        with _new_private(out) as opened:
+            opened.write(_key_text(curve.create(tenant, expires_unix_s=ends)) + "\n")
     where = out or "a file that only its owner may read (0600)"
     talk_console().print(
         f"this is the key of {tenant}, shown only now: keep it in {where}, and use it with "
@@ -158,12 +160,26 @@ def _moment(expires: str | None) -> float | None:
     return time.time() + int(count) * _UNITS_S[unit]
 
 
-def _write_private(file: Path, text: str) -> None:
+def _key_text(key: ClientKey) -> str:
+    return msgspec.json.format(msgspec.json.encode(key), indent=2).decode()
+
+
+@contextlib.contextmanager
+def _new_private(file: Path) -> Iterator[TextIO]:
+    """A new file, which vanishes if the block raises. Raises InvalidRequest: there is one, or it cannot be
+    written."""
     try:
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-            opened.write(text)
+        opened = os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+    except FileExistsError as error:
+        raise InvalidRequest(f"{file} exists: name a new file") from error
     except OSError as error:
         raise InvalidRequest(f"cannot write {file}: {(error.strerror or str(error)).lower()}") from error
+    try:
+        with opened:
+            yield opened
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _url(status: DaemonStatus) -> str:

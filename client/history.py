@@ -13,6 +13,7 @@ from ..bus.client import Client
 from ..bus.errors import InvalidRequest
 from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.messages import (
+    CheckpointSaved,
     ForwardBackward,
     GetHistory,
     History,
@@ -23,6 +24,7 @@ from ..bus.messages import (
     Message,
     OptimStep,
     ReadOperation,
+    SaveCheckpoint,
 )
 from .futures import checked
 
@@ -42,15 +44,17 @@ class Difference:
     field: str
 
 
-def read_history(client: Client, adapter: AdapterId, tenant: TenantId) -> tuple[list[HistoryEntry], bool]:
-    """All that the journal holds, ended operations in the order of their ends; and whether that is all
-    there ever was.
+def read_history(
+    client: Client, adapter: AdapterId, tenant: TenantId, *, after: int = 0
+) -> tuple[list[HistoryEntry], bool]:
+    """All that the journal holds behind an order, ended operations in the order of their ends; and whether
+    the journal has all there ever was.
 
     Raises AdapterNotFound.
     """
     entries: list[HistoryEntry] = []
     while True:
-        after = max((entry.order for entry in entries), default=0)
+        after = max((entry.order for entry in entries), default=after)
         page = checked(
             client.submit(GetHistory(adapter=adapter, after=after), tenant=tenant).result(), History
         )
@@ -85,9 +89,26 @@ def read_operation(
     client: Client, adapter: AdapterId, entry: HistoryEntry, tenant: TenantId
 ) -> tuple[Operation, Message]:
     """An operation as it came, and its outcome. Raises InvalidRequest: the journal let go of it."""
+    operation, outcome = _read(client, adapter, entry, tenant)
+    assert isinstance(operation, Operation)
+    return operation, outcome
+
+
+def read_save(
+    client: Client, adapter: AdapterId, entry: HistoryEntry, tenant: TenantId
+) -> tuple[SaveCheckpoint, CheckpointSaved]:
+    """Raises as `read_operation`."""
+    operation, outcome = _read(client, adapter, entry, tenant)
+    assert isinstance(operation, SaveCheckpoint)
+    assert isinstance(outcome, CheckpointSaved)
+    return operation, outcome
+
+
+def _read(
+    client: Client, adapter: AdapterId, entry: HistoryEntry, tenant: TenantId
+) -> tuple[Message, Message]:
     pending = client.submit(ReadOperation(adapter=adapter, number=entry.number), tenant=tenant)
     operation, outcome = pending.stream()
-    assert isinstance(operation, Operation)
     return operation, outcome
 
 

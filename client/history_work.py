@@ -1,17 +1,17 @@
 """The commands about an adapter's past: history, fork and verify. Each returns its exit code."""
 
 import contextlib
-import shutil
+import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from ..bus.client import Client
-from ..bus.config import Config, config_from_json
-from ..bus.errors import InvalidRequest
+from ..bus.config import ClientConfig, Config, FairnessConfig, QuotasConfig, config_from_json
+from ..bus.errors import InvalidRequest, NotSupported
 from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.layout import StateLayout
 from ..bus.messages import (
@@ -21,18 +21,16 @@ from ..bus.messages import (
     CreateAdapter,
     DeleteAdapter,
     Done,
-    ExportWeights,
     HistoryEntry,
-    LaneOpened,
     ListAdapters,
     LoadCheckpoint,
     LoadVersion,
-    OpenLane,
-    WeightsExported,
 )
 from . import screens
 from .futures import checked
-from .history import Difference, changes, read_history, read_operation, run_again
+from .history import Difference, changes, read_history, run_again
+from .history_sources import Source, copy_source, source_of
+from .history_weights import exported, standing
 from .terminal import EXIT_FAILED, counted, data_console, show_json, show_table, size_text, talk_console
 
 
@@ -63,6 +61,7 @@ def fork_adapter(config: Config, name: str, new: str, at_step: int | None, tenan
         details = _details(client, name, tenant)
         entries, whole = read_history(client, details.adapter, tenant)
         made = _from_the_start(changes(entries, at_step=at_step), whole=whole)
+        _source(client, details, tenant, made, config)
         created = checked(
             client.submit(CreateAdapter(name=new, lora=details.lora), tenant=tenant).result(), AdapterCreated
         )
@@ -83,34 +82,33 @@ def fork_adapter(config: Config, name: str, new: str, at_step: int | None, tenan
 
 
 def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaemon) -> int:
-    """Run an adapter's journal alone in a fresh trainer and compare every answer, and the weights."""
+    """Run an adapter's journal alone in a fresh trainer and compare every answer, and the weights.
+
+    It may train meanwhile: what it does from now on is left out.
+    """
     with _client(config) as client, tempfile.TemporaryDirectory(prefix="lo") as scratch:
         details = _details(client, name, tenant)
-        entries, whole = read_history(client, details.adapter, tenant)
-        made = _from_the_start(changes(entries, at_step=None), whole=whole)
-        alone = _alone(config, Path(scratch))
-        _copy_sources(client, details, tenant, made[:1], config, alone)
+        now = standing(client, details.adapter, tenant)
+        made = _from_the_start(changes(now.entries, at_step=None), whole=now.whole)
+        source = _source(client, details, tenant, made, config)
+        here, there = StateLayout(Path(config.state_dir)), StateLayout(Path(scratch) / "s")
+        if source is not None:
+            copy_source(source, here, there)
+        alone = alone_like(config_from_json(here.config.read_text(encoding="utf-8")), there.root)
         talk_console().print(f"a fresh trainer runs {counted(len(made), 'operation')} of {name} alone")
         with start(alone), Client(alone) as fresh:
-            answer = fresh.submit(CreateAdapter(name="alone", lora=details.lora), tenant=tenant).result()
-            created = checked(answer, AdapterCreated)
+            # Named like no adapter whose files were copied there.
+            body = CreateAdapter(name=f"alone-{secrets.token_hex(8)}", lora=details.lora)
+            created = checked(fresh.submit(body, tenant=tenant).result(), AdapterCreated)
             onto = (created.details.adapter, created.lane)
             differing = _replayed(client, details.adapter, tenant, made, fresh, onto)
-            same_weights = _weights(client, details.adapter, tenant) == _weights(fresh, onto[0], tenant)
+            same_weights = now.weights == exported(fresh, onto[0], tenant, created.lane, len(made) + 1)
+    if (differing or not same_weights) and source is not None and not source.surely:
+        raise InvalidRequest(
+            f"it cannot be told whether {name} is what it would be alone: the checkpoint that it was loaded from may "
+            "have been saved anew under its name, and the journal does not say any more"
+        )
     return _verdict(name, made, differing, same_weights=same_weights)
-
-
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    step: int
-    safetensors: bytes
-
-
-def _weights(client: Client, adapter: AdapterId, tenant: TenantId) -> _Weights:
-    opened = checked(client.submit(OpenLane(adapter=adapter), tenant=tenant).result(), LaneOpened)
-    body = ExportWeights(adapter=adapter, lane=opened.lane, seq=1)
-    exported = checked(client.submit(body, tenant=tenant).result(), WeightsExported)
-    return _Weights(exported.step, exported.safetensors.tobytes())
 
 
 def _verdict(
@@ -149,39 +147,29 @@ def _from_the_start(made: list[HistoryEntry], *, whole: bool) -> list[HistoryEnt
     return made
 
 
-def _alone(config: Config, scratch: Path) -> Config:
-    """The model and trainer that the daemon runs with, no samplers, no HTTP, and a state that nobody keeps."""
-    config = config_from_json(StateLayout(Path(config.state_dir)).config.read_text(encoding="utf-8"))
+def alone_like(running: Config, state: Path) -> Config:
+    """The model and trainer that a daemon runs with, and a state that nobody keeps. Of everything that is
+    for others (samplers, addresses, quotas, shares) nothing, and no chaos."""
     return replace(
-        config,
-        state_dir=str(scratch / "s"),
-        sampler=replace(config.sampler, count=0),
-        daemon=replace(config.daemon, http="none"),
-        journal=replace(config.journal, enabled=False),
+        running,
+        state_dir=str(state),
+        trainer=replace(running.trainer, keep_checkpoints=0),
+        sampler=replace(running.sampler, count=0),
+        daemon=replace(running.daemon, http="none", listen="", chaos=0),
+        fairness=FairnessConfig(),
+        quotas=QuotasConfig(queued_tokens=0, held_bytes=0),
+        client=ClientConfig(),
+        journal=replace(running.journal, enabled=False),
     )
 
 
-def _copy_sources(
-    client: Client,
-    details: AdapterDetails,
-    tenant: TenantId,
-    first: Sequence[HistoryEntry],
-    config: Config,
-    alone: Config,
-) -> None:
-    """Put the files that the first operation loads, if it does, where the fresh trainer finds them."""
-    here, there = StateLayout(Path(config.state_dir)), StateLayout(Path(alone.state_dir))
-    for entry in first:
-        operation, _ = read_operation(client, details.adapter, entry, tenant)
-        if isinstance(operation, LoadCheckpoint):
-            source = operation.source
-            shutil.copytree(here.checkpoint(source, operation.name), there.checkpoint(source, operation.name))
-            shutil.copy2(here.adapter(source) / "adapter.json", there.adapter(source) / "adapter.json")
-        elif isinstance(operation, LoadVersion):
-            source = operation.source
-            shutil.copytree(here.version(source, operation.version), there.version(source, operation.version))
-            there.adapter(source).mkdir(parents=True)
-            shutil.copy2(here.adapter(source) / "adapter.json", there.adapter(source) / "adapter.json")
+def _source(
+    client: Client, details: AdapterDetails, tenant: TenantId, made: Sequence[HistoryEntry], config: Config
+) -> Source | None:
+    """What the first operation loads. Raises InvalidRequest: that is not there any more, or another."""
+    if not made:
+        return None
+    return source_of(client, details.adapter, made[0], tenant, StateLayout(Path(config.state_dir)))
 
 
 def _details(client: Client, name: str, tenant: TenantId) -> AdapterDetails:
@@ -192,6 +180,12 @@ def _details(client: Client, name: str, tenant: TenantId) -> AdapterDetails:
 
 @contextlib.contextmanager
 def _client(config: Config) -> Iterator[Client]:
+    """Raises NotSupported: another machine's daemon is meant."""
+    if config.client.connect:
+        raise NotSupported(
+            f"{config.client.connect} is another daemon than this machine's: its journal and files are read only on "
+            "the machine where it runs"
+        )
     client = Client(config)
     try:
         yield client

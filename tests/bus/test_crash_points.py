@@ -19,6 +19,7 @@ PASSES = "from loractl.bus.crash_points import crash_point\nfor i in range(3):\n
         ("here", -9, ""),
         ("here:3", -9, "0 1"),
         ("here:4", 0, "0 1 2"),
+        ("there, here:2", -9, "0"),
     ],
 )
 def test_a_process_dies_where_it_was_told_to_and_nowhere_else(setting: str, status: int, said: str) -> None:

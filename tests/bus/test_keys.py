@@ -209,6 +209,15 @@ def test_keys_made_at_the_same_time_are_all_kept(layout: StateLayout):
     assert len(json.loads(layout.keys.read_text())["keys"]) == 61
 
 
+def test_a_change_is_on_disk_with_its_name_before_it_is_told(keys: Keys, layout: StateLayout, monkeypatch):
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda opened: synced.append(Path(f"/proc/self/fd/{opened}").readlink()))
+
+    keys.create("alice")
+
+    assert synced == [layout.keys.with_name(f".{layout.keys.name}.new"), layout.root]
+
+
 def test_a_key_that_expired_is_nobodys_and_its_name_is_free(layout: StateLayout):
     now = [100.0]
     keys = Keys(layout, clock=lambda: now[0])

@@ -157,6 +157,18 @@ def test_a_curve_key_file_is_made_listed_and_revoked_with_all_of_its_owners_keys
     assert call("keys", "revoke", "alice", *place).code == 2
 
 
+def test_a_key_whose_file_cannot_be_written_is_not_made(call, tmp_path: Path):
+    place, file = ("--state-dir", tmp_path / "state"), tmp_path / "nowhere" / "alice.key"
+
+    outcome = call("keys", "curve", "--tenant", "alice", "--out", file, *place)
+    misnamed = call("keys", "curve", "--tenant", "local", "--out", tmp_path / "local.key", *place)
+
+    assert outcome.code == misnamed.code == 2
+    assert "cannot write" in outcome.err
+    assert json.loads(call("keys", "list", "--json", *place).out) == []
+    assert not (tmp_path / "local.key").exists()
+
+
 @pytest.mark.parametrize("expires", ["soon", "3", "0d", "-1d", "1w", "9999999999d"])
 def test_a_key_expires_in_a_time_that_can_be_read(call, tmp_path: Path, expires: str):
     place = ("--state-dir", tmp_path / "state")

@@ -1,16 +1,40 @@
 """An adapter's past: shown, forked and proved, from the journal of a real daemon."""
 
+import contextlib
 import json
+import socket
+from collections.abc import Iterator
 
 import pytest
-from loractl.client import connect
+from loractl.bus.client import Client
+from loractl.bus.config import (
+    Config,
+    DaemonConfig,
+    FairnessConfig,
+    QuotasConfig,
+    TrainerConfig,
+    load_config,
+)
+from loractl.bus.errors import AdapterNotFound
+from loractl.bus.ids import LOCAL_TENANT, AdapterId
+from loractl.client import connect, supervised_datum
+from loractl.client.adapter import Adapter
+from loractl.client.history import read_history
+from loractl.client.history_work import alone_like, verify_adapter
+from loractl.client.service import Service
+from loractl.daemon.launch import running_daemon
 
 STEPS = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
 def daemon(loractl, tiny_model):
-    outcome = loractl.start(tiny_model, "sampler.count=0", "trainer.threads=1")
+    # It listens on tcp, too: that is nothing for the daemon that `verify` starts.
+    assert loractl("keys", "curve").code == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = f"daemon.listen=tcp://127.0.0.1:{probe.getsockname()[1]}"
+    outcome = loractl.start(tiny_model, "sampler.count=0", "trainer.threads=1", listen)
     assert outcome.code == 0, outcome.err
 
 
@@ -69,9 +93,29 @@ def test_a_fork_at_a_step_that_never_was_is_refused_and_leaves_nothing(loractl):
 
 def test_an_adapter_is_proved_to_be_what_it_would_be_alone(loractl):
     outcome = loractl("verify", "pirate")
+    lanes = lanes_with_exports(loractl, "pirate")
+    again = loractl("verify", "pirate")
 
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == again.code == 0, outcome.err + again.err
     assert "pirate is to the bit what it would be alone" in outcome.err
+    assert len(lanes) == 1, "of its own, and used again"
+    assert lanes_with_exports(loractl, "pirate") == lanes
+
+
+def test_the_trainer_that_proves_it_has_the_models_settings_and_nothing_that_is_for_others(tmp_path):
+    running = Config(
+        trainer=TrainerConfig(pass_tokens=17, keep_checkpoints=1),
+        daemon=DaemonConfig(http="auto", listen="tcp://127.0.0.1:1", chaos=7),
+        quotas=QuotasConfig(adapters=1, state_bytes=1, checkpoint_bytes=1, requests_per_s=1.0),
+        fairness=FairnessConfig(weights="alice=2"),
+    )
+
+    alone = alone_like(running, tmp_path)
+
+    assert alone.trainer == TrainerConfig(pass_tokens=17)
+    assert (alone.sampler.count, alone.fairness) == (0, FairnessConfig())
+    assert (alone.daemon.http, alone.daemon.listen, alone.daemon.chaos) == ("none", "", 0)
+    assert not any(getattr(alone.quotas, each) for each in ("adapters", "state_bytes", "queued_tokens"))
 
 
 def test_an_adapter_that_loaded_a_checkpoint_of_another_is_proved_from_there(loractl):
@@ -85,6 +129,96 @@ def test_an_adapter_that_loaded_a_checkpoint_of_another_is_proved_from_there(lor
     outcome = loractl("verify", "parrot")
 
     assert outcome.code == 0, outcome.err
+
+
+def test_an_adapter_that_trains_meanwhile_is_not_accused(loractl, capsys):
+    with connect(str(loractl.state_dir)) as service:
+        pirate = service.open_adapter("pirate")
+        busy = service.create_adapter_like("busy", pirate.details.lora)
+
+        @contextlib.contextmanager
+        def start(alone: Config) -> Iterator[None]:
+            train_once(service, busy)
+            with running_daemon(alone):
+                yield
+
+        train_once(service, busy)
+        config = load_config(state_dir=str(loractl.state_dir), environ={})
+        code = verify_adapter(config, "busy", LOCAL_TENANT, start)
+
+    said = capsys.readouterr().err
+    assert code == 0, said
+    assert "2 answers and the weights" in said
+
+
+def train_once(service: Service, adapter: Adapter) -> None:
+    text = service.text.prompt("The sea is wide.", raw=True)
+    adapter.forward_backward([supervised_datum(text, trained=[True] * len(text))])
+    adapter.optim_step(1e-2).result()
+
+
+def lanes_with_exports(loractl, name: str) -> set[str]:
+    with Client(load_config(state_dir=str(loractl.state_dir), environ={})) as client:
+        entries, _ = read_history(client, adapter_of(loractl, name), LOCAL_TENANT)
+    return {each.lane for each in entries if each.operation == "export_weights"}
+
+
+def adapter_of(loractl, name: str) -> AdapterId:
+    with connect(str(loractl.state_dir)) as service:
+        return service.details(name).adapter
+
+
+@pytest.fixture
+def loaded(loractl) -> Iterator[tuple[str, str]]:
+    """Two adapters, the second of which began with the first one's checkpoint "start"."""
+    with connect(str(loractl.state_dir)) as service:
+        spec = service.details("pirate").lora
+        first = service.create_adapter_like("first", spec)
+        first.save("start").result()
+        second = service.create_adapter_like("second", spec)
+        second.load("start", source=first.id).result()
+        yield "first", "second"
+        for each in ("first", "second"):
+            with contextlib.suppress(AdapterNotFound):
+                service.delete_adapter(each)
+
+
+def test_what_an_adapter_was_loaded_from_and_is_no_longer_kept_is_told(loractl, loaded):
+    first, second = loaded
+    with connect(str(loractl.state_dir)) as service:
+        service.delete_adapter(first)
+
+    for command in (("verify", second), ("adapters", "fork", second, "third")):
+        outcome = loractl(*command)
+
+        assert outcome.code == 2, outcome.err
+        assert "checkpoint 'start', which it was loaded from, is no longer kept" in outcome.err
+
+
+def test_a_checkpoint_that_was_saved_anew_is_told_and_nobody_accused(loractl, loaded):
+    first, second = loaded
+    with connect(str(loractl.state_dir)) as service:
+        adapter = service.open_adapter(first)
+        train_once(service, adapter)
+        adapter.save("start", overwrite=True).result()
+
+    for command in (("verify", second), ("adapters", "fork", second, "third")):
+        outcome = loractl(*command)
+
+        assert outcome.code == 2, outcome.err
+        assert "checkpoint 'start', which it was loaded from, was saved anew" in outcome.err
+
+
+@pytest.mark.parametrize("command", [("adapters", "history"), ("adapters", "fork"), ("verify",)])
+def test_with_a_daemon_elsewhere_nothing_is_done_to_the_one_here(loractl, command):
+    (loractl.state_dir / "loractl.toml").write_text('[client]\nconnect = "tcp://192.0.2.1:1"\n')
+    more = ("new",) if "fork" in command else ()
+
+    outcome = loractl(*command, "pirate", *more)
+
+    (loractl.state_dir / "loractl.toml").unlink()
+    assert outcome.code == 2
+    assert "tcp://192.0.2.1:1 is another daemon than this machine's" in outcome.err
 
 
 def test_a_history_of_nobody_is_refused(loractl):

@@ -8,6 +8,7 @@ snapshot behind every few operations, and goes back to one, as the real one does
 
 import argparse
 import hashlib
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +157,9 @@ class Chains:
         aside = directory / f".{name}"
         aside.write_bytes(msgspec.json.encode(_Saved(adapter.link, adapter.step, adapter.next_seqs)))
         crash_point("file.written")
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        crash_point("file.synced")
         aside.rename(directory / name)
         crash_point("file.renamed")
         lanes = tuple(

@@ -5,13 +5,12 @@ state is compared with that of the same script where nobody was killed.
 
     python tests/crash/driver.py --kills 200 [--seed N]
 
-ends with `kills K, acknowledged N, lost 0, doubled 0, differing 0`, or says what went wrong, with the seed.
+ends with `kills K, acknowledged N, lost 0, doubled 0, differing 0`, or says what went wrong, with the seed. When
+something failed, what can still be asked for and compared is, and the line ends with what was not.
 """
 
 import argparse
-import hashlib
-import itertools
-import json
+import contextlib
 import logging
 import random
 import re
@@ -25,17 +24,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-import safetensors.numpy
-from loractl.bus.client import Client
-from loractl.bus.ids import TenantId
-from loractl.bus.messages import AdapterList, ListAdapters
+from loractl.bus.errors import LoractlError
 from loractl.daemon.processes import last_words
 from loractl.tests.crash.crashed_daemon import ACTORS, CrashedDaemon, settings, write_settings
+from loractl.tests.crash.judging import Life, ask_again, broken_promises, compare, digests
 from loractl.tests.crash.killer import TARGETS, Killer
-from loractl.tests.crash.recording import POLL, Recording, Told, is_final, recording
+from loractl.tests.crash.recording import Recording, recording
 from loractl.tests.crash.report import Report
-from loractl.tests.crash.tenant_script import LAST, TenantScript, run_all
+from loractl.tests.crash.tenant_script import TenantScript, run_all
 from loractl.tests.trainer_actor.loop.random_model import make_model
 
 TENANTS = 8
@@ -59,14 +55,6 @@ class Plan:
     chaos: int = 0
 
 
-@dataclass
-class Life:
-    """One run of all scripts, on a daemon of its own. digests: of every adapter's state, by tenant."""
-
-    scripts: list[TenantScript] = field(default_factory=list)
-    digests: dict[str, str] = field(default_factory=dict)
-
-
 def crash(plan: Plan, *, say: Callable[[str], None] = print, keep: bool = False) -> Report:
     """Run it all; the second run has the rounds that the first one had. keep: leave their files behind."""
     # Short, because a socket's path has room for about a hundred bytes.
@@ -76,11 +64,11 @@ def crash(plan: Plan, *, say: Callable[[str], None] = print, keep: bool = False)
         model = make_model(root / "model")
         say(f"disturbed, seed {plan.seed}")
         disturbed = _live(root / "k", model, report, plan)
-        if not report.failures:
+        if disturbed.scripts:
             say(f"undisturbed, the same {report.rounds} rounds")
-            calm = _live(root / "c", model, report, [script.rounds for script in disturbed.scripts])
-        if not report.failures:
-            _compare(disturbed, calm, report)
+            # Who failed had begun a round that does not count.
+            rounds = [script.rounds + bool(script.failure) for script in disturbed.scripts]
+            compare(disturbed, _live(root / "c", model, report, rounds), report)
         return report
     finally:
         if keep:
@@ -105,15 +93,29 @@ def _live(state: Path, model: Path, report: Report, given: Plan | list[int]) -> 
                 life.scripts = _scripts(daemon, proxy, _until_killed(killer))
                 _run(life.scripts, report, killer)
                 _sum_up(report, life.scripts, proxy, killer)
+                _revive(daemon, report)
+                ask_again(proxy, report)
             else:
                 life.scripts = _scripts(daemon, proxy, lambda number: lambda done: done < given[number])
                 _run(life.scripts, report)
-            if not report.failures:
-                life.digests = _digests(daemon)
+            life.digests = digests(daemon, life.scripts, report)
+        except (TimeoutError, LoractlError) as error:
+            report.failures.append(f"{type(error).__name__}: {error}")
         finally:
-            report.logs = "\n".join(_complaints(daemon))
+            report.failures += broken_promises(daemon)
+            report.logs = "\n".join([*report.logs.splitlines(), *_complaints(daemon)])
             daemon.stop()
     return life
+
+
+def _revive(daemon: CrashedDaemon, report: Report) -> None:
+    """After a failure it may be down, and is wanted once more."""
+    if not report.failures:
+        return
+    if daemon.has_ended:
+        daemon.start()
+    with contextlib.suppress(TimeoutError):
+        daemon.until_ready()
 
 
 def _until_killed(killer: Killer) -> Callable[[int], Callable[[int], bool]]:
@@ -139,69 +141,19 @@ def _run(scripts: list[TenantScript], report: Report, killer: Killer | None = No
     deadline = time.monotonic() + (1.0 if failed else _END_S)
     for script, thread in zip(scripts, threads, strict=True):
         thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            script.failure = script.failure or f"hangs in round {script.rounds} while {script.at}"
         if script.failure:
             report.failures.append(f"{script.name}: {script.failure}")
-        elif thread.is_alive():
-            report.failures.append(f"{script.name}: hangs in round {script.rounds} while {script.at}")
 
 
 def _sum_up(report: Report, scripts: list[TenantScript], proxy: Recording, killer: Killer) -> None:
     killer.note("the end")
     report.kills, report.timeline = killer.done, killer.timeline
     report.rounds = sum(script.rounds for script in scripts)
-    report.acknowledged = len(proxy.record.told)
+    report.acknowledged = proxy.record.acknowledged
     if killer.failure:
         report.failures.append(killer.failure)
-    if not report.failures:
-        _ask_again(proxy, report)
-
-
-def _ask_again(proxy: Recording, report: Report) -> None:
-    """Every future that was told has one outcome, the one that was read first."""
-    report.doubled += proxy.record.twice
-    for future, told in proxy.record.told.items():
-        answer = _asked_again(proxy, future, told)
-        if not is_final(answer):
-            report.lost.append(f"{told.path} {future}: {answer.status_code} {answer.text[:200]}")
-        elif told.changed or (told.outcome is not None and told.outcome != answer.content):
-            report.doubled.append(f"{told.path} {future}: {told.outcome!r}, then {answer.content!r}"[:600])
-
-
-def _asked_again(proxy: Recording, future: str, told: Told) -> httpx.Response:
-    headers = {"X-API-Key": told.key, "Accept": "application/x-protobuf", "Content-Type": "application/json"}
-    return proxy.send_on("POST", POLL, json.dumps({"request_id": future}).encode(), headers)
-
-
-def _digests(daemon: CrashedDaemon) -> dict[str, str]:
-    """SHA-256 over every tensor of each tenant's last checkpoint: weights, moments, gradients."""
-    found = {}
-    with Client(daemon.config) as client:
-        for number in range(TENANTS):
-            tenant = f"tenant-{number}"
-            listed = client.submit(ListAdapters(), tenant=TenantId(tenant)).result(30)
-            assert isinstance(listed, AdapterList)
-            [adapter] = [each.adapter for each in listed.adapters]
-            found[tenant] = _digest(daemon.layout.checkpoint(adapter, LAST))
-    return found
-
-
-def _digest(checkpoint: Path) -> str:
-    [file] = checkpoint.glob("*/state.safetensors")
-    total = hashlib.sha256()
-    for name, tensor in sorted(safetensors.numpy.load_file(file).items()):
-        total.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
-        total.update(tensor.tobytes())
-    return total.hexdigest()
-
-
-def _compare(disturbed: Life, calm: Life, report: Report) -> None:
-    for found, expected in zip(disturbed.scripts, calm.scripts, strict=True):
-        if disturbed.digests[found.name] != calm.digests[found.name]:
-            report.differing.append(f"{found.name}: the training state after {found.rounds} rounds")
-        for index, (one, other) in enumerate(itertools.zip_longest(found.seen, expected.seen)):
-            if one != other:
-                report.differing.append(f"{found.name}: at {index} saw {one!r} instead of {other!r}")
-                break
 
 
 def _complaints(daemon: CrashedDaemon, most: int = 4) -> list[str]:

@@ -22,6 +22,7 @@ _LATER_S = 1.0
 POINTS = (
     *("journal.begun", "journal.written", "journal.committed", "journal.told"),
     *("broker.forwarded", "broker.replied", "trainer.replied", "bridge.acknowledged"),
+    *("futures.written", "futures.committed"),
     *("file.written", "file.synced", "file.renamed", "snapshot.reported"),
 )
 # Such a point is passed alive so often, at most.

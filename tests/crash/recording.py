@@ -19,6 +19,12 @@ import httpx
 _NOT_RELAYED = {"connection", "content-length", "transfer-encoding", "host", "content-encoding"}
 # The SDK takes another number whenever it sends the same save again.
 _CHANGING = re.compile(rb'"sampling_session_seq_id":\s*\d+')
+_SAVE = "/api/v1/save_weights_for_sampler"
+# What is answered at once, and where it is to be found then, by the name of its id in the answer.
+_MADE = {
+    "session_id": ("/api/v1/create_session", "/api/v1/sessions/"),
+    "sampling_session_id": ("/api/v1/create_sampling_session", "/api/v1/samplers/"),
+}
 _TAKES_S = 3.0
 _LOOK_AGAIN_S = 0.05
 POLL = "/api/v1/retrieve_future"
@@ -37,34 +43,51 @@ class Told:
 
 @dataclass
 class Record:
-    """told: by future id. twice: requests that came again and were told another future."""
+    """told: by future id. made: what was answered at once, by where it is to be found, and whose it is. deleted:
+    how many deletions were told. twice: requests that came again and were told another id."""
 
     told: dict[str, Told] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
+    deleted: int = 0
     twice: list[str] = field(default_factory=list)
     finals: int = 0
     _ids: dict[bytes, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def heard(self, key: str, path: str, body: bytes, answer: httpx.Response) -> None:
+    @property
+    def acknowledged(self) -> int:
+        return len(self.told) + len(self.made) + self.deleted
+
+    def heard(self, key: str, method: str, path: str, body: bytes, answer: httpx.Response) -> None:
         """An answer that the service gave in full."""
         if answer.status_code != 200:
             return
         with self._lock:
             if path == POLL:
                 self._read(json.loads(body)["request_id"], answer)
+            elif method == "DELETE":
+                self.deleted += 1
             elif answer.headers.get("content-type", "").startswith("application/json"):
                 self._acknowledged(key, path, body, answer)
 
     def _acknowledged(self, key: str, path: str, body: bytes, answer: httpx.Response) -> None:
         fields = answer.json()
-        future = fields.get("request_id") if isinstance(fields, dict) else None
-        if future is None:
+        if not isinstance(fields, dict):
             return
-        request = hashlib.sha256(b"\0".join((key.encode(), path.encode(), _CHANGING.sub(b"", body)))).digest()
-        before = self._ids.setdefault(request, future)
-        if before != future and b"sampling_session_seq_id" not in body:
-            self.twice.append(f"{path}: {before}, then {future}")
-        self.told.setdefault(future, Told(key, path))
+        if future := fields.get("request_id"):
+            self._once(key, path, _CHANGING.sub(b"", body) if path == _SAVE else body, future)
+            self.told.setdefault(future, Told(key, path))
+        for name, (made_by, there) in _MADE.items():
+            if path == made_by:
+                self.made[there + fields[name]] = key
+                if name != "session_id":  # which has no number: asked for again it is another one
+                    self._once(key, path, body, fields[name])
+
+    def _once(self, key: str, path: str, body: bytes, told: str) -> None:
+        request = hashlib.sha256(b"\0".join((key.encode(), path.encode(), body))).digest()
+        before = self._ids.setdefault(request, told)
+        if before != told:
+            self.twice.append(f"{path}: {before}, then {told}")
 
     def _read(self, future: str, answer: httpx.Response) -> None:
         told = self.told.get(future)
@@ -134,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         except httpx.TransportError:
             self.close_connection = True
             return
-        self.server.record.heard(self.headers.get("X-API-Key", ""), self.path, body, answer)
+        self.server.record.heard(self.headers.get("X-API-Key", ""), self.command, self.path, body, answer)
         self.send_response(answer.status_code)
         for name, value in answer.headers.items():
             if name.lower() not in _NOT_RELAYED:

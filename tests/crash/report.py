@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Report:
-    """lost, doubled, differing, failures: in words, one each. logs: what the processes complained of."""
+    """lost, doubled, differing, failures: in words, one each. asked: everything that was told was asked for
+    again. compared: so many tenants' states were compared. logs: what the processes complained of."""
 
     seed: int
     kills: int = 0
     acknowledged: int = 0
     tenants: int = 0
     rounds: int = 0
+    asked: bool = False
+    compared: int = 0
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
@@ -25,10 +28,16 @@ class Report:
 
     @property
     def last_line(self) -> str:
-        return (
+        """After a failure it tells what was not looked at: nothing found is no proof then."""
+        said = (
             f"kills {self.kills}, acknowledged {self.acknowledged}, lost {len(self.lost)}, "
             f"doubled {len(self.doubled)}, differing {len(self.differing)}"
         )
+        if not self.failures:
+            return said
+        unasked = "" if self.asked else ", not all asked again"
+        uncompared = f", {self.tenants - self.compared} of {self.tenants} tenants not compared"
+        return f"{said}{unasked}{uncompared if self.compared < self.tenants else ''}, failed {len(self.failures)}"
 
     def words(self) -> str:
         said = [f"seed {self.seed}, {self.rounds} rounds of {self.tenants} tenants"]

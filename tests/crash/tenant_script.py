@@ -1,5 +1,7 @@
 """What one tenant of the crash test does through the SDK, the same in every run: train, save, sample, delete.
 
+Now and then it trains another adapter for a step and removes it, over plain HTTP: the SDK has no word for that.
+
 What it sees (losses, log probabilities, tokens, names) is noted in order, to be compared with the same script
 where nobody was killed. How many rounds there are is found out by the disturbed run.
 """
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import numpy as np
 import tinker
 from loractl.tests.crash.crashed_daemon import MODEL
@@ -18,19 +21,21 @@ from tinker import types
 
 VOCABULARY = 128  # of `make_model`
 RATE = types.AdamParams(learning_rate=1e-2, weight_decay=0.01)
-_SAMPLES_EVERY, _SAVES_EVERY = 5, 4
+_SAMPLES_EVERY, _SAVES_EVERY, _REMOVES_EVERY = 5, 4, 6
+_LOOK_AGAIN_S = 0.1
 LAST = "end"
 
 
 @dataclass
 class TenantScript:
     """number: of the tenant, from which everything it sends follows. goes_on: whether another round follows
-    so many. rounds: done. seen: what came back, in order."""
+    so many. samples: false where no sampler runs. rounds: done. seen: what came back, in order."""
 
     number: int
     url: str
     key: str
     goes_on: Callable[[int], bool]
+    samples: bool = True
     rounds: int = 0
     seen: list[str] = field(default_factory=list)
     failure: str = ""
@@ -62,8 +67,10 @@ class TenantScript:
             self._read(*running)
             if self.rounds % _SAVES_EVERY == _SAVES_EVERY - 1:
                 states = self._save(client, rest, states)
-            if self.rounds % _SAMPLES_EVERY == self.number % _SAMPLES_EVERY:
+            if self.samples and self.rounds % _SAMPLES_EVERY == self.number % _SAMPLES_EVERY:
                 samplers = self._sample(service, client, rest, samplers)
+            if self.rounds % _REMOVES_EVERY == self.number % _REMOVES_EVERY:
+                self._make_and_remove(service)
             self.rounds += 1
             if following is None:
                 break
@@ -94,14 +101,33 @@ class TenantScript:
 
     def _sample(self, service: Any, client: Any, rest: Any, samplers: list[str]) -> list[str]:
         self.at = "publishing"
-        path = client.save_weights_for_sampler(f"version-{self.rounds}").result().path
+        path = ""
+        if self.rounds % 2:  # one without a name
+            sampler = client.save_weights_and_get_sampling_client().result()
+        else:
+            path = client.save_weights_for_sampler(f"version-{self.rounds}").result().path
+            sampler = service.create_sampling_client(model_path=path).result()
         self.at = "sampling"
-        sampler = service.create_sampling_client(model_path=path).result()
         prompt = types.ModelInput.from_ints(self._tokens(self.rounds, 99)[:5])
         params = types.SamplingParams(max_tokens=6, seed=self.rounds, temperature=1.0)
         said = sampler.sample(prompt, 1, params).result().sequences[0]
-        self._note("sampled", _name(path), *said.tokens)
-        return self._delete_old(rest, [*samplers, path])
+        self._note("sampled", path and _name(path), *said.tokens)
+        return self._delete_old(rest, [*samplers, path]) if path else samplers
+
+    def _make_and_remove(self, service: Any) -> None:
+        self.at = "creating another adapter"
+        client = service.create_lora_training_client(MODEL, rank=2, seed=self.rounds).result()
+        self._read(*self._send(client, self.rounds))
+        self.at = "removing it"
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                gone = httpx.delete(f"{self.url}/adapters/{client.model_id}", headers={"X-API-Key": self.key})
+                # 410: the answer to the first try was lost.
+                if gone.status_code in (200, 404, 410):
+                    break
+                assert gone.status_code >= 500, f"{gone.status_code} {gone.text}"
+            threading.Event().wait(_LOOK_AGAIN_S)
+        self._note("removed")
 
     def _delete_old(self, rest: Any, paths: list[str]) -> list[str]:
         """Keep the two newest."""

@@ -1,19 +1,9 @@
 """Any process may be killed at any moment, and nobody who uses the SDK notices more than a pause."""
 
-import logging
-
 import pytest
 from loractl.tests.crash.driver import Plan, crash
 
 pytest.importorskip("tinker", reason="the tenants use the SDK")
-
-
-@pytest.fixture
-def quiet_sdk():
-    """The SDK says of every broken connection that it tries again."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.timeout(900)

@@ -1,9 +1,11 @@
 """Killed exactly where something is about to become durable, or has just been told: nothing is lost or doubled.
 
-The trainer here is `chain_actor`, whose every answer tells all that the adapter ever did.
+The trainer here is `chain_actor`, whose every answer tells all that the adapter ever did. `test_real_crash_points`
+has the trainer itself, and the bridge.
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,26 +28,15 @@ from loractl.bus.messages import (
     PassResult,
     StepResult,
 )
+from loractl.tests.crash.killer import POINTS
+from loractl.tests.crash.points import REAL, STAND_IN
 from loractl.tests.daemon.conftest import settings_for, short_lived_directory
 from loractl.tests.daemon.office import LORA, forward_backward
 from loractl.tests.daemon.real_daemon import PATIENCE_S, RealDaemon
 
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("bus", "daemon", "trainer_actor", "sampler_actor", "tinker_bridge", "client")
 WINDOWS = 12
-POINTS = [
-    "journal.begun",
-    "journal.written:2",
-    "journal.committed",
-    "journal.committed:5",
-    "journal.told:4",
-    "broker.forwarded",
-    "broker.forwarded:9",
-    "broker.replied:3",
-    "trainer.replied:2",
-    "trainer.replied:17",
-    "file.written:2",
-    "file.renamed:2",
-    "snapshot.reported:3",
-]
 
 
 @dataclass
@@ -156,7 +147,7 @@ def undisturbed() -> dict[str, object]:
         return links(calm.answers)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", STAND_IN)
 def test_killed_at_this_point_a_client_that_asks_again_gets_what_it_would_have_got(
     point: str, undisturbed: dict[str, object]
 ):
@@ -169,3 +160,15 @@ def test_killed_at_this_point_a_client_that_asks_again_gets_what_it_would_have_g
         assert {key: plain(answer) for key, answer in again.items()} == {
             key: plain(answer) for key, answer in disturbed.answers.items()
         }
+
+
+def test_no_point_is_left_out():
+    sources = (file.read_text() for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+    there = {name for text in sources for name in re.findall(r'crash_point\("([^"]+)"\)', text)}
+
+    died_at = {
+        point.partition(":")[0] for point in (*STAND_IN, *(each for both in REAL for each in both if each))
+    }
+
+    assert there == died_at
+    assert there == {*POINTS}

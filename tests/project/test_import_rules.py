@@ -1,11 +1,14 @@
 """The layout and import rules, as tests: folders meet as messages, heavy libraries have one door each."""
 
 import ast
+import dataclasses
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loractl.bus import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTORS = ("daemon", "trainer_actor", "sampler_actor", "tinker_bridge")
@@ -135,3 +138,13 @@ def test_files_stay_readable_in_one_sitting(file: Path) -> None:
     lines = file.read_text().count("\n")
 
     assert lines <= 320
+
+
+def test_every_setting_has_its_word() -> None:
+    plain = {"level"}  # of a log: its values say it
+    for section in dataclasses.fields(settings.Config):
+        kind = section.type
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            named = {each.name for each in dataclasses.fields(kind)} - plain
+            words = {*re.findall(r"\w+", kind.__doc__ or "")}
+            assert named <= words, f"{kind.__name__} does not say what {sorted(named - words)} is"

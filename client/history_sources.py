@@ -1,0 +1,123 @@
+"""What an adapter's history begins with, where that is a checkpoint or version: whether it is still the one
+that was loaded, and a copy for a trainer that runs the history alone.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ..bus.client import Client
+from ..bus.errors import AdapterNotFound, InvalidRequest, StorageFailed
+from ..bus.ids import AdapterId, TenantId
+from ..bus.layout import StateLayout
+from ..bus.messages import (
+    HistoryEntry,
+    LoadCheckpoint,
+    LoadVersion,
+    SaveCheckpoint,
+)
+from .history import Operation, read_history, read_operation, read_save
+
+
+class _Kept(msgspec.Struct):
+    """Of a checkpoint's description. sequence: the newest of a name counts."""
+
+    sequence: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a history begins. surely: the files are those that were loaded, as the journal says; else it says
+    nothing of them."""
+
+    operation: Operation
+    surely: bool
+
+
+def source_of(
+    client: Client, adapter: AdapterId, first: HistoryEntry, tenant: TenantId, layout: StateLayout
+) -> Source:
+    """Raises InvalidRequest: what it was loaded from is not there any more, or is another by now."""
+    operation, _ = read_operation(client, adapter, first, tenant)
+    if isinstance(operation, LoadVersion):
+        if not layout.version(operation.source, operation.version).is_dir():
+            raise _gone(f"version {operation.version}")
+    elif isinstance(operation, LoadCheckpoint):
+        kept = _kept(layout, operation)
+        saved = _saved(client, operation, first, tenant)
+        if saved is not None and saved != kept.digest:
+            raise InvalidRequest(
+                f"checkpoint {operation.name!r}, which it was loaded from, was saved anew under its name since: "
+                "what it was is no longer kept"
+            )
+        return Source(operation, surely=saved is not None)
+    return Source(operation, surely=True)
+
+
+def copy_source(source: Source, here: StateLayout, there: StateLayout) -> None:
+    """Put the files that the first operation loads, if it does, where a fresh trainer finds them.
+
+    Raises:
+        InvalidRequest: they went just now.
+        StorageFailed: they cannot be copied.
+    """
+    match source.operation:
+        case LoadCheckpoint(source=adapter, name=name):
+            what = f"checkpoint {name!r}"
+            _copy(here.checkpoint(adapter, name), there.checkpoint(adapter, name), what)
+        case LoadVersion(source=adapter, version=version):
+            what = f"version {version}"
+            _copy(here.version(adapter, version), there.version(adapter, version), what)
+        case _:
+            return
+    _copy(here.adapter(adapter) / "adapter.json", there.adapter(adapter) / "adapter.json", what)
+
+
+def _copy(here: Path, there: Path, what: str) -> None:
+    there.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if here.is_dir():
+            shutil.copytree(here, there)
+        else:
+            shutil.copy2(here, there)
+    except FileNotFoundError as error:
+        raise _gone(what) from error
+    except OSError as error:  # of a tree: whatever went wrong with each of its files
+        if not any(here.rglob("*.json")):
+            raise _gone(what) from error
+        raise StorageFailed(f"cannot copy {what}: {error.strerror or error}") from error
+
+
+def _kept(layout: StateLayout, operation: LoadCheckpoint) -> _Kept:
+    """The newest checkpoint of that name. Raises InvalidRequest: there is none."""
+    found: list[_Kept] = []
+    for file in layout.checkpoint(operation.source, operation.name).glob("*/checkpoint.json"):
+        try:
+            found.append(msgspec.json.decode(file.read_bytes(), type=_Kept))
+        except (OSError, msgspec.DecodeError):  # it went just now, or is nobody's
+            continue
+    if not found:
+        raise _gone(f"checkpoint {operation.name!r}")
+    return max(found, key=lambda each: each.sequence)
+
+
+def _saved(client: Client, load: LoadCheckpoint, at: HistoryEntry, tenant: TenantId) -> str | None:
+    """The digest of what had that name when it was loaded; None where the journal does not tell any more."""
+    owner = load.source_owner or tenant
+    try:
+        entries, _ = read_history(client, load.source, owner)
+        saves = [each for each in entries if each.operation == SaveCheckpoint.kind and each.state == "done"]
+        for entry in reversed([each for each in saves if each.order < at.order]):
+            operation, outcome = read_save(client, load.source, entry, owner)
+            if operation.name == load.name:
+                return outcome.digest
+    except (AdapterNotFound, InvalidRequest):
+        return None
+    return None
+
+
+def _gone(what: str) -> InvalidRequest:
+    return InvalidRequest(f"{what}, which it was loaded from, is no longer kept")
