@@ -9,7 +9,8 @@ this shape (`step_latest`, half a directory, a stray file) is no checkpoint and 
 What the tensors mean is the engine's business.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,13 @@ import structlog
 import torch
 from safetensors import SafetensorError
 
-from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound, QuotaExceeded
+from ..bus.errors import (
+    CheckpointExists,
+    CheckpointMismatch,
+    CheckpointNotFound,
+    QuotaExceeded,
+    StorageFailed,
+)
 from ..bus.ids import AdapterId, RequestId, checked_name
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec
@@ -76,9 +83,13 @@ class Checkpoints:
         self._keep = keep
 
     def all(self, adapter: AdapterId) -> list[CheckpointRecord]:
-        """Oldest first. A name that was being overwritten may be there twice for a moment."""
-        homes, ours = self._homes(adapter), self._layout.adapters
-        found = [self._read(path) for home in homes for path in own_directories(home, ours)]
+        """Oldest first. A name that was being overwritten may be there twice for a moment.
+
+        Raises StorageFailed, as does everything that looks for one.
+        """
+        with storage_errors("look for checkpoints"):
+            homes, ours = self._homes(adapter), self._layout.adapters
+            found = [self._read(path) for home in homes for path in own_directories(home, ours)]
         return sorted((each for each in found if each is not None), key=lambda each: each.sequence)
 
     def newest(self, adapter: AdapterId) -> CheckpointRecord | None:
@@ -132,7 +143,8 @@ class Checkpoints:
         size_bytes = sum(tensor.nbytes for tensor in tensors.values())
         self._check_quota(adapter, name, size_bytes, siblings)
         check_free(directory, size_bytes, what=what)
-        sequence = self._next_sequence(adapter)
+        with storage_errors(what):
+            sequence = self._next_sequence(adapter)
         with storage_errors(what), new_directory(directory / str(sequence)) as aside:
             file = aside / _TENSORS
             written = write_tensors(file, tensors, metadata)
@@ -149,9 +161,7 @@ class Checkpoints:
             )
             (aside / _DESCRIPTION).write_bytes(msgspec.json.encode(record))
         self._remove_older(directory, sequence)
-        for old in self.all(adapter)[: -self._keep] if self._keep else ():
-            log.info("checkpoint.too_many", adapter=adapter, name=old.name, step=old.step)
-            self._try_to_remove(self._directory(old))
+        self._remove_beyond_keep(adapter)
         return record
 
     def load(self, record: CheckpointRecord) -> tuple[Tensors, dict[str, str]]:
@@ -193,11 +203,12 @@ class Checkpoints:
 
     def sweep(self, adapter: AdapterId) -> None:
         """Remove what a crash left of checkpoints that were being written or removed."""
-        for directory in self._homes(adapter):
-            sweep(directory)
-        newest = {record.name: record for record in self.all(adapter)}
-        for record in newest.values():
-            self._remove_older(self._layout.checkpoint(adapter, record.name), record.sequence)
+        with _as_far_as_it_goes(adapter):
+            for directory in self._homes(adapter):
+                sweep(directory)
+            newest = {record.name: record for record in self.all(adapter)}
+            for record in newest.values():
+                self._remove_older(self._layout.checkpoint(adapter, record.name), record.sequence)
 
     def _named(self, adapter: AdapterId, name: str) -> CheckpointRecord | None:
         return next((each for each in reversed(self.all(adapter)) if each.name == name), None)
@@ -215,9 +226,9 @@ class Checkpoints:
 
     def _read(self, directory: Path) -> CheckpointRecord | None:
         """The checkpoint that lies in a directory; None for anything foreign, partial or misplaced."""
-        if is_linked(directory, self._layout.adapters):
-            return None
         try:
+            if is_linked(directory, self._layout.adapters):
+                return None
             record = read_description(directory / _DESCRIPTION, CheckpointRecord)
             size_bytes = file_size(directory / _TENSORS)
         except (OSError, msgspec.DecodeError):
@@ -226,17 +237,21 @@ class Checkpoints:
         return record if whole else None
 
     def _remove_older(self, directory: Path, newest: int) -> None:
-        for path in directory.iterdir():
-            record = self._read(path)
-            if record is not None and record.sequence < newest:
-                self._try_to_remove(path)
+        with _as_far_as_it_goes(directory):
+            for path in directory.iterdir():
+                record = self._read(path)
+                if record is not None and record.sequence < newest:
+                    self._try_to_remove(path)
+
+    def _remove_beyond_keep(self, adapter: AdapterId) -> None:
+        with _as_far_as_it_goes(adapter):
+            for old in self.all(adapter)[: -self._keep] if self._keep else ():
+                log.info("checkpoint.too_many", adapter=adapter, name=old.name, step=old.step)
+                self._try_to_remove(self._directory(old))
 
     def _try_to_remove(self, path: Path) -> None:
-        try:
+        with _as_far_as_it_goes(path):
             remove_directory(path)
-        except OSError as error:
-            # The newest one wins anyway; the next start, or the next save, tries again.
-            log.warning("checkpoint.old_one_stays", path=str(path), reason=str(error))
 
     def _check_quota(
         self, adapter: AdapterId, name: str, size_bytes: int, siblings: Collection[AdapterId]
@@ -250,6 +265,15 @@ class Checkpoints:
                 f"this tenant's checkpoints take {has:,} of at most {self._most_bytes:,} bytes "
                 f"(quotas.checkpoint_bytes), and {name!r} takes {size_bytes:,}: delete some, then save it again"
             )
+
+
+@contextmanager
+def _as_far_as_it_goes(where: AdapterId | Path) -> Iterator[None]:
+    """The newest one wins anyway; the next start, or the next save, tries again."""
+    try:
+        yield
+    except (OSError, StorageFailed) as error:
+        log.warning("checkpoint.old_one_stays", where=str(where), reason=str(error))
 
 
 def check_fits(record: CheckpointRecord, lora: LoraSpec, base: str) -> None:

@@ -156,9 +156,9 @@ class Versions:
                 log.warning("version.broken_or_foreign_ignored", path=str(path))
 
     def _read(self, directory: Path) -> VersionRecord | None:
-        if is_linked(directory, self._layout.versions):
-            return None
         try:
+            if is_linked(directory, self._layout.versions):
+                return None
             record = read_description(directory / _DESCRIPTION, VersionRecord)
             digest = file_digest(directory / PEFT_WEIGHTS)
             file_size(directory / PEFT_CONFIG)
