@@ -13,7 +13,8 @@ log = structlog.get_logger()
 def read_in_hand(file: Path) -> list[Key]:
     """The requests; none where there is no note, or none that can be read."""
     try:
-        return [*decode_note(file.read_bytes()).in_hand]
+        _, note = decode_note(file.read_bytes())
+        return [*note.in_hand]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ import structlog
 
 from ..bus.actor_link import ActorLink
 from ..bus.config import Config, config_from_json, set_process_environment
-from ..bus.errors import InvalidConfig, LoractlError
+from ..bus.errors import InvalidConfig, LoractlError, StorageFailed
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from .absent_libraries import silence_absent_libraries
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 def main() -> int:
-    """Returns 0 after a clean stop, 1 after a bug, 3 when the trainer cannot start."""
+    """Returns 0 after a clean stop, 1 after a bug or a failing disk, 3 when the trainer cannot start."""
     parser = argparse.ArgumentParser(prog="python -m loractl.trainer_actor")
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="as the daemon wrote it")
     parser.add_argument("--actor", default="trainer", metavar="NAME")
@@ -38,7 +38,7 @@ def main() -> int:
     except LoractlError as error:
         log.error("trainer.not_started", reason=error.message)  # noqa: TRY400  # a reason, not a bug
         sys.stderr.write(f"{arguments.actor} cannot start: {error.message}\n")
-        return CANNOT_START
+        return 1 if isinstance(error, StorageFailed) else CANNOT_START  # a disk may come back
 
 
 def _read(file: Path) -> Config:

@@ -20,14 +20,14 @@ from ..bus.config import Config
 from ..bus.crash_points import crash_point
 from ..bus.errors import ActorRestarting, ActorStopping
 from ..bus.failures import failed
-from ..bus.identities import NO_REQUEST, unsolicited
+from ..bus.identities import NO_REQUEST
 from ..bus.ids import AdapterId
 from ..bus.layout import StateLayout
 from ..bus.messages import Drain, Envelope, Message
 from .accounts import Accounts
 from .adapters import Adapters
 from .batches import Batches
-from .boundary import Boundary
+from .boundary import OURS, Boundary
 from .desk import Desk
 from .disk_jobs import LOOK_S, DiskJobs
 from .engine import TrainEngine
@@ -45,8 +45,6 @@ log = structlog.get_logger()
 
 # The loop turns at least this often, so that whoever watches it sees it live.
 _IDLE_S = 1.0
-# In whose name the trainer does what nobody asked for.
-_OURS = unsolicited(Drain())
 
 
 class TrainerActor:
@@ -86,6 +84,7 @@ class TrainerActor:
             adapters=adapters,
             lanes=self._lanes,
             jobs=self._jobs,
+            boundary=self._boundary,
             report=link.report,
             answer=self._send,
         )
@@ -109,6 +108,7 @@ class TrainerActor:
             desk=self._desk,
             turns=self._turns,
             batches=batches,
+            jobs=self._jobs,
             schedule=self._schedule,
             notices=self._notices,
             boundary=self._boundary,
@@ -150,7 +150,9 @@ class TrainerActor:
     def _run_next(self, now: float) -> float:
         """Run the next turn, if there is one. Returns for how many seconds there is nothing to do then."""
         self._turns.settle()
-        self._boundary.outcome(_OURS, (), partial(self._snapshots.turn, now))
+        self._snapshots.settle(now)
+        self._intake.resume()
+        self._snapshots.turn(now)
         if self._leaving:
             return 0.0
         room, disk_is_free = self._adapters.residents.room(), self._jobs.under_way is None
@@ -159,9 +161,9 @@ class TrainerActor:
             self._turns.run(decision)
             if not self._leaving:
                 # A daemon that is never done needs the memory most. One at a time: a turn waits for it.
-                self._boundary.outcome(_OURS, (), partial(self._sink_one, now))
+                self._boundary.outcome(OURS, (), partial(self._sink_one, now))
             return 0.0
-        self._boundary.outcome(_OURS, (), partial(self._adapters.sink_idle, now, self._busy))
+        self._boundary.outcome(OURS, (), partial(self._adapters.sink_idle, now, self._busy))
         dues = (
             self._lanes.next_expiry(),
             self._desk.next_due(),
@@ -204,11 +206,12 @@ class TrainerActor:
         """Answer all that waits, then save. Whoever sends on is answered until the link closes."""
         since = time.monotonic() if self._stopped_at is None else self._stopped_at
         self._turns.settle(wait=True)
-        self._boundary.outcome(_OURS, (), partial(self._snapshots.close, self._parting()))
+        self._snapshots.close(self._parting())
         self._jobs.close()
         self._send([*self._lanes.close_all(self._parting()), *self._desk.close(self._parting())])
+        self._send(self._intake.close(self._parting()))
         self._take_in(self._link.receive(0.0))
-        self._boundary.outcome(_OURS, (), partial(self._snapshots.take_last, self._boundary.suspects, since))
+        self._snapshots.take_last(since)
         self._take_in(self._link.receive(0.0))
         if not self._boundary.broken:  # else the note says what it was at
             self._in_hand.close()

@@ -29,7 +29,8 @@ class Adapter:
     goes_on_from: its state while nothing of it is in memory; None is its seed. placed: the journal knows how it
     came to its state, so nothing older will do; else it began from the newest that was whole. snapshot: the
     last one written, from which everything but `changed` may be taken again. untold: one that a load left, of
-    which the broker hears behind the load's reply.
+    which the broker hears behind the load's reply. generation: of its state; another one comes with whatever
+    puts another state in its place, and a copy from before that says nothing of the adapter any more.
     """
 
     record: AdapterRecord
@@ -40,6 +41,7 @@ class Adapter:
     snapshot: SnapshotRecord | None = None
     changed: set[Piece] = field(default_factory=lambda: set(PIECES))
     untold: SnapshotRecord | None = None
+    generation: int = 0
 
     @property
     def id(self) -> AdapterId:
@@ -56,6 +58,7 @@ class Adapter:
     def is_now(self, saved: Saved | None) -> None:
         """Its state is what lies on disk, and as far as anybody knows nothing else."""
         self.goes_on_from, self.placed, self.untold = saved, True, None
+        self.generation += 1
         if isinstance(saved, SnapshotRecord):
             self.window = saved.window
             self.snapshot, self.changed = saved, set()
@@ -66,8 +69,9 @@ class Adapter:
     def has(self, record: SnapshotRecord) -> None:
         """A snapshot of it is whole. What changed meanwhile is not in it."""
         if self.snapshot is None or self.snapshot.number < record.number:
-            self.snapshot = record
+            self.snapshot = self.goes_on_from = record  # the one before it may be removed
 
     def became(self, record: SnapshotRecord) -> None:
         """Its state was replaced by the one that this snapshot holds, of which nobody was told."""
         self.snapshot, self.changed, self.untold = record, set(), record
+        self.generation += 1

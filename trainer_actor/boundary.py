@@ -11,10 +11,14 @@ import structlog
 
 from ..bus.errors import Internal, LoractlError
 from ..bus.failures import failed
+from ..bus.identities import unsolicited
 from ..bus.ids import AdapterId
-from ..bus.messages import Envelope, Message
+from ..bus.messages import Drain, Envelope, Message
 
 log = structlog.get_logger()
+
+# In whose name the trainer does what nobody asked for.
+OURS = unsolicited(Drain())
 
 
 class Boundary:

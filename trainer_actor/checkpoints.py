@@ -9,7 +9,8 @@ this shape (`step_latest`, half a directory, a stray file) is no checkpoint and 
 What the tensors mean is the engine's business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import structlog
 import torch
 from safetensors import SafetensorError
 
-from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound
+from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound, StorageFailed
 from ..bus.ids import AdapterId, checked_name
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec
@@ -75,9 +76,13 @@ class Checkpoints:
         self._keep = keep
 
     def all(self, adapter: AdapterId) -> list[CheckpointRecord]:
-        """Oldest first. A name that was being overwritten may be there twice for a moment."""
-        homes, ours = self._homes(adapter), self._layout.adapters
-        found = [self._read(path) for home in homes for path in own_directories(home, ours)]
+        """Oldest first. A name that was being overwritten may be there twice for a moment.
+
+        Raises StorageFailed, as does everything that looks for one.
+        """
+        with storage_errors("look for checkpoints"):
+            homes, ours = self._homes(adapter), self._layout.adapters
+            found = [self._read(path) for home in homes for path in own_directories(home, ours)]
         return sorted((each for each in found if each is not None), key=lambda each: each.sequence)
 
     def newest(self, adapter: AdapterId) -> CheckpointRecord | None:
@@ -134,7 +139,8 @@ class Checkpoints:
         size_bytes = sum(tensor.nbytes for tensor in tensors.values())
         room.check(what, size_bytes)
         check_free_for_tenant(directory, size_bytes, what=what)
-        sequence = self._next_sequence(adapter)
+        with storage_errors(what):
+            sequence = self._next_sequence(adapter)
         with storage_errors(what), new_directory(directory / str(sequence)) as aside:
             file = aside / _TENSORS
             written = write_tensors(file, tensors, metadata)
@@ -151,9 +157,7 @@ class Checkpoints:
             )
             (aside / _DESCRIPTION).write_bytes(msgspec.json.encode(record))
         self._remove_older(directory, sequence)
-        for old in self.all(adapter)[: -self._keep] if self._keep else ():
-            log.info("checkpoint.too_many", adapter=adapter, name=old.name, step=old.step)
-            self._try_to_remove(self._directory(old))
+        self._remove_beyond_keep(adapter)
         return record
 
     def load(self, record: CheckpointRecord) -> tuple[Tensors, dict[str, str]]:
@@ -195,11 +199,12 @@ class Checkpoints:
 
     def sweep(self, adapter: AdapterId) -> None:
         """Remove what a crash left of checkpoints that were being written or removed."""
-        for directory in self._homes(adapter):
-            sweep(directory)
-        newest = {record.name: record for record in self.all(adapter)}
-        for record in newest.values():
-            self._remove_older(self._layout.checkpoint(adapter, record.name), record.sequence)
+        with _as_far_as_it_goes(adapter):
+            for directory in self._homes(adapter):
+                sweep(directory)
+            newest = {record.name: record for record in self.all(adapter)}
+            for record in newest.values():
+                self._remove_older(self._layout.checkpoint(adapter, record.name), record.sequence)
 
     def _next_sequence(self, adapter: AdapterId) -> int:
         """Above every number in use, those of damaged checkpoints included: they still take the place."""
@@ -214,9 +219,9 @@ class Checkpoints:
 
     def _read(self, directory: Path) -> CheckpointRecord | None:
         """The checkpoint that lies in a directory; None for anything foreign, partial or misplaced."""
-        if is_linked(directory, self._layout.adapters):
-            return None
         try:
+            if is_linked(directory, self._layout.adapters):
+                return None
             record = read_description(directory / _DESCRIPTION, CheckpointRecord)
             size_bytes = file_size(directory / _TENSORS)
         except (OSError, msgspec.DecodeError):
@@ -225,17 +230,30 @@ class Checkpoints:
         return record if whole else None
 
     def _remove_older(self, directory: Path, newest: int) -> None:
-        for path in directory.iterdir():
-            record = self._read(path)
-            if record is not None and record.sequence < newest:
-                self._try_to_remove(path)
+        with _as_far_as_it_goes(directory):
+            for path in directory.iterdir():
+                record = self._read(path)
+                if record is not None and record.sequence < newest:
+                    self._try_to_remove(path)
+
+    def _remove_beyond_keep(self, adapter: AdapterId) -> None:
+        with _as_far_as_it_goes(adapter):
+            for old in self.all(adapter)[: -self._keep] if self._keep else ():
+                log.info("checkpoint.too_many", adapter=adapter, name=old.name, step=old.step)
+                self._try_to_remove(self._directory(old))
 
     def _try_to_remove(self, path: Path) -> None:
-        try:
+        with _as_far_as_it_goes(path):
             remove_directory(path)
-        except OSError as error:
-            # The newest one wins anyway; the next start, or the next save, tries again.
-            log.warning("checkpoint.old_one_stays", path=str(path), reason=str(error))
+
+
+@contextmanager
+def _as_far_as_it_goes(where: AdapterId | Path) -> Iterator[None]:
+    """The newest one wins anyway; the next start, or the next save, tries again."""
+    try:
+        yield
+    except (OSError, StorageFailed) as error:
+        log.warning("checkpoint.old_one_stays", where=str(where), reason=str(error))
 
 
 def check_fits(record: CheckpointRecord, lora: LoraSpec, base: str) -> None:

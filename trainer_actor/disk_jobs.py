@@ -72,6 +72,11 @@ class DiskJobs:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
         self.under_way: UnderWay | None = None
 
+    @property
+    def adapter(self) -> AdapterId | None:
+        """Whose job is under way."""
+        return self.under_way.adapter if self.under_way is not None else None
+
     def submit(self, queued: Queued, later: Later) -> None:
         assert self.under_way is None, "one job at a time"
         timed = _Timed(later.job)

@@ -36,11 +36,17 @@ _DIGITS = 15
 T = TypeVar("T")
 
 
+class NotSynced(OSError):
+    """What was done shows, could not be undone, and may be lost with the machine's power."""
+
+
 @contextmanager
 def storage_errors(what: str) -> Iterator[None]:
     """Turn a failure of the disk into an error that the client can read."""
     try:
         yield
+    except NotSynced as error:
+        raise StorageFailed(f"cannot {what}: {error.strerror}; it may have been done all the same") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageFailed(f"cannot {what}: {reason}; nothing was changed") from error
@@ -76,7 +82,7 @@ def _free_and_total(directory: Path, *, what: str) -> tuple[int, int]:
 
 
 def write_file(file: Path, data: bytes) -> None:
-    """Replace a file's content. A reader sees the old or the new one."""
+    """Replace a file's content. A reader sees the old or the new one, after a NotSynced the new one."""
     _make_directory(file.parent)
     aside = _aside(file)
     try:
@@ -89,7 +95,10 @@ def write_file(file: Path, data: bytes) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync(file.parent)
+    try:
+        _sync(file.parent)
+    except OSError as error:
+        raise NotSynced(error.errno, error.strerror) from error
 
 
 @contextmanager
@@ -110,27 +119,30 @@ def new_directory(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    _sync(final.parent)
+    try:
+        _sync_or_move_back(final, aside)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def remove_directory(directory: Path) -> None:
-    """Remove a directory so that no one ever sees half of it. Absent is fine."""
+    """Remove a directory so that no one ever sees half of it. Absent is fine. Raises OSError: it is there."""
     aside = _aside(directory)
     try:
         directory.rename(aside)
     except FileNotFoundError:
         return
-    _sync(directory.parent)
+    _sync_or_move_back(aside, directory)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def sweep(directory: Path) -> None:
-    """Remove what a crash left aside directly in `directory`."""
-    with suppress(FileNotFoundError, NotADirectoryError):
+    """Remove what a crash left aside directly in `directory`, as far as the disk lets it: it costs space only."""
+    with suppress(OSError):
         for path in directory.iterdir():
             if path.name.startswith(_ASIDE):
-                gone = path.is_dir() and not path.is_symlink()
-                shutil.rmtree(path, ignore_errors=True) if gone else path.unlink(missing_ok=True)
+                _try_to_remove(path)
 
 
 def next_number(*directories: Path) -> int:
@@ -221,8 +233,35 @@ def own_directories(directory: Path, home: Path) -> list[Path]:
 
 def refuse_links(path: Path, home: Path, *, what: str) -> None:
     """Raises StorageFailed: what would be changed there lies elsewhere."""
-    if is_linked(path, home):
+    with storage_errors(what):
+        linked = is_linked(path, home)
+    if linked:
         raise StorageFailed(f"cannot {what}: a link lies where its directory should be; nothing was changed")
+
+
+def _sync_or_move_back(path: Path, before: Path) -> None:
+    """A directory that was renamed stays so, or is where it was `before` if that cannot be made sure.
+
+    Raises:
+        NotSynced: nor could it be moved back.
+        OSError: it is where it was.
+    """
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        try:
+            path.rename(before)
+        except OSError:
+            raise NotSynced(error.errno, error.strerror) from error
+        raise
+
+
+def _try_to_remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _make_directory(directory: Path) -> None:

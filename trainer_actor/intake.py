@@ -1,10 +1,12 @@
 """What comes in, one message at a time: it is answered at once, or joins its lane.
 
 Knows what each message means for what runs; for adapters and lanes `desk` does. Work that is done at once
-is noted before (`in_hand`), as a turn is.
+is noted before (`in_hand`), as a turn is. What has to wait until the disk is done with its adapter is kept
+until then, in its order, and holds up nobody else.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -38,6 +40,7 @@ from .adapters import Adapters
 from .batches import Batches
 from .boundary import Boundary
 from .desk import Desk
+from .disk_jobs import DiskJobs
 from .fingerprint import fingerprint
 from .in_hand import InHand
 from .lanes import Answer, Lanes
@@ -48,6 +51,10 @@ from .snapshotting import Snapshotting
 from .turns import Turns
 
 log = structlog.get_logger()
+
+# Whatever of the adapter waits or runs comes to an end with these.
+_Ending = DeleteAdapter | UnloadAdapter | RecoverAdapter
+_ForDisk = OpenLane | DeleteCheckpoint | _Ending
 
 
 class Intake:
@@ -61,6 +68,7 @@ class Intake:
         desk: Desk,
         turns: Turns,
         batches: Batches,
+        jobs: DiskJobs,
         schedule: Schedule,
         notices: Notices,
         boundary: Boundary,
@@ -73,24 +81,84 @@ class Intake:
         self._desk = desk
         self._turns = turns
         self._batches = batches
+        self._jobs = jobs
         self._schedule = schedule
         self._notices = notices
         self._boundary = boundary
         self._in_hand = in_hand
         self._snapshots = snapshots
         self._answer = answer
+        # What waits until the disk is done with an adapter.
+        self._behind_disk: dict[AdapterId, deque[Envelope]] = {}
 
     def take_in(self, envelope: Envelope) -> None:
+        body = envelope.body
+        if isinstance(body, _ForDisk) and self._has_to_wait(envelope, body):
+            self._behind_disk.setdefault(body.adapter, deque()).append(envelope)
+            self._go_on(body.adapter)
+        else:
+            self._carry_out(envelope)
+
+    def resume(self) -> None:
+        """Carry out what waited for the disk, as far as that is done."""
+        for adapter in list(self._behind_disk):
+            self._go_on(adapter)
+
+    def close(self, outcome: Message) -> list[Answer]:
+        """Answer what waits for the disk."""
+        waiting = [each for envelopes in self._behind_disk.values() for each in envelopes]
+        self._behind_disk.clear()
+        return [Answer(each, outcome) for each in waiting]
+
+    # --- what waits for the disk -------------------------------------------------------------------
+
+    def _has_to_wait(self, envelope: Envelope, request: _ForDisk) -> bool:
+        """Nobody waits for what is not theirs, nor holds it up: they are told that it is not there."""
+        adapter = self._adapters.find(request.adapter)
+        ours = isinstance(request, RecoverAdapter)
+        if adapter is None or not (ours or adapter.record.tenant == envelope.tenant):
+            return False
+        return request.adapter in self._behind_disk or self._disk_has(request)
+
+    def _disk_has(self, request: _ForDisk) -> bool:
+        """Whether the disk does something for the adapter that a request has to come after."""
+        adapter = request.adapter
+        match request:
+            case OpenLane():
+                return self._snapshots.leaving(adapter)
+            case DeleteCheckpoint():
+                return self._jobs.adapter == adapter
+            case _:
+                return self._jobs.adapter == adapter or self._snapshots.at_work_for(adapter)
+
+    def _go_on(self, adapter: AdapterId) -> None:
+        waiting = self._behind_disk[adapter]
+        while waiting and not self._boundary.broken:
+            request = waiting[0].body
+            assert isinstance(request, _ForDisk)
+            if self._disk_has(request):
+                if isinstance(request, _Ending):
+                    self._boundary.outcome(waiting[0], [adapter], partial(self._keep_still, adapter))
+                return
+            if isinstance(request, _Ending):
+                self._lanes.queues.restore(adapter)
+            self._carry_out(waiting.popleft())
+        if not waiting:
+            del self._behind_disk[adapter]
+
+    def _keep_still(self, adapter: AdapterId) -> None:
+        self._stop_work_of(adapter)
+        self._lanes.queues.hold(adapter)
+
+    # --- what is done at once ------------------------------------------------------------------------
+
+    def _carry_out(self, envelope: Envelope) -> None:
         match envelope.body:
             case CreateAdapter() | ListAdapters() | ListTenants() | DescribeModel() | Echo():
                 self._at_once(envelope, (), partial(self._control, envelope))
             case KeepSnapshot() as request:
                 self._at_once(envelope, (), partial(self._snapshots.keep, request))
-            case OpenLane() as request:
-                self._snapshots.settle_of(request.adapter)
-                self._at_once(envelope, [request.adapter], partial(self._control, envelope))
-            case DeleteCheckpoint() as request:
-                self._turns.settle_of(request.adapter)
+            case OpenLane() | DeleteCheckpoint() as request:
                 self._at_once(envelope, [request.adapter], partial(self._control, envelope))
             case DeleteAdapter() as request:
                 self._at_once(envelope, [request.adapter], partial(self._delete, envelope, request))
@@ -156,8 +224,6 @@ class Intake:
 
     def _stop_work_of(self, adapter: AdapterId) -> None:
         """Should the adapter stay after all, what has begun of it begins anew."""
-        self._turns.settle_of(adapter)
-        self._snapshots.settle_of(adapter)
         self._batches.abandon(adapter)
         for queued in self._lanes.queues.of(adapter):
             queued.ran = 0

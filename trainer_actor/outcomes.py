@@ -34,6 +34,7 @@ class Outcomes:
         self._kept_bytes = kept_bytes
         self._size_bytes = 0
         self._finished: OrderedDict[tuple[LaneId, int], Finished] = OrderedDict()
+        self._of_lane: dict[LaneId, set[int]] = {}
 
     def __len__(self) -> int:
         return len(self._finished)
@@ -47,8 +48,9 @@ class Outcomes:
 
     def forget(self, lane: LaneId, begin: int) -> None:
         """What ended on a lane from a number on never did: it runs again."""
-        for key in [key for key in self._finished if key[0] == lane and key[1] >= begin]:
-            self._size_bytes -= self._finished.pop(key).size_bytes
+        for seq in [seq for seq in self._of_lane.get(lane, ()) if seq >= begin]:
+            self._size_bytes -= self._finished.pop((lane, seq)).size_bytes
+            self._unlist(lane, seq)
 
     def put(
         self,
@@ -62,11 +64,19 @@ class Outcomes:
         assert (lane, seq) not in self._finished, "an operation has one outcome"
         entry = Finished(fingerprint, outcome, _ENTRY_BYTES + array_bytes(outcome), refusal)
         self._finished[lane, seq] = entry
+        self._of_lane.setdefault(lane, set()).add(seq)
         self._size_bytes += entry.size_bytes
         # The newest stays even if it alone is over the bound: its own resend is the likeliest.
         while self._size_bytes > self._kept_bytes and len(self._finished) > 1:
-            _, oldest = self._finished.popitem(last=False)
+            key, oldest = self._finished.popitem(last=False)
             self._size_bytes -= oldest.size_bytes
+            self._unlist(*key)
+
+    def _unlist(self, lane: LaneId, seq: int) -> None:
+        numbers = self._of_lane[lane]
+        numbers.remove(seq)
+        if not numbers:
+            del self._of_lane[lane]
 
 
 def array_bytes(value: object) -> int:

@@ -167,9 +167,9 @@ class Versions:
                 log.warning("version.broken_or_foreign_ignored", path=str(path))
 
     def _read(self, directory: Path) -> tuple[VersionRecord, int] | None:
-        if is_linked(directory, self._layout.versions):
-            return None
         try:
+            if is_linked(directory, self._layout.versions):
+                return None
             record = read_description(directory / _DESCRIPTION, VersionRecord)
             digest = file_digest(directory / PEFT_WEIGHTS)
             size_bytes = file_size(directory / PEFT_CONFIG) + file_size(directory / PEFT_WEIGHTS)

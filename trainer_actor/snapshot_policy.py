@@ -2,16 +2,20 @@
 
 What an adapter did since its last snapshot would run again after a crash. It is due once the oldest of that
 is `after_s` old, or all of it has `after_bytes`; of those that are due the longest waiting comes first.
-An adapter that did nothing is never due.
+An adapter that did nothing is never due. One whose snapshot cannot be written waits by itself, longer each
+time; only when the next one's cannot be written either, it is the disk, for which all wait.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from ..bus.ids import AdapterId
 
 # After a snapshot that could not be written: a disk that is full stays so for a while.
 RETRY_S = 10.0
+# After many of one adapter, which are its own trouble.
+LONGEST_RETRY_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,14 @@ class Owed:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Retry:
+    """Of an adapter whose last snapshots could not be written. after_s: how long it waits the next time."""
+
+    not_before: float
+    after_s: float
+
+
 class SnapshotPolicy:
     def __init__(self, after_s: float, after_bytes: int) -> None:
         self._after_s = after_s
@@ -31,6 +43,9 @@ class SnapshotPolicy:
         self._owed: dict[AdapterId, Owed] = {}
         self._at_once: dict[AdapterId, None] = {}
         self._unheard: dict[AdapterId, float] = {}
+        self._retries: dict[AdapterId, _Retry] = {}
+        # Whose snapshots could not be written since the last one that could.
+        self._failing: set[AdapterId] = set()
         self._not_before = 0.0
 
     def ran(self, adapter: AdapterId, size_bytes: int, now: float, *, at_once: bool = False) -> None:
@@ -47,8 +62,15 @@ class SnapshotPolicy:
         return self._owed.pop(adapter, None)
 
     def not_taken(self, adapter: AdapterId, owed: Owed | None, now: float) -> None:
-        """It could not be written: it is owed as before, and nothing is tried for a while."""
-        self._not_before = now + RETRY_S
+        """It could not be written: it is owed as before, and tried again after a while."""
+        self._failing.add(adapter)
+        retry = self._retries.get(adapter)
+        after_s = retry.after_s if retry is not None else RETRY_S
+        if len(self._failing) > 1:
+            self._not_before = now + RETRY_S
+            self._retries[adapter] = _Retry(now + RETRY_S, after_s)
+        else:
+            self._retries[adapter] = _Retry(now + after_s, min(2 * after_s, LONGEST_RETRY_S))
         if owed is None:
             return
         since = self._owed.get(adapter, Owed(now, owed.used, 0))
@@ -59,6 +81,7 @@ class SnapshotPolicy:
 
     def told(self, adapter: AdapterId, now: float) -> None:
         """The journal was told of a snapshot. If it does not take it, there has to be another one."""
+        self._written(adapter)
         self._unheard.pop(adapter, None)
         self._unheard[adapter] = now
 
@@ -69,27 +92,41 @@ class SnapshotPolicy:
     def gone(self, adapter: AdapterId) -> None:
         """It was deleted, or is what a snapshot says again."""
         self.taken(adapter)
+        self._retries.pop(adapter, None)
+        self._failing.discard(adapter)
 
-    def next(self, now: float) -> AdapterId | None:
-        """Who is due and waited longest; None when nobody is."""
-        due = self._first()
+    def next(self, now: float, besides: AdapterId | None = None) -> AdapterId | None:
+        """Who is due and waited longest; None when nobody is. besides: who cannot be taken just now."""
+        due = self._first(besides)
         return due[1] if due is not None and max(due[0], self._not_before) <= now else None
 
-    def next_due(self) -> float | None:
+    def next_due(self, besides: AdapterId | None = None) -> float | None:
         """When `next` has an answer; None while nobody did anything."""
-        due = self._first()
+        due = self._first(besides)
         return None if due is None else max(due[0], self._not_before)
 
     def owing(self) -> Sequence[AdapterId]:
         """All that did something, newest first."""
         return sorted(self._owed, key=lambda adapter: self._owed[adapter].used, reverse=True)
 
-    def _first(self) -> tuple[float, AdapterId] | None:
-        found: list[tuple[float, AdapterId]] = []
-        if (heavy := next(iter(self._at_once), None)) is not None:
-            found.append((self._owed[heavy].since, heavy))
-        if (longest := next(iter(self._owed), None)) is not None:
-            found.append((self._owed[longest].since + self._after_s, longest))
-        if (unheard := next(iter(self._unheard), None)) is not None:
-            found.append((self._unheard[unheard] + self._after_s, unheard))
-        return min(found, default=None)
+    def _written(self, adapter: AdapterId) -> None:
+        """The disk takes snapshots, the adapter's, too."""
+        self._retries.pop(adapter, None)
+        self._failing.clear()
+        self._not_before = 0.0
+
+    def _first(self, besides: AdapterId | None) -> tuple[float, AdapterId] | None:
+        found = {each for each in self._retries if each in self._owed or each in self._unheard}
+        queues: tuple[Mapping[AdapterId, object], ...] = (self._at_once, self._owed, self._unheard)
+        for queue in queues:  # those that are tried again are few
+            found |= {*islice((each for each in queue if each not in self._retries and each != besides), 1)}
+        return min(((self._due(each), each) for each in found if each != besides), default=None)
+
+    def _due(self, adapter: AdapterId) -> float:
+        dues: list[float] = []
+        if (owed := self._owed.get(adapter)) is not None:
+            dues.append(owed.since if adapter in self._at_once else owed.since + self._after_s)
+        if adapter in self._unheard:
+            dues.append(self._unheard[adapter] + self._after_s)
+        retry = self._retries.get(adapter)
+        return max(min(dues), retry.not_before if retry is not None else 0.0)

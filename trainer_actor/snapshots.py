@@ -12,7 +12,8 @@ When one is taken is decided in `snapshot_policy`; which of them count is the jo
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,8 +114,9 @@ class Snapshots:
         self._kept: dict[AdapterId, int] = {}
 
     def all(self, adapter: AdapterId) -> list[SnapshotRecord]:
-        """Oldest first; their files may be damaged."""
-        found = [self._read(path) for path in self._directories(adapter)]
+        """Oldest first; their files may be damaged. Raises StorageFailed."""
+        with storage_errors("look for snapshots"):
+            found = [self._read(path) for path in self._directories(adapter)]
         return sorted((each for each in found if each is not None), key=lambda each: each.number)
 
     def newest(self, adapter: AdapterId) -> SnapshotRecord | None:
@@ -174,7 +176,8 @@ class Snapshots:
         size_bytes = sum(each.nbytes for named in draft.tensors.values() for each in named.values())
         check_free(home, size_bytes, what=_WHAT)
         checkpoints = self._layout.adapter(draft.adapter) / "checkpoints"
-        number = next_number(home, *own_directories(checkpoints, self._layout.adapters))
+        with storage_errors(_WHAT):
+            number = next_number(home, *own_directories(checkpoints, self._layout.adapters))
         with storage_errors(_WHAT), new_directory(home / str(number)) as aside:
             pieces = {piece: self._link(draft, piece, aside) for piece in draft.unchanged}
             for piece, tensors in draft.tensors.items():
@@ -197,9 +200,10 @@ class Snapshots:
         self._kept[adapter] = number
         if not before:
             return  # there may be one of an earlier process: the journal knows which
-        for path in self._directories(adapter):
-            if int(path.name) < number and int(path.name) != before:
-                self._remove(path)
+        with _as_far_as_it_goes(adapter):
+            for path in self._directories(adapter):
+                if int(path.name) < number and int(path.name) != before:
+                    self._remove(path)
 
     def discard(self, record: SnapshotRecord) -> None:
         """Remove one that nobody was told of."""
@@ -207,8 +211,9 @@ class Snapshots:
 
     def sweep(self, adapter: AdapterId) -> None:
         """Remove what a crash left of snapshots that were being written or removed."""
-        if not is_linked(home := self._layout.snapshots(adapter), self._layout.adapters):
-            sweep(home)
+        with _as_far_as_it_goes(adapter):
+            if not is_linked(home := self._layout.snapshots(adapter), self._layout.adapters):
+                sweep(home)
 
     def _link(self, draft: Draft, piece: str, aside: Path) -> Written:
         assert draft.before is not None
@@ -216,11 +221,8 @@ class Snapshots:
         return draft.before.pieces[piece]
 
     def _remove(self, path: Path) -> None:
-        try:
+        with _as_far_as_it_goes(path):
             remove_directory(path)
-        except OSError as error:
-            # It costs space and nothing else; the next one that is kept tries again.
-            log.warning("snapshot.old_one_stays", path=str(path), reason=str(error))
 
     # --- where they lie --------------------------------------------------------------------------
 
@@ -238,9 +240,9 @@ class Snapshots:
 
     def _read(self, directory: Path) -> SnapshotRecord | None:
         """The snapshot that lies in a directory; None for anything foreign, partial or misplaced."""
-        if is_linked(directory, self._layout.adapters):
-            return None
         try:
+            if is_linked(directory, self._layout.adapters):
+                return None
             sealed = read_description(directory / _DESCRIPTION, _Sealed)
             if hashlib.sha256(sealed.record).hexdigest() != sealed.sha256:
                 return None
@@ -266,6 +268,15 @@ def _record(draft: Draft, number: int, pieces: dict[str, Written]) -> SnapshotRe
         pieces=pieces,
         digest=hashlib.sha256(json.dumps(told).encode()).hexdigest(),
     )
+
+
+@contextmanager
+def _as_far_as_it_goes(where: AdapterId | Path) -> Iterator[None]:
+    """What is left costs space and nothing else; the next one that is kept tries again."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("snapshot.old_one_stays", where=str(where), reason=str(error))
 
 
 def _file_name(piece: str) -> str:

@@ -3,27 +3,39 @@
 A snapshot costs the loop a copy of what changed; writing is the disk thread's, while the adapter goes on. Its
 report goes the same way as the replies before it, so whoever hears of it has heard of all that it holds.
 Unloading is a snapshot, too, after which nothing stays in memory. Which adapter is due is `snapshot_policy`.
+
+Of an adapter for which a disk job is under way none is begun: the job may be a load, which puts another state
+in its place and is told as a snapshot itself.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 
-import numpy as np
 import structlog
 
 from ..bus.config import Config
 from ..bus.crash_points import crash_point
-from ..bus.errors import Aborted, LoractlError
+from ..bus.errors import Aborted
 from ..bus.failures import failed
 from ..bus.ids import AdapterId
-from ..bus.messages import Done, Envelope, KeepSnapshot, LanePosition, Message, SnapshotTaken
+from ..bus.messages import (
+    Done,
+    Envelope,
+    Failed,
+    KeepSnapshot,
+    LanePosition,
+    Message,
+    SnapshotTaken,
+)
 from .adapter import Adapter
 from .adapters import Adapters
-from .disk_jobs import DiskJobs
+from .boundary import OURS, Boundary
+from .disk_jobs import DiskJobs, Found
 from .lanes import Answer, Lanes
+from .outcomes import array_bytes
 from .queues import Operation
 from .saved_states import Capture
 from .snapshot_policy import Owed, SnapshotPolicy
@@ -39,18 +51,26 @@ _NEVER_S = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class _UnderWay:
-    """positions: of the lanes when the state was copied. unload: who asked for it to leave, if anybody."""
+    """generation, positions: of the adapter and its lanes when the state was copied. unload: who asked for it
+    to leave, if anybody."""
 
     adapter: Adapter
+    generation: int
     capture: Capture
     owed: Owed | None
     positions: tuple[LanePosition, ...]
     unload: Envelope | None
     future: "Future[SnapshotRecord]"
 
+    @property
+    def outlived(self) -> bool:
+        """Whether another state is in the place of the one that was copied."""
+        return self.generation != self.adapter.generation
+
 
 class Snapshotting:
-    """report: tells the broker what nobody asked. answer: sends replies."""
+    """report: tells the broker what nobody asked. answer: sends replies. A bug puts in doubt whose snapshot it
+    was, and nobody else (`boundary`)."""
 
     def __init__(
         self,
@@ -60,6 +80,7 @@ class Snapshotting:
         adapters: Adapters,
         lanes: Lanes,
         jobs: DiskJobs,
+        boundary: Boundary,
         report: Callable[[Message], None],
         answer: Callable[[Sequence[Answer]], None],
     ) -> None:
@@ -75,6 +96,7 @@ class Snapshotting:
         self._adapters = adapters
         self._lanes = lanes
         self._jobs = jobs
+        self._boundary = boundary
         self._report = report
         self._answer = answer
         self._under_way: _UnderWay | None = None
@@ -88,7 +110,18 @@ class Snapshotting:
 
     def next_due(self) -> float | None:
         """When `turn` has something to begin, on the clock of `now`; None while nothing changed."""
-        return None if self.busy else self._policy.next_due()
+        return None if self.busy else self._policy.next_due(self._jobs.adapter)
+
+    def leaving(self, adapter: AdapterId) -> bool:
+        """Whether the adapter is to leave the memory, and its snapshot is all that this waits for."""
+        at = self._under_way
+        under_way = at is not None and at.unload is not None and at.adapter.id == adapter
+        return under_way or adapter in self._leaving
+
+    def at_work_for(self, adapter: AdapterId) -> bool:
+        """Whether a snapshot of the adapter is being written, or has to be for it to leave."""
+        at = self._under_way
+        return adapter in self._leaving or (at is not None and at.adapter.id == adapter)
 
     # --- what happens to adapters ------------------------------------------------------------------
 
@@ -99,10 +132,9 @@ class Snapshotting:
             return
         if adapter.untold is None:
             at_once = self._journalled and not adapter.placed
-            self._policy.ran(adapter.id, _size_bytes(operation), now, at_once=at_once)
+            self._policy.ran(adapter.id, array_bytes(operation), now, at_once=at_once)
             return
         record, adapter.untold = adapter.untold, None
-        self.settle_of(adapter.id)  # what was begun before it is told before it
         self._policy.taken(adapter.id)
         self._tell(adapter, record, self._lanes.positions(adapter.id), now)
 
@@ -121,64 +153,71 @@ class Snapshotting:
         Until then nothing of it runs. Whoever asked is answered then, and so is everybody who waits in its
         lanes, which end; if the snapshot cannot be taken, all goes on as it was.
         """
-        self.settle_of(adapter.id)
+        assert not self.at_work_for(adapter.id), "whoever asks waits for that"
         self._lanes.queues.hold(adapter.id)
         self._leaving[adapter.id] = asked
 
     # --- the loop's turns --------------------------------------------------------------------------
 
     def turn(self, now: float) -> None:
-        """Tell of a snapshot that is whole, and begin the next one that is due."""
-        self.settle(now)
-        if self.busy:
+        """Begin the next one that is due, once the one before it is whole and told."""
+        if self.busy or self._boundary.broken:
             return
-        wanted = next(iter(self._leaving), None) or self._policy.next(now)
+        wanted = next(iter(self._leaving), None) or self._policy.next(now, self._jobs.adapter)
         if wanted is not None:
             self._begin(wanted, now)
 
     def settle(self, now: float, *, wait: bool = False) -> None:
         """Tell of the snapshot that is whole; with `wait`, of the one under way, when it is."""
-        under_way = self._under_way
-        if under_way is None or not (wait or under_way.future.done()):
+        at = self._under_way
+        if at is None or not (wait or at.future.done()):
             return
         self._under_way = None
-        try:
-            record = under_way.future.result()
-        except LoractlError as error:
-            under_way.adapter.changed |= set(under_way.capture.pieces)
-            self._not_taken(under_way.adapter, under_way.owed, under_way.unload, error, now)
-            return
-        if under_way.unload is not None:
-            self._unloaded(under_way.adapter, record, under_way.unload, now)
+        record = self._tried(at.adapter, at.unload, at.future.result)
+        if at.outlived:
+            assert at.unload is None, "nothing changes of whoever leaves"
+            self._forget(record)
+        elif isinstance(record, Failed):
+            at.adapter.changed |= set(at.capture.pieces)
+            self._not_taken(at.adapter, at.owed, at.unload, record, now)
+        elif at.unload is not None:
+            self._unloaded(at.adapter, record, at.unload, now)
         else:
-            under_way.adapter.has(record)
-            self._tell(under_way.adapter, record, under_way.positions, now)
-
-    def settle_of(self, adapter: AdapterId) -> None:
-        """Wait until nothing of the adapter is being written, or is to leave."""
-        if adapter in self._leaving:
-            self.settle(time.monotonic(), wait=True)
-            self._begin(adapter, time.monotonic())
-        if self._under_way is not None and self._under_way.adapter.id == adapter:
-            self.settle(time.monotonic(), wait=True)
+            at.adapter.has(record)
+            self._tell(at.adapter, record, at.positions, now)
 
     def _begin(self, wanted: AdapterId, now: float) -> None:
         adapter = self._adapters.find(wanted)
         unload = self._leaving.pop(wanted, None)
         owed = self._policy.taken(wanted)
         assert adapter is not None, "who is deleted owes nothing"
-        try:
-            capture = self._capture(adapter, leaving=unload is not None)
-        except LoractlError as error:
-            self._not_taken(adapter, owed, unload, error, now)
+        capture = self._tried(adapter, unload, partial(self._capture, adapter, leaving=unload is not None))
+        if isinstance(capture, Failed):
+            self._not_taken(adapter, owed, unload, capture, now)
             return
-        states = self._adapters.states
-        future = self._jobs.behind(lambda: states.snapshot(capture))
+        future = self._jobs.behind(partial(self._adapters.states.snapshot, capture))
         positions = self._lanes.positions(wanted)
-        self._under_way = _UnderWay(adapter, capture, owed, positions, unload, future)
+        self._under_way = _UnderWay(adapter, adapter.generation, capture, owed, positions, unload, future)
+
+    def _tried(self, adapter: Adapter, asked: Envelope | None, work: Callable[[], Found]) -> Found | Failed:
+        """What work for a snapshot of an adapter came to, or how it failed."""
+        found: list[Found] = []
+        trouble = self._boundary.outcome(asked or OURS, [adapter.id], lambda: found.append(work()))
+        assert trouble is None or isinstance(trouble, Failed)
+        return found[0] if trouble is None else trouble
+
+    def _forget(self, record: SnapshotRecord | Failed) -> None:
+        """Should it be found by a restart, it would be taken for the adapter's newest state."""
+        if not isinstance(record, Failed):
+            log.info("snapshot.outlived", adapter=record.adapter, number=record.number)
+            self._adapters.snapshots.discard(record)
 
     def _capture(self, adapter: Adapter, *, leaving: bool) -> Capture:
-        """Raises LoractlError: the state cannot be had now; nothing changed."""
+        """Copy its state as it is now, or as it is to be when it leaves.
+
+        Raises:
+            LoractlError: the state cannot be had now; nothing changed.
+        """
         window = Window(step=adapter.window.step) if leaving else adapter.window
         residents, states = self._adapters.residents, self._adapters.states
         if not residents.admitted(adapter.id) and isinstance(adapter.goes_on_from, SnapshotRecord):
@@ -190,13 +229,13 @@ class Snapshotting:
         return states.capture(adapter, state, window)
 
     def _not_taken(
-        self, adapter: Adapter, owed: Owed | None, unload: Envelope | None, error: LoractlError, now: float
+        self, adapter: Adapter, owed: Owed | None, unload: Envelope | None, trouble: Failed, now: float
     ) -> None:
-        log.warning("snapshot.not_taken", adapter=adapter.id, reason=error.message)
+        log.warning("snapshot.not_taken", adapter=adapter.id, reason=trouble.message)
         self._policy.not_taken(adapter.id, owed, now)
         if unload is not None:
             self._lanes.queues.restore(adapter.id)
-            self._answer([Answer(unload, failed(error))])
+            self._answer([Answer(unload, trouble)])
 
     def _tell(
         self, adapter: Adapter, record: SnapshotRecord, positions: Collection[LanePosition], now: float
@@ -240,7 +279,7 @@ class Snapshotting:
         self._leaving.clear()
         self._last = {adapter: self._lanes.positions(adapter) for adapter in self._policy.owing()}
 
-    def take_last(self, suspects: Collection[AdapterId], since: float) -> None:
+    def take_last(self, since: float) -> None:
         """Snapshot all that owe one, newest first, while there is time; what is left runs again from the journal.
 
         Comes when lanes are closed and everybody is answered. since: when the stop began.
@@ -249,18 +288,13 @@ class Snapshotting:
             if time.monotonic() - since >= self._stop_s:
                 return
             adapter = self._adapters.find(wanted)
-            if adapter is None or wanted in suspects or wanted not in self._last:
+            if adapter is None or wanted in self._boundary.suspects or wanted not in self._last:
                 continue
-            try:
-                capture = self._capture(adapter, leaving=False)
-                record = self._adapters.states.snapshot(capture)
-            except LoractlError as error:
-                log.warning("snapshot.not_taken", adapter=wanted, reason=error.message)
-                continue
-            self._tell(adapter, record, self._last[wanted], time.monotonic())
+            record = self._tried(adapter, None, partial(self._written, adapter))
+            if isinstance(record, Failed):
+                log.warning("snapshot.not_taken", adapter=wanted, reason=record.message)
+            else:
+                self._tell(adapter, record, self._last[wanted], time.monotonic())
 
-
-def _size_bytes(operation: Operation) -> int:
-    """What an operation takes in the journal, as far as its arrays are concerned."""
-    values = (getattr(operation, each.name) for each in dataclasses.fields(operation))
-    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+    def _written(self, adapter: Adapter) -> SnapshotRecord:
+        return self._adapters.states.snapshot(self._capture(adapter, leaving=False))

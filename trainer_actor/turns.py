@@ -95,11 +95,6 @@ class Turns:
         self._lanes.queues.restore(job.adapter)
         self._finish(job.queued, settled)
 
-    def settle_of(self, adapter: AdapterId) -> None:
-        """Wait until no disk job of the adapter is under way."""
-        if self._jobs.under_way is not None and self._jobs.under_way.adapter == adapter:
-            self.settle(wait=True)
-
     def _run_steps(self, shares: Sequence[Share]) -> None:
         """Light operations, the first of each adapter as one batch, then the second of each, and so on."""
         for place in range(max((share.count for share in shares), default=0)):

@@ -308,6 +308,46 @@ def test_the_outcome_store_counts_its_bytes() -> None:
     assert len(store) == 3
 
 
+class Compared(str):
+    """A lane's id that counts what it is compared with."""
+
+    __hash__ = str.__hash__
+    count = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.count += 1
+        return str.__eq__(self, other)
+
+
+def test_forgetting_a_lanes_outcomes_looks_at_that_lane_alone() -> None:
+    store = Outcomes(kept_bytes=1 << 30)
+    names = [LaneId(f"lane {number}") for number in range(100)]
+    for seq in range(1, 21):
+        for name in names:
+            store.put(name, seq, b"", Done())
+    each_bytes = store.size_bytes // len(store)
+
+    store.forget(LaneId(Compared("lane 7")), 11)
+    store.forget(LaneId(Compared("never was")), 1)
+
+    assert Compared.count < 50
+    assert (len(store), store.size_bytes) == (1990, 1990 * each_bytes)
+    assert store.get(names[7], 10) is not None
+    assert store.get(names[7], 11) is None
+    assert store.get(names[8], 20) is not None
+
+
+def test_what_went_for_space_is_forgotten_for_good() -> None:
+    store = Outcomes(kept_bytes=3000)
+    for seq in range(1, 50):
+        store.put(LANE, seq, b"", Done())
+
+    store.forget(LANE, 1)
+    store.put(LANE, 1, b"", Done())
+
+    assert len(store) == 1
+
+
 def test_fingerprints_differ_by_any_field_and_ignore_the_order_of_settings() -> None:
     def passed(**changes: object) -> ForwardBackward:
         fields = {

@@ -1,9 +1,11 @@
 """Who is snapshotted next: by age and by bytes, the longest waiting first, nobody for nothing."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 from loractl.bus.ids import AdapterId
-from loractl.trainer_actor.snapshot_policy import RETRY_S, SnapshotPolicy
+from loractl.trainer_actor.snapshot_policy import LONGEST_RETRY_S, RETRY_S, SnapshotPolicy
 
 A, B, C = (AdapterId(name) for name in "abc")
 
@@ -66,9 +68,71 @@ def test_one_that_could_not_be_written_is_tried_later_and_owes_all_of_it() -> No
     policy.ran(A, 600, now=31.0)
     policy.not_taken(A, owed, now=32.0)
 
+    assert policy.next(32.0) == B
+    policy.taken(B)
     assert policy.next(32.0 + RETRY_S - 0.1) is None
     assert policy.next_due() == 32.0 + RETRY_S
     assert policy.next(32.0 + RETRY_S) == A
+
+
+def written(policy: SnapshotPolicy, adapter: AdapterId, now: float) -> None:
+    policy.taken(adapter)
+    policy.told(adapter, now)
+    policy.kept(adapter)
+
+
+def test_one_that_can_never_be_written_is_tried_ever_less_and_holds_up_nobody() -> None:
+    policy, now = SnapshotPolicy(30.0, 1000), 0.0
+    failed, late = list[float](), list[float]()
+    policy.ran(A, 1, now=0.0)
+
+    while now < 3600.0:
+        if now % 60 == 0:
+            policy.ran(B, 1, now)
+        if (due := policy.next(now)) == B:
+            late.append(now % 60)
+            written(policy, B, now)
+        elif due == A:
+            failed.append(now)
+            policy.not_taken(A, policy.taken(A), now)
+        now += 1.0
+
+    pauses = [after - before for before, after in pairwise(failed)]
+    assert max(late) <= 31.0
+    assert len(late) == 60
+    assert pauses[0] == RETRY_S
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_RETRY_S
+
+
+def test_a_disk_that_takes_nobodys_is_tried_once_in_a_while_and_by_everybody_in_turn() -> None:
+    policy, now, tried = SnapshotPolicy(30.0, 1000), 31.0, list[AdapterId]()
+    for adapter in (A, B, C):
+        policy.ran(adapter, 1, now=0.0)
+
+    while now < 300.0:
+        if (due := policy.next(now)) is not None:
+            tried.append(due)
+            policy.not_taken(due, policy.taken(due), now)
+        now += 1.0
+
+    assert len(tried) <= 2 + 270 / RETRY_S
+    assert tried[:6] == [A, B, C, A, B, C]
+    due = policy.next(400.0)
+    assert due is not None
+    written(policy, due, 400.0)
+    assert policy.next(400.0) not in (None, due), "whoever waited for the disk goes on once it takes one"
+
+
+def test_one_that_cannot_be_taken_just_now_is_left_out_and_the_next_one_is_not() -> None:
+    policy = SnapshotPolicy(30.0, 1000)
+    policy.ran(A, 1, now=0.0)
+    policy.ran(B, 1, now=5.0)
+
+    assert policy.next(31.0, besides=A) is None
+    assert policy.next_due(besides=A) == 35.0
+    assert policy.next(35.0, besides=A) == B
+    assert policy.next(35.0) == A
 
 
 def test_one_that_the_journal_does_not_take_is_followed_by_another() -> None:

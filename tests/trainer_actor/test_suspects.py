@@ -1,12 +1,15 @@
 """What a dead trainer had in hand runs alone, until it is known what it does."""
 
+import errno
+import os
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loractl.bus.config import TrainerConfig
 from loractl.bus.ids import AdapterId, RequestId, TenantId
-from loractl.bus.in_hand import Note, decode_note
+from loractl.bus.in_hand import SLOT_BYTES, SLOTS, Note, decode_note
 from loractl.bus.messages import Envelope, Ping
 from loractl.daemon.in_hand import read_in_hand
 from loractl.tests.trainer_actor.test_schedule import Floor
@@ -143,7 +146,7 @@ def test_what_was_in_hand_at_a_death_is_suspect_until_it_ends_whoever_else_dies_
 
 def test_a_note_that_nobody_can_read_suspects_nobody(tmp_path: Path) -> None:
     file = tmp_path / "in_hand"
-    file.write_bytes(b'{"in_hand": [["t"')
+    file.write_bytes(b'{"in_hand": [["t", "a"]]}')
 
     assert read_in_hand(file) == []
     assert not InHand.open(file).suspects
@@ -156,5 +159,66 @@ def test_a_short_note_over_a_long_one_leaves_nothing_of_it(tmp_path: Path) -> No
     size = file.stat().st_size
     in_hand.take(ask("a"))
 
-    assert size > 64_000
-    assert decode_note(file.read_bytes()) == Note(in_hand=((TenantId("t"), RequestId("a")),))
+    assert file.stat().st_size == size
+    assert decode_note(file.read_bytes())[1] == Note(in_hand=((TenantId("t"), RequestId("a")),))
+
+
+@pytest.mark.parametrize("whole_bytes", [0, 1, 15, 16, 4096, 20_000])
+def test_a_kill_in_the_middle_of_a_note_leaves_the_one_before(tmp_path: Path, whole_bytes: int) -> None:
+    file = tmp_path / "in_hand"
+    in_hand = InHand.open(file)
+    in_hand.take(ask(*(f"{number:032}" for number in range(900))))
+    in_hand.take(ask("before"))
+    before = file.read_bytes()
+    in_hand.take(ask(*(f"{number:032}" for number in range(1000, 2000))))
+    after = file.read_bytes()
+
+    begin = next(at for at in range(len(before)) if before[at] != after[at])
+    file.write_bytes(after[: begin + whole_bytes] + before[begin + whole_bytes :])
+
+    assert read_in_hand(file) == [("t", "before")]
+    assert set(InHand.open(file).suspects) == {("t", "before")}
+
+
+def test_a_note_that_is_written_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.pwrite
+    file = tmp_path / "in_hand"
+    in_hand = InHand.open(file)
+    monkeypatch.setattr(os, "pwrite", lambda to, data, at: write(to, data[:7], at))
+
+    in_hand.take(ask("a", "b"))
+
+    assert read_in_hand(file) == [("t", "a"), ("t", "b")]
+
+
+def test_a_note_that_could_not_be_written_leaves_the_one_before_and_the_next_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(to: int, data: bytes, at: int) -> int:
+        if len(data) < 40:
+            raise OSError(errno.ENOSPC, "no space")
+        return write(to, data[:20], at)
+
+    write = os.pwrite
+    file = tmp_path / "in_hand"
+    in_hand = InHand.open(file)
+    in_hand.take(ask("a"))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        in_hand.take(ask("b"))
+        in_hand.take(ask("c"))
+    kept = read_in_hand(file)
+    in_hand.take(ask("d"))
+
+    assert kept == [("t", "a")]
+    assert read_in_hand(file) == [("t", "d")]
+
+
+def test_a_note_of_too_much_says_a_part_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "in_hand"
+    in_hand = InHand.open(file)
+
+    in_hand.take(ask(*(f"{number:032}" for number in range(9000))))
+
+    assert 1000 < len(read_in_hand(file)) < 9000
+    assert file.stat().st_size == SLOTS * SLOT_BYTES

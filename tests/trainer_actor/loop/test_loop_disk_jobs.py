@@ -6,19 +6,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from loractl.bus.ids import TenantId
 from loractl.bus.messages import (
     AdapterList,
     CheckpointSaved,
     DeleteAdapter,
+    DeleteCheckpoint,
     Done,
     Drain,
+    Failed,
+    LaneOpened,
+    LanePosition,
     ListAdapters,
     LoadCheckpoint,
+    OpenLane,
     OptimStep,
     PassResult,
+    RecoverAdapter,
+    Recovered,
     SaveCheckpoint,
     StateLoaded,
     StepResult,
+    UnloadAdapter,
 )
 from loractl.tests.trainer_actor.loop.harness import (
     WAIT_S,
@@ -75,11 +84,19 @@ class Stage:
         assert GATE.reached.wait(WAIT_S)
         return request
 
+    def snapshot_of_neighbour(self) -> None:
+        """Let one be begun, behind whatever the disk is at."""
+        self.neighbour.forward_backward(1)
+        self.office.ask(ListAdapters(), AdapterList)  # the loop has been round since
+
+    def others_train(self) -> None:
+        create(self.office, "third").forward_backward(1)
+
 
 @pytest.fixture
 def stage(open_office: Callable[..., Office]) -> Iterator[Stage]:
     GATE.__init__()  # type: ignore[misc]
-    office = open_office()
+    office = open_office("journal.snapshot_bytes=1")  # every operation that has data makes its adapter due
     trainer, _ = start(office, GatedEngine)
     saver, neighbour = create(office, "saver"), create(office, "neighbour")
     saver.forward_backward(1)
@@ -155,6 +172,126 @@ def test_deleting_an_adapter_lets_its_save_end_first(stage: Stage) -> None:
     assert checked(stage.office.wait(saving), CheckpointSaved).step == 1  # type: ignore[arg-type]
     assert checked(stage.office.wait(deleting), Done) == Done()
     assert not stage.office.layout.adapter(stage.saver.id).exists()
+
+
+def test_nobody_waits_with_whoever_waits_to_delete_what_is_being_saved(stage: Stage) -> None:
+    saving = stage.save()
+    deleting = stage.office.send(DeleteAdapter(adapter=stage.saver.id))
+    behind = stage.office.send(pass_over(2, **stage.saver.next()))
+    dropping = stage.office.send(DeleteCheckpoint(adapter=stage.saver.id, name="at-one"))
+
+    stage.others_train()
+    assert not {saving, deleting, behind, dropping} & {*stage.office.arrived}
+    GATE.open()
+
+    assert checked(stage.office.wait(saving), CheckpointSaved).step == 1  # type: ignore[arg-type]
+    assert checked(stage.office.wait(deleting), Done) == Done()
+    assert [getattr(stage.office.wait(each), "code", "") for each in (behind, dropping)] == [
+        "aborted",
+        "adapter_not_found",
+    ]
+
+
+def test_a_checkpoint_is_deleted_once_the_save_before_it_has_ended(stage: Stage) -> None:
+    saving = stage.save()
+    dropping = stage.office.send(DeleteCheckpoint(adapter=stage.saver.id, name="at-one"))
+
+    stage.others_train()
+    assert dropping not in stage.office.arrived
+    GATE.open()
+
+    assert checked(stage.office.wait(saving), CheckpointSaved).step == 1  # type: ignore[arg-type]
+    assert checked(stage.office.wait(dropping), Done) == Done()
+    assert stage.saver.refused(LoadCheckpoint, source=stage.saver.id, name="at-one").code == (
+        "checkpoint_not_found"
+    )
+
+
+def test_a_lane_is_opened_while_snapshots_are_written(stage: Stage) -> None:
+    stage.save()
+    stage.snapshot_of_neighbour()
+
+    stage.neighbour.reopen()
+    stage.neighbour.forward_backward(2)
+
+
+def test_a_lane_of_who_leaves_is_opened_once_it_has_left_and_nobody_else_waits(stage: Stage) -> None:
+    stage.snapshot_of_neighbour()
+    stage.save()
+    leaving = stage.office.send(UnloadAdapter(adapter=stage.neighbour.id))
+    opening = stage.office.send(OpenLane(adapter=stage.neighbour.id))
+
+    stage.others_train()
+    assert not {leaving, opening} & {*stage.office.arrived}
+    GATE.open()
+
+    assert checked(stage.office.wait(leaving), Done) == Done()
+    stage.neighbour.lane = checked(stage.office.wait(opening), LaneOpened).lane
+    stage.neighbour.seq = 0
+    stage.neighbour.forward_backward(2)
+    assert stage.neighbour.step().applied
+
+
+@pytest.mark.parametrize("ending", [DeleteAdapter, UnloadAdapter])
+def test_who_ends_waits_for_a_snapshot_and_does_nothing_meanwhile(
+    stage: Stage, ending: type[DeleteAdapter | UnloadAdapter]
+) -> None:
+    stage.save()
+    stage.snapshot_of_neighbour()
+    asked = stage.office.send(ending(adapter=stage.neighbour.id))
+    behind = stage.office.send(pass_over(2, **stage.neighbour.next()))
+
+    stage.others_train()
+    assert not {asked, behind} & {*stage.office.arrived}
+    GATE.open()
+
+    assert checked(stage.office.wait(asked), Done) == Done()
+    assert getattr(stage.office.wait(behind), "code", "") == "aborted"
+
+
+def test_an_adapter_that_is_brought_back_waits_for_its_snapshot_and_nobody_with_it(stage: Stage) -> None:
+    stage.save()
+    stage.snapshot_of_neighbour()
+    lanes = (LanePosition(lane=stage.neighbour.lane, next_seq=1),)
+    recovering = stage.office.send(RecoverAdapter(adapter=stage.neighbour.id, snapshot="", lanes=lanes))
+
+    stage.others_train()
+    assert recovering not in stage.office.arrived
+    GATE.open()
+
+    assert checked(stage.office.wait(recovering), Recovered).step == 0
+    stage.neighbour.seq = 0
+    stage.neighbour.forward_backward(1)
+
+
+def test_who_may_not_end_an_adapter_is_told_at_once_and_holds_nothing_up(stage: Stage) -> None:
+    saving = stage.save()
+    stranger = TenantId("stranger")
+
+    refused = [
+        stage.office.refused(body, stranger).code
+        for body in (
+            DeleteAdapter(adapter=stage.saver.id),
+            UnloadAdapter(adapter=stage.saver.id),
+            OpenLane(adapter=stage.saver.id),
+            DeleteCheckpoint(adapter=stage.saver.id, name="at-one"),
+        )
+    ]
+
+    assert refused == ["adapter_not_found"] * 4
+    assert saving not in stage.office.arrived
+
+
+def test_a_stop_answers_what_waits_for_the_disk(stage: Stage) -> None:
+    saving = stage.save()
+    deleting = stage.office.send(DeleteAdapter(adapter=stage.saver.id))
+    stage.others_train()
+    stage.office.tell(Drain())
+    GATE.open()
+
+    assert checked(stage.office.wait(saving), CheckpointSaved).step == 1  # type: ignore[arg-type]
+    assert isinstance(stage.office.wait(deleting), Done | Failed)  # Done: the save ended before the stop came
+    assert stage.trainer.join() == 0
 
 
 def test_a_stop_lets_a_save_end_and_says_so(stage: Stage) -> None:

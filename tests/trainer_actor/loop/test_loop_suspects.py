@@ -8,10 +8,12 @@ import pytest
 from loractl.bus.ids import LOCAL_TENANT, RequestId
 from loractl.bus.messages import (
     ActorReady,
+    Envelope,
     Failed,
     LanePosition,
     OptimStep,
     PassResult,
+    Ping,
     RecoverAdapter,
     Recovered,
 )
@@ -29,6 +31,7 @@ from loractl.tests.trainer_actor.loop.harness import (
     stop,
 )
 from loractl.trainer_actor.engine import TrainEngine
+from loractl.trainer_actor.in_hand import InHand
 from loractl.trainer_actor.part_run import PartRun
 
 OpenOffice = Callable[..., Office]
@@ -131,7 +134,9 @@ def test_a_bystander_of_a_death_has_the_outcome_that_it_would_have_had(
     expected = plain.forward_backward(1).logprobs
     stop(office, trainer)
 
-    office.layout.in_hand.write_text('{"in_hand": [["local", "first"], ["local", "second"]]}')
+    InHand.open(office.layout.in_hand).take(
+        [Envelope(request=RequestId(each), tenant=LOCAL_TENANT, body=Ping()) for each in ("first", "second")]
+    )
     trainer, _ = start(office, engine)
     one, two = create(office, "one"), create(office, "two")
     for request, adapter in (("first", one), ("second", two)):
