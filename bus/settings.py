@@ -132,7 +132,9 @@ class DaemonConfig:
     for programs that start a daemon of their own. listen: "tcp://HOST:PORT" where bus clients may connect
     with CURVE keys (`loractl keys curve`), besides the socket of this machine; empty is nowhere. Restarts
     back off from restart_first_s, doubling up to restart_max_s; after restart_limit failures in a row the
-    actor is given up. chaos: a seed, with which messages get lost, come twice, late or in another order, and
+    actor is given up. stuck_s: an actor that gets no further for so long with one step of its work is hung; it
+    is ended and started again. It says itself when it gets on: with each layer of a model, token, message and
+    file. 0 is never. chaos: a seed, with which messages get lost, come twice, late or in another order, and
     actors are killed, to try a client with; 0 is off."""
 
     http: str = ""
@@ -140,6 +142,7 @@ class DaemonConfig:
     ready_timeout_s: float = 600.0
     heartbeat_s: float = 1.0
     heartbeat_timeout_s: float = 30.0
+    stuck_s: float = 600.0
     restart_first_s: float = 0.5
     restart_max_s: float = 30.0
     restart_limit: int = 5
@@ -192,7 +195,10 @@ class LimitsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
+    """keep_bytes: of each process's log; the oldest lines go. 0 is no bound."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
+    keep_bytes: int = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

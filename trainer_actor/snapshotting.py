@@ -141,6 +141,7 @@ class Snapshotting:
         under_way = self._under_way
         if under_way is None or not (wait or under_way.future.done()):
             return
+        self._jobs.wait_for(under_way.future)
         self._under_way = None
         try:
             record = under_way.future.result()
@@ -173,7 +174,7 @@ class Snapshotting:
             self._not_taken(adapter, owed, unload, error, now)
             return
         states = self._adapters.states
-        future = self._jobs.behind(lambda: states.snapshot(capture))
+        future = self._jobs.behind(lambda: states.snapshot(capture), f"a snapshot of {wanted} on the disk")
         positions = self._lanes.positions(wanted)
         self._under_way = _UnderWay(adapter, capture, owed, positions, unload, future)
 

@@ -78,6 +78,31 @@ def test_an_actor_that_hangs_is_ended_and_started_again(start: Start):
     assert daemon.echo("hello") == "hello"
 
 
+def test_an_actor_that_lives_and_gets_no_further_is_ended_and_started_again(start: Start, config):
+    strict = replace(config, daemon=replace(config.daemon, stuck_s=1.0))
+    daemon = start(settings=strict).until(trainer="ready")
+
+    with daemon.client() as client, pytest.raises(ActorRestarting, match="got no further for"):
+        client.request(ask("stand still"), timeout_s=PATIENCE_S)
+
+    daemon.until(trainer="ready")
+    assert daemon.phases["trainer"][1] == 1
+    assert daemon.echo("hello") == "hello"
+    said = (daemon.layout.logs / "daemon.log").read_text()
+    assert '"event": "actor.hung"' in said
+
+
+def test_an_actor_that_is_slow_and_gets_on_is_left_alone(start: Start, config):
+    strict = replace(config, daemon=replace(config.daemon, stuck_s=1.5))
+    daemon = start(settings=strict).until(trainer="ready")
+
+    assert daemon.echo("work slowly") == "done"
+
+    with daemon.client() as client:
+        [actor] = client.request(GetStatus(), timeout_s=PATIENCE_S).actors
+    assert actor.restarts == 0
+
+
 def test_an_actor_that_is_not_ready_in_time_is_ended(start: Start, config):
     impatient = replace(config, daemon=replace(config.daemon, ready_timeout_s=1.0, restart_limit=1))
     daemon = start("--never-ready", settings=impatient)
