@@ -79,8 +79,8 @@ class Chaos:
     _chance: random.Random = field(init=False)
     _held: list[_Held] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
-    # When the last held message of a request goes: none of its later ones overtakes it.
-    _busy: dict[_Key, float] = field(default_factory=dict)
+    # The held message of a request that goes last: none of its later ones overtakes it.
+    _busy: dict[_Key, _Held] = field(default_factory=dict)
     _kill_at: float = math.inf
     _outcomes: "OrderedDict[tuple[str, str], bytes]" = field(default_factory=OrderedDict)
 
@@ -110,7 +110,7 @@ class Chaos:
         while self._held and self._held[0].due <= now:
             held = heapq.heappop(self._held)
             (due.asked if held.key[0] == "asked" else due.told).append(held.frames)
-            if self._busy[held.key] <= held.due:
+            if self._busy[held.key] is held:
                 del self._busy[held.key]
         return due
 
@@ -177,16 +177,18 @@ class Chaos:
         """Messages of one request come in their order, and an Abort behind whatever it may be meant for."""
         earlier = self._busy.get((way, header.tenant, header.request))
         if header.kind == Abort.kind:
-            earlier = max((held.due for held in self._held), default=None)
+            earlier = max(self._held, default=None)
         if earlier is None:
             return [frames]
-        self._hold(way, header, frames, earlier)
+        self._hold(way, header, frames, earlier.due)
         return []
 
     def _hold(self, way: Way, header: Header, frames: Frames, due: float) -> None:
         key = (way, header.tenant, header.request)
-        due = self._busy[key] = max(due, self._busy.get(key, due))
-        heapq.heappush(self._held, _Held(due, next(self._numbers), key, [bytes(each) for each in frames]))
+        if (earlier := self._busy.get(key)) is not None:
+            due = max(due, earlier.due)
+        held = self._busy[key] = _Held(due, next(self._numbers), key, [bytes(each) for each in frames])
+        heapq.heappush(self._held, held)
 
     # --- small change ----------------------------------------------------------------------------
 

@@ -12,5 +12,5 @@ def test_each_layer_of_a_pass_says_that_it_gets_on_forward_and_backward(lab: Lab
     run(engine, batch(0, [4, 3]))
 
     assert (
-        len(steps) == 2 * 4 * engine.bank.row(0).layout.linears[-2].layer
+        len(steps) == 2 * 4 * lab.model("llama").config.num_hidden_layers
     )  # four linears of a layer, both ways
