@@ -100,10 +100,11 @@ def stop(place: Place) -> int:
 @starting
 @placed
 def restart(place: Place, **given: Any) -> int:
-    """Stop the daemon and start it again, detached, with the settings it runs with.
+    """Stop the daemon and start it again, detached.
 
-    Options change them; what was changed in loractl.toml since its start does not. Clients go on: requests
-    that were under way are finished when it is ready.
+    It has the settings that it ran with, except for options given here; what was changed in loractl.toml
+    since its start takes a stop and a start. Nothing is lost: what was under way is finished when it is
+    ready.
     """
     running = launch.running_config(place.config())
     config = with_overrides(running, [*start_settings(**given), *place.overrides])

@@ -9,7 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 from loractl.bus.errors import ActorRestarting, ActorUnavailable
+from loractl.bus.log_file import older_log
 from loractl.bus.messages import GetStatus, Ping, Pong
+from loractl.daemon.processes import spawn
 from loractl.tests.daemon.conftest import Start
 from loractl.tests.daemon.real_daemon import PATIENCE_S, RealDaemon, ask, echo, gone
 
@@ -104,6 +106,17 @@ def test_an_actor_that_is_slow_and_gets_on_is_left_alone(start: Start, config):
     with daemon.client() as client:
         [actor] = client.request(GetStatus(), timeout_s=PATIENCE_S).actors
     assert actor.restarts == 0
+
+
+def test_what_earlier_lives_printed_makes_room_if_it_is_much(tmp_path: Path):
+    output = tmp_path / "trainer.out"
+    output.write_bytes(b"x" * (17 * 2**20))
+
+    for word in ("first", "second"):
+        spawn(["echo", word], output).wait()
+
+    assert [line for line in output.read_text().splitlines() if "---" not in line] == ["first", "second"]
+    assert older_log(output).stat().st_size == 17 * 2**20
 
 
 def test_an_actor_that_is_not_ready_in_time_is_ended(start: Start, config):
