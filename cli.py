@@ -13,13 +13,14 @@ from typing import Any
 import click
 
 from . import __version__
+from .bus.config import with_overrides
 from .bus.ids import TenantId, checked_name
 from .client import commands
 from .client.access_commands import env, keys, tokenizer_cache
 from .client.adapter_commands import adapters, tenant_option
 from .client.boundary import guarded
 from .client.history_work import verify_adapter
-from .client.options import example, placed, reaching, sampling_options, training_options
+from .client.options import example, placed, reaching, sampling_options, starting, training_options
 from .client.rows import read_rows
 from .client.run_plan import GivenSettings
 from .client.runs import Job
@@ -30,6 +31,7 @@ from .client.startup import (
     check_addresses,
     check_base_model,
     daemon_for_run,
+    start_settings,
     with_http,
 )
 from .client.terminal import EXIT_USER_ERROR, error_text, talk_console
@@ -52,7 +54,7 @@ def loractl() -> None:
 
 @loractl.group()
 def daemon() -> None:
-    """Start, watch and stop the daemon that holds the model."""
+    """Start, watch, restart and stop the daemon that holds the model."""
 
 
 @daemon.command(
@@ -61,35 +63,12 @@ def daemon() -> None:
         "loractl daemon start --base-model Qwen/Qwen3-0.6B=~/models/qwen3 --samplers 2 --detach",
     )
 )
-@click.option(
-    "--base-model", metavar="NAME[=PATH]", help="The model to serve, and the directory that holds it."
-)
-@click.option(
-    "--http", metavar="HOST:PORT|none", help="Where to serve HTTP.  [default: 127.0.0.1 and a port it keeps]"
-)
-@click.option("--samplers", type=int, metavar="N", help="Sampler processes.  [default: 1]")
-@click.option(
-    "--chaos",
-    type=click.IntRange(1),
-    metavar="SEED",
-    help="Lose, repeat and delay messages and kill actors, to try a client with.",
-)
+@starting
 @click.option("--detach", is_flag=True, help="Return when it is ready, and leave it running.")
 @placed
-def start(
-    place: Place,
-    base_model: str | None,
-    http: str | None,
-    samplers: int | None,
-    chaos: int | None,
-    detach: bool,
-) -> int:
+def start(place: Place, detach: bool, **given: Any) -> int:
     """Start the daemon: in the foreground until Ctrl-C, or detached."""
-    more = base_model_settings(base_model) if base_model else []
-    more += [f"daemon.http={http}"] if http is not None else []
-    more += [f"sampler.count={samplers}"] if samplers is not None else []
-    more += [f"daemon.chaos={chaos}"] if chaos is not None else []
-    config = with_http(place.config(*more))
+    config = with_http(place.config(*start_settings(**given)))
     check_base_model(config)
     if not launch.running(config):
         check_addresses(config)
@@ -114,6 +93,27 @@ def stop(place: Place) -> int:
     """Stop the daemon and its actors, after what they have in hand."""
     launch.stop(place.config())
     talk_console().print("stopped")
+    return 0
+
+
+@daemon.command(epilog=example("loractl daemon restart", "loractl daemon restart --samplers 2"))
+@starting
+@placed
+def restart(place: Place, **given: Any) -> int:
+    """Stop the daemon and start it again, detached.
+
+    It has the settings that it ran with, except for options given here; what was changed in loractl.toml
+    since its start takes a stop and a start. Nothing is lost: what was under way is finished when it is
+    ready.
+    """
+    running = launch.running_config(place.config())
+    config = with_overrides(running, [*start_settings(**given), *place.overrides])
+    check_base_model(config)
+    check_addresses(config, running=running)
+    launch.stop(running)
+    talk_console().print("stopped")
+    screen = StartScreen(talk_console(), state_option=place.option)
+    screen.show(launch.start_detached(config, config.daemon.ready_timeout_s, screen.show))
     return 0
 
 

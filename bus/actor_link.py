@@ -10,10 +10,11 @@ import structlog
 
 from .codec import encode
 from .config import Config
-from .heartbeat import HeartbeatThread, Pulse, end_own_group
+from .heartbeat import HeartbeatThread, end_own_group
 from .identities import unsolicited, work_identity
 from .mail import BadMail, listening_actor_socket, read_mail, ready_message
 from .messages import ActorRole, Envelope, Message, VersionRecord
+from .pulse import Pulse, Strand
 from .sockets import close, connect_dealer, new_context, receive_waiting, send
 
 log = structlog.get_logger()
@@ -53,7 +54,7 @@ class ActorLink:
 
         Requests, DropVersion and Drain. What cannot be read is answered or dropped here.
         """
-        self._pulse.rest()
+        self._pulse.loop.rest()
         self._socket.poll(int(timeout_s * 1000))
         received = []
         for frames in receive_waiting(self._socket):
@@ -62,7 +63,7 @@ class ActorLink:
                 self._refuse(mail)
             else:
                 received.append(mail)
-        self._pulse.turn()
+        self._pulse.loop.turn("")
         return received
 
     def reply(self, to: Envelope, body: Message, last: bool = True) -> None:
@@ -73,9 +74,13 @@ class ActorLink:
         """Tell the broker something that answers no request."""
         self._send(unsolicited(body))
 
-    def turn(self) -> None:
-        """Say that the loop gets on, between two steps of long work."""
-        self._pulse.turn()
+    def turn(self, at: str | None = None) -> None:
+        """Say that the loop gets on, between two steps of long work. at: with what, from here on."""
+        self._pulse.loop.turn(at)
+
+    def strand(self) -> Strand:
+        """For work beside the loop, on a thread of its own."""
+        return self._pulse.strand()
 
     def close(self) -> None:
         """Send what has been said, then let go. Waits at most about two seconds."""

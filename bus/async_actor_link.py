@@ -13,13 +13,14 @@ import structlog
 from .codec import encode
 from .config import Config
 from .follower import EventFollower, News, TableQuestions
-from .heartbeat import HeartbeatThread, Pulse, end_own_group
+from .heartbeat import HeartbeatThread, end_own_group
 from .identities import NO_TENANT, unsolicited, work_identity
 from .ids import RequestId
 from .layout import StateLayout
 from .loop_socket import LoopSocket
 from .mail import BadMail, listening_actor_socket, read_mail, ready_message
 from .messages import ActorRole, Envelope, GetVersions, Message, VersionRecord, VersionTable
+from .pulse import Pulse, Strand
 from .sockets import Frames, close, connect_dealer, connect_subscriber, new_context
 
 # How often the loop's turning is noted, so that a loop that is blocked shows in the heartbeat.
@@ -121,9 +122,9 @@ class AsyncActorLink:
         """Tell the broker something that answers no request."""
         self._send(unsolicited(body))
 
-    def turn(self) -> None:
-        """Say that the loop gets on; the link also does so by itself while the loop turns."""
-        self._pulse.turn()
+    def strand(self) -> Strand:
+        """For work beside the loop. The loop's own turning the link notes by itself."""
+        return self._pulse.strand()
 
     def close(self) -> None:
         """Send what has been said, then let go. Blocks, for about two seconds at most."""
@@ -140,7 +141,7 @@ class AsyncActorLink:
         self.close()
 
     def _tick(self) -> None:
-        self._pulse.turn()
+        self._pulse.loop.turn()
         self._ticking = self._loop.call_later(_TICK_S, self._tick)
 
     def _deliver(self, frames: Frames) -> None:

@@ -58,6 +58,7 @@ __all__ = [
     "load_config",
     "set_process_environment",
     "subprocess_environment",
+    "with_overrides",
 ]
 
 _PREFIX = "LORACTL_"
@@ -93,12 +94,15 @@ def load_config(
     for name, value in sorted(env.items()):
         if name.startswith(_PREFIX) and name not in _PLAIN_VARIABLES:
             _set(tree, _key_of(name), value, source=f"environment variable {name}")
-    for item in overrides:
-        dotted, equals, value = item.partition("=")
-        if not equals:
-            raise InvalidConfig(f"--config {item!r} has no '=': write section.key=value")
-        _set(tree, dotted.strip(), value.strip(), source=f"--config {item}")
+    _override(tree, overrides)
     tree["state_dir"] = directory
+    return _checked(_convert(tree))
+
+
+def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """The same settings but for these, as in `load_config`. Raises InvalidConfig."""
+    tree = dataclasses.asdict(config)
+    _override(tree, overrides)
     return _checked(_convert(tree))
 
 
@@ -184,6 +188,14 @@ def _merge(tree: dict[str, Any], new: Mapping[str, Any], *, source: str, prefix:
             _merge(tree, value, source=source, prefix=f"{dotted}.")
         else:
             _set(tree, dotted, value, source=source)
+
+
+def _override(tree: dict[str, Any], overrides: Iterable[str]) -> None:
+    for item in overrides:
+        dotted, equals, value = item.partition("=")
+        if not equals:
+            raise InvalidConfig(f"--config {item!r} has no '=': write section.key=value")
+        _set(tree, dotted.strip(), value.strip(), source=f"--config {item}")
 
 
 def _set(tree: dict[str, Any], dotted: str, value: object, *, source: str) -> None:

@@ -1,7 +1,7 @@
 """The thread that tells the daemon that an actor lives, and ends the actor when the daemon does not.
 
-It has a socket of its own, because zmq sockets belong to one thread each. The loop writes `Pulse`
-and this thread reads it: each field is one plain value with one writer, so no lock is needed.
+It has a socket of its own, because zmq sockets belong to one thread each. What it tells of the actor's work
+it reads from the actor's `Pulse`.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from .config import Config
 from .identities import heartbeat_identity, unsolicited
 from .layout import StateLayout
 from .messages import Heartbeat
+from .pulse import Pulse
 from .sockets import PlainContext, connect_dealer, send
 
 # An actor's child processes are listed anew this often: the list costs milliseconds.
@@ -29,25 +30,6 @@ _ORPHAN_GRACE_S = 1.0
 _FASTEST_BEAT_S = 0.02
 
 log = structlog.get_logger()
-
-
-class Pulse:
-    """progress grows with every turn of the loop; busy_since is None while it waits for messages."""
-
-    def __init__(self) -> None:
-        self.progress = 0
-        self.busy_since: float | None = None
-
-    def turn(self) -> None:
-        self.progress += 1
-        self.busy_since = time.monotonic()
-
-    def rest(self) -> None:
-        self.busy_since = None
-
-    def busy_s(self) -> float:
-        since = self.busy_since
-        return 0.0 if since is None else time.monotonic() - since
 
 
 class HeartbeatThread(threading.Thread):
@@ -93,10 +75,11 @@ class HeartbeatThread(threading.Thread):
         self.join()
 
     def _beat(self, family: "_Family") -> Heartbeat:
+        busy = self._pulse.busy()
         return Heartbeat(
             actor=self._actor,
-            progress=self._pulse.progress,
-            busy_s=self._pulse.busy_s(),
+            busy_s=busy.for_s,
+            at=busy.at,
             rss_bytes=family.rss_bytes(time.monotonic()),
         )
 

@@ -2,7 +2,7 @@
 
 <state>/loractl.toml       optional settings
 <state>/run/               0700: sockets, lock, pid, the config handed to actors
-<state>/logs/<actor>.log   JSON lines, and <actor>.out for what libraries print
+<state>/logs/<actor>.log   JSON lines, and <actor>.out for what libraries print; older ones in .old
 <state>/adapters/<id>/     one directory per adapter: adapter.json, checkpoints/<digest of name>/,
                            snapshots/<number>/
 <state>/journal.sqlite     every request that changed something, and its outcome; see `daemon/journal`

@@ -6,12 +6,13 @@ people train on and sample never reaches a log: `withhold_text` puts its size in
 
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import numpy as np
 import structlog
 
 from .config import LogConfig
+from .log_file import LogFile
 
 # Keys under which somebody's text or tokens would stand.
 _PRIVATE = frozenset(
@@ -30,8 +31,7 @@ def configure_logs(config: LogConfig, actor: str, directory: Path, *, terminal: 
     a stream that is no terminal gets nothing.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    # Kept open for the life of the process; line buffered, so a crash loses no whole line.
-    file = (directory / f"{actor}.log").open("a", buffering=1, encoding="utf-8", errors="replace")
+    file = LogFile(directory / f"{actor}.log", actor, keep_bytes=config.keep_bytes)
     shown = terminal if terminal is not None and terminal.isatty() else None
     structlog.configure(
         processors=[
@@ -45,7 +45,7 @@ def configure_logs(config: LogConfig, actor: str, directory: Path, *, terminal: 
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[config.level]),
-        logger_factory=structlog.WriteLoggerFactory(file=file),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", file)),
         cache_logger_on_first_use=True,
     )
 

@@ -148,14 +148,16 @@ class DaemonConfig:
     actors are killed, to try a client with; 0 is off.
 
     Actors send a heartbeat every heartbeat_s. One of which none came for heartbeat_timeout_s, or that is not
-    ready ready_timeout_s after its start, is killed and started again. stop_timeout_s: how long a stop lets
-    actors end by themselves."""
+    ready ready_timeout_s after its start, is killed and started again. stuck_s: so is one that gets no further
+    for so long with one step of its work; it says itself when it gets on: with each layer of a model, token,
+    message and file. 0 is never. stop_timeout_s: how long a stop lets actors end by themselves."""
 
     http: str = ""
     listen: str = ""
     ready_timeout_s: float = 600.0
     heartbeat_s: float = 1.0
     heartbeat_timeout_s: float = 30.0
+    stuck_s: float = 600.0
     restart_first_s: float = 0.5
     restart_max_s: float = 30.0
     restart_limit: int = 5
@@ -211,7 +213,10 @@ class LimitsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
+    """keep_bytes: of each process's log; the oldest lines go. 0 is no bound."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
+    keep_bytes: int = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

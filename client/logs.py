@@ -1,12 +1,16 @@
 """The actors' logs as one stream: merged by time, readable, followed while they grow."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from rich.text import Text
+
+from ..bus.log_file import older_log
 
 _LEVEL_STYLES = {"warning": "yellow", "error": "bold red", "critical": "bold red", "debug": "dim"}
 
@@ -47,12 +51,20 @@ def parse_line(actor: str, text: str) -> LogLine:
     return LogLine(actor, at, level, event, {n: f for n, f in facts.items() if n != "process"})
 
 
+class _Place(NamedTuple):
+    """How far a file was read, and which, whatever it is called now."""
+
+    file: int
+    offset: int
+
+
 class LogFolder:
-    """Reads what was added to every `*.log` of a folder since it was last asked."""
+    """Reads what was added to every `*.log` of a folder since it was last asked, and before it at first; a log
+    that became too long goes on in a new file of its name."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: dict[Path, int] = {}
+        self._read: dict[Path, _Place] = {}
 
     def new_lines(self) -> list[LogLine]:
         """Whole lines only, oldest first. A line without a time stays behind the one before it."""
@@ -66,15 +78,40 @@ class LogFolder:
         return [line for _, line in sorted(lines, key=lambda pair: pair[0])]
 
     def _new_text(self, file: Path) -> str:
-        offset = self._read.get(file, 0)
-        if file.stat().st_size < offset:  # it was begun anew
-            offset = 0
-        with file.open("rb") as stream:
-            stream.seek(offset)
-            added = stream.read()
-        whole = added[: added.rfind(b"\n") + 1]
-        self._read[file] = offset + len(whole)
-        return whole.decode(errors="replace")
+        read, older = self._read.get(file), older_log(file)
+        try:
+            with file.open("rb") as stream:
+                begun_anew = read is None or read.file != _number(stream)
+                before = _rest(older, read, not_this=_number(stream)) if begun_anew else b""
+                added, self._read[file] = _added(stream, read)
+        except FileNotFoundError:  # just now it gets another name
+            return ""
+        return (before + added).decode(errors="replace")
+
+
+def _number(stream: BinaryIO) -> int:
+    return os.fstat(stream.fileno()).st_ino
+
+
+def _added(stream: BinaryIO, read: _Place | None) -> tuple[bytes, _Place]:
+    """Whole lines behind what was read of a file, and how far that is; all, where it is another file, or a
+    shorter one."""
+    status = os.fstat(stream.fileno())
+    known = read is not None and read.file == status.st_ino and read.offset <= status.st_size
+    offset = read.offset if read is not None and known else 0
+    stream.seek(offset)
+    added = stream.read()
+    whole = added[: added.rfind(b"\n") + 1]
+    return whole, _Place(status.st_ino, offset + len(whole))
+
+
+def _rest(older: Path, read: _Place | None, *, not_this: int) -> bytes:
+    """What was not read yet of the file that went before."""
+    try:
+        with older.open("rb") as stream:
+            return b"" if _number(stream) == not_this else _added(stream, read)[0]
+    except FileNotFoundError:
+        return b""
 
 
 def merged_log(folder: Path, *, last: int, wait: Callable[[], None] | None = None) -> Iterator[LogLine]:

@@ -50,6 +50,28 @@ def reaching(command: CommandT) -> CommandT:
     return with_daemon  # type: ignore[return-value]  # as above
 
 
+def starting(command: CommandT) -> CommandT:
+    """What a daemon is started with, besides settings; see `startup.start_settings`."""
+    return _with(
+        command,
+        click.option(
+            "--base-model", metavar="NAME[=PATH]", help="The model to serve, and the directory that holds it."
+        ),
+        click.option(
+            "--http",
+            metavar="HOST:PORT|none",
+            help="Where to serve HTTP.  [default: 127.0.0.1 and a port it keeps]",
+        ),
+        click.option("--samplers", type=int, metavar="N", help="Sampler processes.  [default: 1]"),
+        click.option(
+            "--chaos",
+            type=click.IntRange(1),
+            metavar="SEED",
+            help="Lose, repeat and delay messages and kill actors, to try a client with.",
+        ),
+    )
+
+
 def training_options(command: CommandT) -> CommandT:
     """What a run trains and how: the fields of `GivenSettings`."""
     return _with(

@@ -35,6 +35,15 @@ class Place:
         return f"--state-dir {shlex.quote(self.state_dir)} " if self.state_dir else ""
 
 
+def start_settings(
+    base_model: str | None, http: str | None, samplers: int | None, chaos: int | None
+) -> list[str]:
+    """The options of a start as settings, those that were given."""
+    given = {"daemon.http": http, "sampler.count": samplers, "daemon.chaos": chaos}
+    settings = base_model_settings(base_model) if base_model else []
+    return settings + [f"{name}={value}" for name, value in given.items() if value is not None]
+
+
 def base_model_settings(text: str) -> list[str]:
     """`NAME`, `NAME=PATH` or a directory as settings. Paths are made absolute: the daemon has a
     working directory of its own."""
@@ -76,8 +85,8 @@ def with_http(config: Config) -> Config:
     return replace(config, daemon=replace(config.daemon, http="auto"))
 
 
-def check_addresses(config: Config) -> None:
-    """Tell an address that cannot be served before anything starts.
+def check_addresses(config: Config, *, running: Config | None = None) -> None:
+    """Tell an address that cannot be served before anything starts. running: of a daemon that makes way.
 
     Raises:
         StartFailed: it is in use, or not ours.
@@ -85,7 +94,8 @@ def check_addresses(config: Config) -> None:
     """
     if config.daemon.listen:
         checked_server(StateLayout(Path(config.state_dir)), config.daemon.listen)
-    if config.daemon.serves_http and config.daemon.http != "auto":
+    leaves = running is not None and running.daemon.http == config.daemon.http
+    if config.daemon.serves_http and config.daemon.http != "auto" and not leaves:
         listen(config.daemon.http).close()
 
 

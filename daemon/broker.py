@@ -249,7 +249,7 @@ class Broker:
         match body:
             case Heartbeat(actor=actor):
                 self._dispatch.actors.beat(body)
-                return [Heard(ActorId(actor))]
+                return [Heard(ActorId(actor), busy_s=body.busy_s, at=body.at)]
             case ActorReady():
                 return self._ready(body, now)
             case VersionServed():

@@ -36,6 +36,10 @@ _KILL_EVERY_S = 20.0
 _REMEMBERED = 100_000
 
 
+# Which way, whose, and of which request.
+_Key = tuple[Way, str, str]
+
+
 class Deed(NamedTuple):
     """What was done, for the log. what: the message's kind, or the actor."""
 
@@ -48,7 +52,7 @@ class Deed(NamedTuple):
 class _Held:
     due: float
     number: int
-    way: Way = field(compare=False)
+    key: "_Key" = field(compare=False)
     frames: Frames = field(compare=False)
 
 
@@ -75,8 +79,8 @@ class Chaos:
     _chance: random.Random = field(init=False)
     _held: list[_Held] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
-    # When the last held message of a request goes: none of its later ones overtakes it.
-    _busy: dict[tuple[Way, str, str], float] = field(default_factory=dict)
+    # The held message of a request that goes last: none of its later ones overtakes it.
+    _busy: dict[_Key, _Held] = field(default_factory=dict)
     _kill_at: float = math.inf
     _outcomes: "OrderedDict[tuple[str, str], bytes]" = field(default_factory=OrderedDict)
 
@@ -105,9 +109,9 @@ class Chaos:
         due = Due()
         while self._held and self._held[0].due <= now:
             held = heapq.heappop(self._held)
-            (due.asked if held.way == "asked" else due.told).append(held.frames)
-        if not self._held:
-            self._busy.clear()
+            (due.asked if held.key[0] == "asked" else due.told).append(held.frames)
+            if self._busy[held.key] is held:
+                del self._busy[held.key]
         return due
 
     def next_due(self) -> float:
@@ -149,7 +153,7 @@ class Chaos:
             case "dropped":
                 return []
             case "duplicated":
-                first = self._after_earlier(way, header, frames, now)
+                first = self._after_earlier(way, header, frames)
                 self._hold(way, header, frames, now + self._delay_s(_LONGEST_DELAY_S))
                 return first
             case "delayed":
@@ -159,7 +163,7 @@ class Chaos:
                 self._hold(way, header, frames, now + self._delay_s(_OVERTAKEN_WITHIN_S))
                 return []
             case _:
-                return self._after_earlier(way, header, frames, now)
+                return self._after_earlier(way, header, frames)
 
     def _drawn(self, way: Way, header: Header) -> Act | None:
         drawn = self._chance.uniform(0, 100)
@@ -169,20 +173,22 @@ class Chaos:
             drawn -= chance
         return None
 
-    def _after_earlier(self, way: Way, header: Header, frames: Frames, now: float) -> list[Frames]:
+    def _after_earlier(self, way: Way, header: Header, frames: Frames) -> list[Frames]:
         """Messages of one request come in their order, and an Abort behind whatever it may be meant for."""
-        earlier = self._busy.get((way, header.tenant, header.request), -math.inf)
+        earlier = self._busy.get((way, header.tenant, header.request))
         if header.kind == Abort.kind:
-            earlier = max((held.due for held in self._held), default=-math.inf)
-        if earlier < now:
+            earlier = max(self._held, default=None)
+        if earlier is None:
             return [frames]
-        self._hold(way, header, frames, earlier)
+        self._hold(way, header, frames, earlier.due)
         return []
 
     def _hold(self, way: Way, header: Header, frames: Frames, due: float) -> None:
         key = (way, header.tenant, header.request)
-        due = self._busy[key] = max(due, self._busy.get(key, due))
-        heapq.heappush(self._held, _Held(due, next(self._numbers), way, [bytes(each) for each in frames]))
+        if (earlier := self._busy.get(key)) is not None:
+            due = max(due, earlier.due)
+        held = self._busy[key] = _Held(due, next(self._numbers), key, [bytes(each) for each in frames])
+        heapq.heappush(self._held, held)
 
     # --- small change ----------------------------------------------------------------------------
 

@@ -62,10 +62,12 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """To the supervisor: an actor gave a sign of life, or is ready."""
+    """To the supervisor: an actor gave a sign of life, or is ready. busy_s, at: see `Heartbeat`."""
 
     actor: ActorId
     ready: bool = False
+    busy_s: float = 0.0
+    at: str = ""
 
 
 @dataclass(frozen=True, slots=True)

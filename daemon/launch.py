@@ -6,15 +6,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from .. import __version__
 from ..bus.client import Client
-from ..bus.config import Config, subprocess_environment
+from ..bus.config import Config, config_from_json, subprocess_environment
 from ..bus.curve import checked_server
-from ..bus.errors import DaemonGone, DaemonNotRunning, StartFailed
+from ..bus.errors import DaemonGone, DaemonNotRunning, InvalidConfig, StartFailed
 from ..bus.keys import Keys, ensure_local_key
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
@@ -146,6 +147,26 @@ def running_daemon(config: Config) -> Iterator[None]:
 def running(config: Config) -> bool:
     """Whether a daemon runs on this state directory."""
     return is_held(StateLayout(Path(config.state_dir)))
+
+
+def running_config(config: Config) -> Config:
+    """The settings of the daemon that runs on this state directory.
+
+    Raises:
+        DaemonNotRunning: none does.
+        StartFailed: they cannot be read.
+    """
+    layout = StateLayout(Path(config.state_dir))
+    if not is_held(layout):
+        raise DaemonNotRunning(
+            f"no daemon runs on {layout.root}: start one with `loractl daemon start --base-model NAME=PATH`"
+        )
+    try:
+        return replace(config_from_json(layout.config.read_text()), state_dir=config.state_dir)
+    except (OSError, ValueError, InvalidConfig) as error:
+        raise StartFailed(
+            f"{layout.config} cannot be read ({error}): stop the daemon and start it"
+        ) from error
 
 
 class _Start:

@@ -1,8 +1,8 @@
 """The daemon's one loop: a plain poller that moves frames and performs what the broker decides.
 
-Reads headers only; arrays pass through untouched. Owns the three sockets and nothing else: requests
-are the broker's, processes the supervisor's. A message that cannot be read, or that hits a bug of
-ours, is answered if it can be and never ends the loop.
+Arrays pass through untouched. Owns the three sockets and nothing else: requests are the broker's,
+processes the supervisor's. No message ends the loop (see `reception`); a journal that is written no more
+does.
 """
 
 import math
@@ -14,27 +14,21 @@ from pathlib import Path
 import structlog
 import zmq
 
-from ..bus.codec import Header, peek
 from ..bus.config import Config
-from ..bus.errors import BadFrame, Internal, LoractlError
-from ..bus.identities import read_identity
-from ..bus.ids import ActorId
+from ..bus.errors import StorageFailed
 from ..bus.layout import StateLayout
 from ..bus.messages import DaemonStatus
 from ..bus.sockets import (
-    Frames,
     bind_publisher,
     bind_router,
     close,
     new_context,
     receive_waiting,
 )
-from .answers import turned_away
 from .broker import Broker
 from .chaos import Chaos
 from .chaos_log import say_deeds, say_end
 from .decisions import (
-    ClientId,
     Decision,
     Forward,
     Heard,
@@ -47,9 +41,11 @@ from .decisions import (
     WriteDown,
 )
 from .in_hand import read_in_hand
+from .inbox import MESSAGES_PER_TURN, Inbox
 from .journal.records import Record
 from .journal.writer import Writer
 from .outbox import Outbox
+from .reception import Reception
 from .remote_clients import RemoteClients
 from .signals import Signals
 from .supervisor import Change, Lost, Spawned, Supervisor
@@ -57,8 +53,6 @@ from .supervisor import Change, Lost, Spawned, Supervisor
 log = structlog.get_logger()
 Progress = Callable[[DaemonStatus], None]
 
-# One side's flood never keeps the other side waiting for longer than this many messages.
-_MESSAGES_PER_TURN = 256
 # What a process sent just before it ended may still be on its way to us for so long.
 _LAST_WORDS_MS = 20
 _LONGEST_POLL_S = 3600.0
@@ -89,10 +83,11 @@ class Loop:
         self._clients = bind_router(self._context, layout.client_socket, config.limits)
         self._actors = bind_router(self._context, layout.actor_socket, config.limits, handover=True)
         self._events = bind_publisher(self._context, layout.event_socket, config.limits)
-        self._remote = RemoteClients(config, self._context, layout) if config.daemon.listen else None
-        self._remote_sources = self._remote.sources if self._remote is not None else ()
+        remote = RemoteClients(config, self._context, layout) if config.daemon.listen else None
         self._chaos = chaos
-        self._outbox = Outbox(self._clients, self._actors, self._events, self._remote, chaos)
+        self._inbox = Inbox(self._clients, remote, chaos)
+        self._outbox = Outbox(self._clients, self._actors, self._events, remote, chaos)
+        self._reception = Reception(broker, config.limits, self._perform)
         self._stop_asked = False
         self._kill_at = math.inf  # when actors that are still draining are ended
         # When to look at the actors' processes again; a signal makes it now.
@@ -103,7 +98,7 @@ class Loop:
         """Until a signal, `stop` or a Shutdown, and until all actors have ended."""
         poller = zmq.Poller()
         with Signals() as signals:
-            for source in (self._clients, self._actors, signals.woken, *self._remote_sources):
+            for source in (*self._inbox.sources, self._actors, signals.woken):
                 poller.register(source, zmq.POLLIN)
             if self._journal is not None:
                 poller.register(self._journal.woken, zmq.POLLIN)
@@ -141,16 +136,14 @@ class Loop:
         self._tick_at = self._broker.next_deadline()
 
     def _take_in(self, source: object, signals: Signals) -> None:
-        if source is self._clients:
-            for frames in islice(receive_waiting(self._clients), _MESSAGES_PER_TURN):
-                self._arrived(frames)
+        if source in self._inbox.sources:
+            for arrived in self._inbox.take(source):
+                self._reception.from_client(arrived)
         elif source is self._actors:
-            for frames in islice(receive_waiting(self._actors), _MESSAGES_PER_TURN):
-                self._from_actor(frames)
-        elif self._remote is not None and source in self._remote_sources:
-            self._from_remote(self._remote)
+            for frames in islice(receive_waiting(self._actors), MESSAGES_PER_TURN):
+                self._reception.from_actor(frames)
         elif self._journal is not None and source == self._journal.woken.fileno():
-            self._written(self._journal.take_done())
+            self._from_journal(self._journal)
         else:
             signals.take_in()
             self._supervise_at = 0.0
@@ -166,62 +159,21 @@ class Loop:
         if not self._stop_asked or self._stopping:
             self._supervise_at = min(self._supervisor.next_deadline(), self._kill_at)
 
-    def _from_remote(self, remote: RemoteClients) -> None:
-        remote.answer_zap()
-        for frames, refusal in islice(remote.receive(), _MESSAGES_PER_TURN):
-            self._from_client(frames, refusal)
-
-    def _arrived(self, frames: Frames) -> None:
-        """A message as it came, or as chaos has it come."""
-        for each in (frames,) if self._chaos is None else self._chaos.asked(frames, time.monotonic()):
-            self._from_client(each)
-
     def _stir(self, chaos: Chaos, now: float) -> None:
         due = chaos.due(now)
         for frames in due.asked:
-            self._from_client(frames)
+            self._reception.from_client((frames, None))
         self._outbox.put_as_they_are(due.told)
         if not self._stopping and (victim := chaos.victim(self._supervisor.steady(now), now)):
             self._supervisor.kill(victim)
         say_deeds(chaos)
 
-    def _from_client(self, frames: Frames, refusal: LoractlError | None = None) -> None:
-        client, header = ClientId(bytes(frames[0])), None
-        try:
-            header = self._header(frames)
-            if refusal is not None:
-                raise refusal
-            self._perform(self._broker.request(client, header, frames[1:], time.monotonic()))
-        except LoractlError as error:
-            if header is None:  # nobody knows which request this was
-                log.warning("frame.refused", error=error.message)
-            else:
-                self._perform([turned_away(client, header, error)])
-        except Exception:  # the boundary: a bug costs one request, never the daemon
-            log.exception("request.hit_a_bug", kind=header.kind if header else None)
-            self._give_up(header)
-
-    def _from_actor(self, frames: Frames) -> None:
-        header = None
-        try:
-            actor = read_identity(bytes(frames[0]))
-            header = self._header(frames)
-            self._perform(self._broker.heard(actor, header, frames[1:], time.monotonic()))
-        except LoractlError as error:
-            log.warning("frame.refused", error=error.message)
-        except Exception:  # as above
-            log.exception("answer.hit_a_bug", kind=header.kind if header else None)
-            self._give_up(header)
-
-    def _header(self, frames: Frames) -> Header:
-        if len(frames) < 2:
-            raise BadFrame("no header")
-        return peek(frames[1], self._config.limits)
-
-    def _give_up(self, header: Header | None) -> None:
-        if header is not None:
-            error = Internal("loractl has a bug here; the daemon's log has the details")
-            self._perform(self._broker.abandon((header.tenant, header.request), error, time.monotonic()))
+    def _from_journal(self, journal: Writer) -> None:
+        """Raises StorageFailed: its thread has ended, so nobody would ever be told anything again."""
+        ended = journal.ended  # looked at before, so that all that it told is taken
+        self._written(journal.take_done())
+        if ended:
+            raise StorageFailed(f"the journal is written no more: see {self._layout.logs / 'daemon.log'}")
 
     # --- what was decided ------------------------------------------------------------------------
 
@@ -232,17 +184,20 @@ class Loop:
                     self._outbox.put(decision)
                 case WriteDown(record):
                     self._records.append(record)
-                case Heard(actor, ready):
-                    self._heard(actor, ready=ready)
+                case Heard():
+                    self._heard(decision)
                 case Say(event, fields):
                     log.warning(event, **fields)
                 case StopDaemon():
                     self.stop()
 
-    def _heard(self, actor: ActorId, *, ready: bool) -> None:
-        self._supervisor.heard(actor, ready=ready, now=time.monotonic())
-        if ready:
-            log.info("actor.ready", actor=actor)
+    def _heard(self, heard: Heard) -> None:
+        self._supervisor.heard(
+            heard.actor, ready=heard.ready, now=time.monotonic(), busy_s=heard.busy_s, at=heard.at
+        )
+        self._supervise_at = min(self._supervise_at, self._supervisor.next_deadline())
+        if heard.ready:
+            log.info("actor.ready", actor=heard.actor)
             self._supervise_at = 0.0
             self._progressed()
 
@@ -274,8 +229,8 @@ class Loop:
     def _hear_last_words(self) -> None:
         """Take in what a process said before it ended: its answers count."""
         self._actors.poll(_LAST_WORDS_MS)
-        for frames in islice(receive_waiting(self._actors), _MESSAGES_PER_TURN):
-            self._from_actor(frames)
+        for frames in islice(receive_waiting(self._actors), MESSAGES_PER_TURN):
+            self._reception.from_actor(frames)
 
     def _progressed(self) -> None:
         if self._on_progress is not None:
@@ -309,7 +264,7 @@ class Loop:
             say_end(self._chaos)
         self._outbox.send()
         log.info("daemon.stopped")
-        close(self._context, self._clients, self._actors, self._events, *self._remote_sources)
+        close(self._context, *self._inbox.sources, self._actors, self._events)
 
 
 def _timeout_ms(due: float) -> int:

@@ -17,6 +17,7 @@ import psutil
 import structlog
 
 from ..bus.config import CRASH_AT, subprocess_environment
+from ..bus.log_file import older_log
 
 log = structlog.get_logger()
 
@@ -25,6 +26,8 @@ _SAME_START_S = 1.0
 # How long a killed orphan may take until the memory it held is free.
 _ORPHAN_END_S = 2.0
 _LOOK_AGAIN_S = 0.02
+
+_MOST_PRINTED_BYTES = 16 * 2**20
 
 # Stands in an actor's output before each of its lives.
 START_MARK = "--- started "
@@ -38,6 +41,7 @@ def spawn(argv: Sequence[str], output: Path, *, again: bool = False) -> "subproc
     Raises:
         OSError: the system cannot start it.
     """
+    _make_room(output)
     with output.open("ab", buffering=0) as file:
         file.write(f"{START_MARK}{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
         return subprocess.Popen(
@@ -48,6 +52,13 @@ def spawn(argv: Sequence[str], output: Path, *, again: bool = False) -> "subproc
             start_new_session=True,
             env=subprocess_environment({"PYTHONUNBUFFERED": "1", **({CRASH_AT: ""} if again else {})}),
         )
+
+
+def _make_room(output: Path) -> None:
+    """What earlier lives printed makes room for the next one's, if it is much."""
+    with contextlib.suppress(OSError):  # there is none yet, or the disk will have none of it
+        if output.stat().st_size > _MOST_PRINTED_BYTES:
+            output.replace(older_log(output))
 
 
 def end_if_dead(process: "subprocess.Popen[bytes]") -> int | None:

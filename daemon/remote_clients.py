@@ -4,7 +4,6 @@ Owns the tcp socket and the socket where zmq asks for keys. Everything behind is
 clients; what only this machine's owner may do, or say of others, is refused here.
 """
 
-import math
 import time
 from collections.abc import Iterator
 
@@ -20,10 +19,10 @@ from ..bus.layout import StateLayout
 from ..bus.messages import CreateAdapter, OpenLane
 from ..bus.sockets import Frames, PlainContext, PlainSocket, receive_waiting, send
 from ..bus.zap import zap_answer
+from .now_and_then import NowAndThen
 
 log = structlog.get_logger()
 
-_SAY_EVERY_S = 10.0
 # Identities of peers over tcp get this before them, so that they are nobody's on the local socket.
 _REMOTE = b"\xfftcp/"
 # Fields that say whose an adapter is where it is not the sender's: the bridge's word for what is public.
@@ -48,8 +47,7 @@ class RemoteClients:
             context, config.daemon.listen, config.limits, secret=pair.secret
         )
         self.sources = (self._zap, self.socket)
-        self._strangers = 0
-        self._say_at = -math.inf
+        self._strangers = NowAndThen()
         log.info("remote.listening", address=config.daemon.listen)
 
     def answer_zap(self) -> None:
@@ -81,12 +79,8 @@ class RemoteClients:
         return known
 
     def _note_stranger(self, public: str) -> None:
-        """Anybody may knock, as often as they like: a line now and then says so, and how often it was."""
-        self._strangers += 1
-        now = time.monotonic()
-        if now >= self._say_at:
-            log.warning("remote.refused", key=public, times=self._strangers)
-            self._strangers, self._say_at = 0, now + _SAY_EVERY_S
+        if times := self._strangers.happened(time.monotonic()):
+            log.warning("remote.refused", key=public, times=times)
 
     def _refusal(self, public: str, frames: Frames) -> LoractlError | None:
         try:

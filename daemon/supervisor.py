@@ -111,10 +111,15 @@ class Supervisor:
     def pids(self) -> dict[str, int]:
         return {name: child.process.pid for name, child in self._children.items() if child.process}
 
-    def heard(self, actor: ActorId, *, ready: bool, now: float) -> None:
-        """An actor gave a sign of life."""
-        if child := self._children.get(actor):
-            child.lifeline.ready(now) if ready else child.lifeline.heard(now)
+    def heard(self, actor: ActorId, *, ready: bool, now: float, busy_s: float = 0.0, at: str = "") -> None:
+        """An actor gave a sign of life. busy_s, at: see `Heartbeat`."""
+        child = self._children.get(actor)
+        if child is None:
+            return
+        if ready:
+            child.lifeline.ready(now)
+        else:
+            child.lifeline.heard(now, busy_s=busy_s, at=at)
 
     def tick(self, now: float) -> list[Change]:
         """End what hangs, clear away what ended, start what is due."""

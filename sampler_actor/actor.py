@@ -11,6 +11,7 @@ import itertools
 import secrets
 import signal
 from collections.abc import Coroutine
+from typing import get_args
 
 import structlog
 
@@ -44,6 +45,7 @@ from .library import Library
 from .requests import plan_sample
 from .serving import Answering
 from .text import Tokenizer, load_tokenizer
+from .watched import Watched
 
 log = structlog.get_logger()
 
@@ -89,9 +91,10 @@ class Sampler:
         self._facts = facts
         self._tokenizer = tokenizer
         self._settings = settings
+        strands = {name: link.strand() for name in get_args(EngineName)}
         self._group = asyncio.TaskGroup()
         self._engines = Engines(
-            lambda name: open_engine(name, settings),
+            lambda name: Watched(open_engine(name, settings), strands[name]),
             choice=config.sampler.engine,
             vllm_missing=why_not_vllm(settings.device),
             places=config.sampler.max_concurrent,

@@ -77,7 +77,8 @@ class TrainerActor:
             accounts=accounts,
             waits_for=self._waits_for,
         )
-        self._jobs = DiskJobs()
+        self._jobs = DiskJobs(link.turn, link.strand())
+        engine.tell_progress(link.turn)
         self._snapshots = Snapshotting(
             config,
             link.actor,
@@ -189,6 +190,7 @@ class TrainerActor:
             elif self._leaving:
                 self._reply(envelope, self._parting())
             else:
+                self._link.turn(f"a {envelope.body.kind} that came in")
                 self._intake.take_in(envelope)
 
     def _send(self, answers: Sequence[Answer]) -> None:

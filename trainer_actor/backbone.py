@@ -6,7 +6,7 @@ layer's product is not computed here: `output` does that in chunks.
 Legend: T = packed positions, H = hidden.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -67,6 +67,9 @@ class Backbone:
         """[V, H]; the embedding itself where the model ties them."""
         weight: Tensor | None = self._model.output_layer.weight
         return self._model.shared_embedding_or_output_weight() if weight is None else weight
+
+    def tell_progress(self, alive: Callable[[], None]) -> None:
+        self._frame.alive = alive
 
     @contextmanager
     def running(self, packing: Packing, lora: LoraPass | None) -> Iterator[None]:

@@ -6,7 +6,7 @@ leaves the slots as they were.
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -87,6 +87,10 @@ class TrainEngine:
             parameters=self._backbone.parameters,
             dtype=str(dtype).removeprefix("torch."),
         )
+
+    def tell_progress(self, alive: Callable[[], None]) -> None:
+        """alive: called again and again within a pass, some times a layer."""
+        self._backbone.tell_progress(alive)
 
     def row_bytes(self, lora: LoraSpec) -> int:
         """The most that the adapter takes on the device while one forward_backward of it runs."""

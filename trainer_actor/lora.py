@@ -3,6 +3,7 @@
 What the adapters of a pass add is `lora_pass`'s.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ class _LoraLinear(torch.autograd.Function):
         dy_TO = dy.reshape(-1, len(weight_OI))
         dx_TI = back_through(dy_TO, weight_OI) if ctx.needs_input_grad[0] else None
         at.lora.backward(at.linear, x.flatten(0, -2), saved, dy_TO, dx_TI)
+        at.alive()
         return None if dx_TI is None else dx_TI.view_as(x), None, None, None, None
 
 
@@ -48,6 +50,7 @@ class _LoraLinear(torch.autograd.Function):
 class _Place:
     linear: Linear
     lora: LoraPass
+    alive: Callable[[], None]
 
 
 class _LoraModule(torch.nn.Module):
@@ -66,12 +69,13 @@ class _LoraModule(torch.nn.Module):
         self._frame, self._linear = frame, linear
 
     def forward(self, input_: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
+        self._frame.alive()
         lora = self._frame.lora
         if lora is None or not lora.trains(self._linear):
             base: tuple[Tensor, Tensor | None] = super().forward(input_, *args, **kwargs)
             return base
         own, left = (None, self.bias) if self.skip_bias_add else (self.bias, None)
-        place = _Place(self._linear, lora)
+        place = _Place(self._linear, lora, self._frame.alive)
         y: Tensor = _LoraLinear.apply(input_, lora.anchor, self.weight, own, place)  # type: ignore[no-untyped-call]
         return y, left
 

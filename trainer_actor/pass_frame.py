@@ -3,7 +3,7 @@
 megatron-core calls our modules with its own arguments only, so each holds this frame instead.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,15 @@ if TYPE_CHECKING:
     from .lora_pass import LoraPass
 
 
+def _nobody_asks() -> None:
+    pass
+
+
 class PassFrame:
+    """alive: says that the pass gets on; the linears call it, forward and backward."""
+
     def __init__(self) -> None:
+        self.alive: Callable[[], None] = _nobody_asks
         self._now: tuple[Packing, Rotation] | None = None
         self._lora: LoraPass | None = None
 

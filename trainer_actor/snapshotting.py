@@ -172,6 +172,7 @@ class Snapshotting:
         at = self._under_way
         if at is None or not (wait or at.future.done()):
             return
+        self._jobs.wait_for(at.future)
         self._under_way = None
         record = self._tried(at.adapter, at.unload, at.future.result)
         if at.outlived:
@@ -195,7 +196,8 @@ class Snapshotting:
         if isinstance(capture, Failed):
             self._not_taken(adapter, owed, unload, capture, now)
             return
-        future = self._jobs.behind(partial(self._adapters.states.snapshot, capture))
+        snapshot = partial(self._adapters.states.snapshot, capture)
+        future = self._jobs.behind(snapshot, f"a snapshot of {wanted} on the disk")
         positions = self._lanes.positions(wanted)
         self._under_way = _UnderWay(adapter, adapter.generation, capture, owed, positions, unload, future)
 

@@ -28,7 +28,7 @@ from .snapshotting import Snapshotting
 
 
 class Turns:
-    """answer: sends replies. alive: says that the loop gets on, between two steps of long work."""
+    """answer: sends replies. alive: says that the loop gets on, and with what, between two steps of long work."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Turns:
         in_hand: InHand,
         snapshots: Snapshotting,
         answer: Callable[[Sequence[Answer]], None],
-        alive: Callable[[], None],
+        alive: Callable[[str], None],
     ) -> None:
         self._lanes = lanes
         self._schedule = schedule
@@ -120,7 +120,7 @@ class Turns:
         ):
             self._schedule.charge(self._accounts.stepped(step.adapter, queued.tenant, ms / len(batch)))
             self._finish(queued, outcome)
-        self._alive()
+        self._alive("")
 
     def _run_pass(self, turn: Turn) -> None:
         """One pass over the base model, for the next piece of each operation that begins or has begun."""
@@ -152,7 +152,7 @@ class Turns:
                 queued.ran = self._batches.pieces_ran(operation)
         for share in turn.members:
             self._lanes.queues.rotate(share.adapter)
-        self._alive()
+        self._alive("")
 
     def _begun(self, share: Share) -> list[tuple[Queued, ForwardBackward]]:
         """The adapter's first forward_backwards, begun. What cannot begin is answered, as is all of a
@@ -200,13 +200,14 @@ class Turns:
             self._lanes.queues.set_aside(operation.adapter)
             self._in_hand.leave_to_disk(queued.askers)
             self._jobs.submit(queued, later)
-        self._alive()
+        self._alive("")
 
     def _timed(
         self, together: Sequence[Queued], work: Callable[[], Message | None]
     ) -> tuple[float, Message | None]:
         """Milliseconds that work for these took, and what it returned or how it failed."""
         self._in_hand.take(asker for queued in together for asker in queued.askers)
+        self._alive(_in_words(together))
         begin = time.perf_counter()
         touched = [queued.operation.adapter for queued in together]
         outcome = self._boundary.outcome(together[0].askers[0], touched, work)
@@ -253,3 +254,8 @@ class Turns:
             if owner is not None:
                 tenant = owner.record.tenant
                 self._accounts.moved(moved.adapter, tenant, moved.size_bytes, moved.loaded)
+
+
+def _in_words(together: Sequence[Queued]) -> str:
+    first = together[0].operation
+    return f"a {first.kind} of {first.adapter}{f' and {len(together) - 1} more' if len(together) > 1 else ''}"

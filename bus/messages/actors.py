@@ -22,15 +22,16 @@ class ActorReady(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat(Message):
-    """Sent every second from a thread of its own. progress: grows whenever the loop turns.
+    """Sent every second from a thread of its own.
 
-    busy_s: how long the loop has been in its present turn.
+    busy_s: for how long the actor has not got on with what it is at; 0.0 while it waits for work. at: what
+    that is, in words; "" where nobody said.
     """
 
     kind: ClassVar[str] = "heartbeat"
     actor: str
-    progress: int
     busy_s: float
+    at: str
     rss_bytes: int
 
 

@@ -41,7 +41,8 @@ Done = tuple[Record, str]
 
 
 class Writer:
-    """woken: readable when `take_done` has something. known: learns the ids of what is durable."""
+    """woken: readable when `take_done` has something, or the thread has ended. known: learns the ids of what
+    is durable."""
 
     def __init__(
         self, file: Path, config: JournalConfig, known: KnownIds, *, reserve_bytes: int = RESERVE_BYTES
@@ -54,6 +55,8 @@ class Writer:
         self._done: deque[Done] = deque()
         self._store = Store(file)
         self._compaction = Compaction(self._store, config)
+        self._ended = False
+        self._bugs: list[Exception] = []  # of the commits in hand: logged when whoever waits was told
         self.woken, self._waker = socket.socketpair()
         self.woken.setblocking(False)
         self._waker.setblocking(False)
@@ -73,6 +76,11 @@ class Writer:
                 self._known.add(id_of(record.key))
         return done
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be written or told: after `close`, or a bug of ours."""
+        return self._ended
+
     def close(self) -> None:
         """Write what was submitted, then end."""
         self._waiting.put(None)
@@ -85,12 +93,14 @@ class Writer:
             while (batch := self._next()) is not None:
                 for some in _commits_of(batch):
                     self._take_in(some)
-                    with suppress(BlockingIOError):  # it is full, so it wakes already
-                        self._waker.send(b"\0")
                     crash_point("journal.told")
                 if time.monotonic() >= self._compaction.next_at:
                     self._keep_house()
+        except Exception:
+            log.exception("journal.broke_off")
         finally:
+            self._ended = True
+            self._wake()
             self._store.close()
 
     def _next(self) -> list[Record] | None:
@@ -114,9 +124,18 @@ class Writer:
         taken = [record for record in batch if not (full and isinstance(record, Received))]
         rest = iter(self._commit_apart(taken))
         done = [(record, full) if full and isinstance(record, Received) else next(rest) for record in batch]
+        # Whoever waits is told before anything that could fail.
         self._done += done
+        self._wake()
         if reasons := {reason for _, reason in done} - {""}:
             log.warning("journal.not_written", records=len(batch), reasons=sorted(reasons))
+        bugs, self._bugs = self._bugs, []
+        for bug in bugs:
+            log.error("journal.hit_a_bug", exc_info=bug)
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # it is full, so it wakes already
+            self._waker.send(b"\0")
 
     def _commit_apart(self, batch: Sequence[Record]) -> list[Done]:
         """All in one commit; where that fails, by halves: what cannot be written holds up nothing else."""
@@ -148,8 +167,8 @@ class Writer:
             self._store.commit(batch)
         except StorageFailed as error:
             return error.message
-        except Exception:  # the thread's boundary: a bug costs one commit, and nobody waits for ever
-            log.exception("journal.hit_a_bug")
+        except Exception as error:  # noqa: BLE001 - a bug costs one commit, and nobody waits for ever
+            self._bugs.append(error)
             return "loractl has a bug here; the daemon's log has the details"
         self._compaction.committed(len(batch), _frame_bytes(batch))
         return ""

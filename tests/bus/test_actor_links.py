@@ -38,6 +38,7 @@ from loractl.bus.messages import (
     VersionReleased,
     VersionTable,
 )
+from loractl.bus.pulse import Strand
 
 
 class ScriptedDaemon(Protocol):
@@ -90,6 +91,9 @@ class Awaiting:
 
     def report(self, body: Message) -> None:
         self._call(lambda: self.link.report(body))
+
+    def strand(self) -> Strand:
+        return self.link.strand()
 
     def block_for(self, seconds: float) -> None:
         self._call(lambda: threading.Event().wait(seconds))
@@ -231,12 +235,18 @@ def test_heartbeats_go_on_and_tell_how_long_the_loop_is_busy(make: Make, server:
     worker.join()
 
 
-def test_progress_grows_with_the_loop(make: Make, server: ScriptedDaemon) -> None:
+def test_what_stands_still_beside_a_loop_that_turns_is_told(make: Make, server: ScriptedDaemon) -> None:
     link = make()
-    first = server.wait_for(Heartbeat)[1].body.progress
+    disk = link.strand()
+    disk.turn("a save on the disk")
 
-    while server.wait_for(Heartbeat)[1].body.progress <= first:
+    while (beat := server.wait_for(Heartbeat)[1].body).busy_s < 0.5:
         link.receive(0.01)
+    disk.rest()
+    while server.wait_for(Heartbeat)[1].body.busy_s > 0.3:
+        link.receive(0.01)
+
+    assert beat.at == "a save on the disk"
 
 
 # --- orphans -------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Logs: JSON lines with facts, readable on a terminal, and never anybody's text."""
 
 import ast
+import errno
 import io
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,87 @@ def test_an_exception_is_logged_without_local_variables(tmp_path: Path) -> None:
     (line,) = lines(tmp_path)
     assert "KeyError: 'missing'" in str(line["exception"])
     assert "my secretmy secret" not in (tmp_path / "trainer.log").read_text() + terminal.getvalue()
+
+
+Full = Callable[[int | None], None]
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Full]:
+    """So many more bytes the system's write takes, then it refuses; None: it takes all again."""
+    room: list[int | None] = [None]
+    write = os.write
+
+    def limited(descriptor: int, data: bytes) -> int:
+        if room[0] is None:
+            return write(descriptor, data)
+        some, room[0] = data[: room[0]], max(0, room[0] - len(data))
+        if not some:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, some)
+
+    monkeypatch.setattr(os, "write", limited)
+    yield lambda left: room.__setitem__(0, left)
+    room[0] = None
+
+
+def test_a_full_disk_costs_lines_and_nothing_else_and_is_told_once_it_is_over(
+    tmp_path: Path, full_disk: Full
+) -> None:
+    configure_logs(LogConfig(), "trainer", tmp_path)
+    log = structlog.get_logger()
+    log.info("some.before")
+
+    full_disk(0)
+    log.info("some.lost")
+    log.info("some.lost")
+    full_disk(None)
+    log.info("some.after")
+    log.info("some.later")
+
+    before, dropped, *after = lines(tmp_path)
+    assert before["event"] == "some.before"
+    assert (dropped["event"], dropped["lines"], dropped["process"]) == ("log.lines_dropped", 2, "trainer")
+    assert [line["event"] for line in after] == ["some.after", "some.later"]
+
+
+def test_a_line_of_which_half_was_written_is_not_continued_by_the_next(
+    tmp_path: Path, full_disk: Full
+) -> None:
+    configure_logs(LogConfig(), "trainer", tmp_path)
+    log = structlog.get_logger()
+
+    full_disk(10)
+    log.info("some.torn")
+    log.info("some.lost")
+    full_disk(None)
+    log.info("some.after")
+
+    torn, *whole = (tmp_path / "trainer.log").read_text().splitlines()
+    assert len(torn) == 10
+    assert [json.loads(line)["event"] for line in whole] == ["log.lines_dropped", "some.after"]
+    assert json.loads(whole[0])["lines"] == 2
+
+
+def test_a_log_keeps_to_its_bound_and_its_newest_lines(tmp_path: Path) -> None:
+    configure_logs(LogConfig(keep_bytes=20_000), "trainer", tmp_path)
+
+    for number in range(1000):
+        structlog.get_logger().info("some.event", number=number)
+
+    files = [tmp_path / "trainer.log.old", tmp_path / "trainer.log"]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert 10_000 < sum(file.stat().st_size for file in files) <= 20_000
+    numbers = [json.loads(line)["number"] for file in files for line in file.read_text().splitlines()]
+    assert numbers == [*range(numbers[0], 1000)]
+
+
+def test_a_process_that_starts_again_goes_on_with_its_log(tmp_path: Path) -> None:
+    for life in range(3):
+        configure_logs(LogConfig(keep_bytes=20_000), "trainer", tmp_path)
+        structlog.get_logger().info("some.start", life=life)
+
+    assert [line["life"] for line in lines(tmp_path)] == [0, 1, 2]
 
 
 def test_events_of_the_whole_package_are_dotted_names() -> None:

@@ -11,6 +11,7 @@ COMMANDS = [
     "daemon start",
     "daemon status",
     "daemon stop",
+    "daemon restart",
     "daemon logs",
     "train",
     "sample",
@@ -31,6 +32,7 @@ COMMANDS = [
 WITHOUT_A_DAEMON = [
     "daemon status",
     "daemon stop",
+    "daemon restart",
     "sample hello",
     "adapters list",
     "adapters list --all",

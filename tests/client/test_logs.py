@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from loractl.bus.log_file import LogFile, older_log
 from loractl.client.logs import LogFolder, merged_log, parse_line
 
 
@@ -69,6 +70,54 @@ def test_a_log_that_was_begun_anew_is_read_from_its_start(tmp_path: Path):
     file.write_text(event(3, "c"))
 
     assert [line.event for line in logs.new_lines()] == ["c"]
+
+
+def test_a_log_that_became_too_long_is_read_on_in_its_next_file(tmp_path: Path):
+    file, older = tmp_path / "trainer.log", tmp_path / "trainer.log.old"
+    older.write_text(event(1, "a"))
+    file.write_text(event(2, "b"))
+    logs = LogFolder(tmp_path)
+    first = logs.new_lines()
+
+    with file.open("a") as stream:
+        stream.write(event(3, "c"))
+    file.replace(older)
+    file.write_text(event(4, "d"))
+    turned = logs.new_lines()
+    with file.open("a") as stream:
+        stream.write(event(5, "e"))
+
+    assert [line.event for line in first] == ["a", "b"]
+    assert [line.event for line in turned] == ["c", "d"]
+    assert [line.event for line in logs.new_lines()] == ["e"]
+
+
+def test_a_log_that_just_now_gets_another_name_is_read_the_next_time(tmp_path: Path):
+    file, older = tmp_path / "trainer.log", tmp_path / "trainer.log.old"
+    file.symlink_to(tmp_path / "not there yet")
+    logs = LogFolder(tmp_path)
+
+    assert logs.new_lines() == []
+    file.unlink()
+    older.write_text(event(1, "a"))
+    file.write_text(event(2, "b"))
+
+    assert [line.event for line in logs.new_lines()] == ["a", "b"]
+
+
+def test_what_is_written_is_what_is_read_across_the_bound(tmp_path: Path):
+    written = LogFile(tmp_path / "trainer.log", "trainer", keep_bytes=2000)
+    logs = LogFolder(tmp_path)
+
+    seen = []
+    for second in range(60):
+        written.write(event(second, f"e{second}"))
+        if second % 5 == 0:
+            seen += logs.new_lines()
+    seen += logs.new_lines()
+
+    assert older_log(tmp_path / "trainer.log").exists()
+    assert [line.event for line in seen] == [f"e{second}" for second in range(60)]
 
 
 def test_only_the_last_lines_are_shown_unless_all_are_asked_for(tmp_path: Path):

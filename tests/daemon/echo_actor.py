@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def serve(link: ActorLink, *, ignore_drain: bool) -> int:
                     link.close()
                     os._exit(1)
                 elif text in _DEEDS:
-                    link.reply(envelope, echoed(_DEEDS[text]()))
+                    link.reply(envelope, echoed(_DEEDS[text](link)))
                 else:
                     link.reply(envelope, Echoed(payload=envelope.body.payload))
 
@@ -72,25 +73,40 @@ def echoed(text: str) -> Echoed:
     return Echoed(payload=np.frombuffer(text.encode(), dtype=np.uint8))
 
 
-def _start_a_child() -> str:
+def _start_a_child(_link: ActorLink) -> str:
     """One that would live for long, as an engine's core does."""
     command = [sys.executable, "-c", "import signal; signal.signal(15, lambda *_: None); signal.pause()"]
     return str(subprocess.Popen(command).pid)
 
 
-def _hang() -> str:
+def _hang(_link: ActorLink) -> str:
     os.kill(os.getpid(), signal.SIGSTOP)
     return "awake"
 
 
-def _die() -> str:
+def _die(_link: ActorLink) -> str:
     os._exit(1)
 
 
-_DEEDS: Mapping[str, Callable[[], str]] = {
-    "pid": lambda: str(os.getpid()),
+def _stand_still(_link: ActorLink) -> str:
+    """The heartbeat's thread goes on meanwhile."""
+    time.sleep(3600)
+    return "awake"
+
+
+def _work_slowly(link: ActorLink) -> str:
+    for _ in range(30):
+        time.sleep(0.1)
+        link.turn("slow work")
+    return "done"
+
+
+_DEEDS: Mapping[str, Callable[[ActorLink], str]] = {
+    "pid": lambda _link: str(os.getpid()),
     "start a child": _start_a_child,
     "hang": _hang,
+    "stand still": _stand_still,
+    "work slowly": _work_slowly,
     "die": _die,
 }
 

@@ -1,17 +1,20 @@
 """A trainer without weights: it answers every operation at once, with figures that count its requests.
 
-A pass whose loss_config says `wait` is answered once the file `<state>/../go` is there, with so many
+A pass whose loss_config says `hang` is noted as in hand, and never ends. One that says `wait` is answered once the file `<state>/../go` is there, with so many
 positions as `positions` says; `<state>/../has` says that it came.
 """
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 from loractl.bus.actor_link import ActorLink
 from loractl.bus.config import config_from_json
 from loractl.bus.ids import AdapterId
+from loractl.bus.in_hand import Note, encode_note
+from loractl.bus.layout import StateLayout
 from loractl.bus.messages import (
     AdapterCreated,
     AdapterDetails,
@@ -45,6 +48,11 @@ def main() -> None:
             for envelope in link.receive(0.02):
                 if isinstance(envelope.body, Drain):
                     return
+                if isinstance(envelope.body, ForwardBackward) and "hang" in envelope.body.loss_config:
+                    note = Note(in_hand=((envelope.tenant, envelope.request),))
+                    StateLayout(Path(config.state_dir)).in_hand.write_bytes(encode_note(note))
+                    link.turn("a pass that never ends")
+                    time.sleep(3600)
                 if isinstance(envelope.body, ForwardBackward) and "wait" in envelope.body.loss_config:
                     (outside / "has").touch()
                     kept.append(envelope)

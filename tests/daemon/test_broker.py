@@ -465,7 +465,7 @@ def test_nobody_is_left_without_an_answer_at_the_end(office: Office):
 
 def test_the_status_names_every_actor(office: Office):
     office.ask(forward_backward(), request="r1")
-    office.report(TRAINER, Heartbeat(actor=TRAINER, progress=1, busy_s=0.0, rss_bytes=77))
+    office.report(TRAINER, Heartbeat(actor=TRAINER, busy_s=0.0, at="", rss_bytes=77))
 
     status = office.only(office.ask(GetStatus(), request="s1"))
 

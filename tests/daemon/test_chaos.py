@@ -116,6 +116,31 @@ def test_an_abort_is_never_lost_and_never_comes_before_its_target(seed: int):
     assert Sample.kind in {kind for _, kind in wire.asked}
 
 
+def test_under_steady_load_nothing_is_kept_of_requests_whose_messages_went():
+    wire = Wire(chaos(1))
+
+    for number in range(5_000):
+        wire.ask(ListTenants(), f"r{number}")
+        wire.tell(DONE, f"r{number}")
+        wire.wait(0.001)
+
+    assert wire.chaos._held
+    assert len(wire.chaos._busy) <= len(wire.chaos._held) < 200
+
+
+def test_a_message_never_overtakes_one_of_its_request_that_is_due_and_not_yet_taken():
+    came = []
+    for seed in range(200):
+        observed = chaos(seed)
+        if observed.told(frames(PART, "r1", last=False), 0.0):
+            continue  # it was not held up
+        assert observed.told(frames(DONE, "r1"), 100.0) == []
+        came.append([peek(each[1], LIMITS).last for each in observed.due(100.0).told])
+
+    assert len(came) > 5
+    assert [order for order in came if order[:1] != [False]] == []
+
+
 def test_two_different_outcomes_of_one_request_are_a_broken_promise():
     observed = chaos(1)
 

@@ -1,6 +1,7 @@
 """A full disk: new requests are refused before any harm, outcomes wait for their place, service goes on."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -107,6 +108,25 @@ def test_an_outcome_that_finds_no_room_is_told_once_there_is_some_and_the_daemon
         assert passed.logprobs.size == 1_000_000
         assert isinstance(client.request(step(created, 2), timeout_s=PATIENCE_S), StepResult)
     assert daemon.process.poll() is None
+
+
+def test_a_log_without_room_costs_lines_and_says_later_how_many(daemon: RealDaemon, disk: Path):
+    with daemon.client() as client:
+        created = create(client)
+        ballast = fill(disk, leave_bytes=0)
+        for _ in range(60):  # a line each, which is more than the last page has room for
+            with pytest.raises(StorageFailed):
+                client.request(step(created, 1), timeout_s=PATIENCE_S)
+
+        ballast.unlink()
+        stepped = client.request(step(created, 1), timeout_s=PATIENCE_S)
+
+    assert isinstance(stepped, StepResult)
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    said = (daemon.layout.logs / "daemon.log").read_text()
+    assert '"event": "log.lines_dropped"' in said
+    assert said.count('"event": "journal.not_written"') < 60
 
 
 def waits(pending: object, reasons: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import structlog
 from loractl.bus.errors import StorageFailed
 from loractl.bus.ids import RequestId
 from loractl.bus.settings import JournalConfig
@@ -131,6 +132,49 @@ def test_at_the_end_all_that_was_submitted_is_written(file: Path, known: KnownId
     assert len(writer.take_done()) == 50
     with closing(Store(file)) as past:
         assert len(past.unfinished()) == 50
+
+
+class NoLog:
+    """Where a log line itself fails."""
+
+    def write(self, text: str) -> None:
+        raise OSError("No space left on device")
+
+    def flush(self) -> None: ...
+
+
+@pytest.fixture
+def no_log() -> Iterator[None]:
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=NoLog()))
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_whoever_waits_is_told_before_anything_is_logged_and_a_thread_that_ends_wakes_the_loop(
+    file: Path, known: KnownIds, no_log: None
+):
+    writer = Writer(file, JournalConfig(), known, reserve_bytes=NO_DISK_HAS_IT)
+
+    writer.submit([received(1)])
+    ((_, refused),) = done(writer, 1)
+    while not writer.ended:
+        ready, _, _ = select.select([writer.woken], [], [], PATIENCE_S)
+        assert ready
+        writer.take_done()
+    writer.close()
+
+    assert "bytes free" in refused
+
+
+def test_a_bug_in_a_commit_is_told_to_whoever_waits_and_the_writer_goes_on(writer: Writer):
+    writer.submit([received(1, frames=("no bytes",))])  # type: ignore[arg-type]
+    ((_, refused),) = done(writer, 1)
+
+    assert "bug" in refused
+    assert not writer.ended
+    writer.submit([received(3)])
+    assert done(writer, 1) == [(received(3), "")]
 
 
 def test_a_file_that_cannot_be_opened_is_told_at_once(tmp_path: Path, known: KnownIds):

@@ -1,5 +1,7 @@
 """Actors die, hang and fail to start: the daemon lives on, and every client is told."""
 
+import json
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 from loractl.bus.errors import ActorRestarting, ActorUnavailable
+from loractl.bus.log_file import older_log
 from loractl.bus.messages import GetStatus, Ping, Pong
+from loractl.daemon.processes import spawn
 from loractl.tests.daemon.conftest import Start
 from loractl.tests.daemon.real_daemon import PATIENCE_S, RealDaemon, ask, echo, gone
 
@@ -76,6 +80,43 @@ def test_an_actor_that_hangs_is_ended_and_started_again(start: Start):
     daemon.until(trainer="ready")
     assert daemon.phases["trainer"][1] == 1
     assert daemon.echo("hello") == "hello"
+
+
+def test_an_actor_that_lives_and_gets_no_further_is_ended_and_started_again(start: Start, config):
+    strict = replace(config, daemon=replace(config.daemon, stuck_s=1.0))
+    daemon = start(settings=strict).until(trainer="ready")
+
+    with daemon.client() as client, pytest.raises(ActorRestarting):
+        client.request(ask("stand still"), timeout_s=PATIENCE_S)
+
+    daemon.until(trainer="ready")
+    assert daemon.phases["trainer"][1] == 1
+    assert daemon.echo("hello") == "hello"
+    said = [json.loads(line) for line in (daemon.layout.logs / "daemon.log").read_text().splitlines()]
+    (hung,) = [each for each in said if each["event"] == "actor.hung"]
+    assert re.fullmatch("got no further for [0-9]+ s with what it was at", hung["cause"])
+
+
+def test_an_actor_that_is_slow_and_gets_on_is_left_alone(start: Start, config):
+    strict = replace(config, daemon=replace(config.daemon, stuck_s=1.5))
+    daemon = start(settings=strict).until(trainer="ready")
+
+    assert daemon.echo("work slowly") == "done"
+
+    with daemon.client() as client:
+        [actor] = client.request(GetStatus(), timeout_s=PATIENCE_S).actors
+    assert actor.restarts == 0
+
+
+def test_what_earlier_lives_printed_makes_room_if_it_is_much(tmp_path: Path):
+    output = tmp_path / "trainer.out"
+    output.write_bytes(b"x" * (17 * 2**20))
+
+    for word in ("first", "second"):
+        spawn(["echo", word], output).wait()
+
+    assert [line for line in output.read_text().splitlines() if "---" not in line] == ["first", "second"]
+    assert older_log(output).stat().st_size == 17 * 2**20
 
 
 def test_an_actor_that_is_not_ready_in_time_is_ended(start: Start, config):

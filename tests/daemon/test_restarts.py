@@ -66,6 +66,56 @@ def test_a_loading_actor_is_overdue_only_when_its_start_takes_too_long_whatever_
     assert lifeline.overdue(600.0) == "was not ready after 600 s"
 
 
+def ready_actor() -> Lifeline:
+    lifeline = Lifeline(CONFIG)
+    lifeline.started(0.0)
+    lifeline.ready(0.0)
+    return lifeline
+
+
+def test_a_ready_actor_is_overdue_when_it_says_twice_that_it_stands_still_for_too_long():
+    lifeline = ready_actor()
+
+    lifeline.heard(600.0, busy_s=599.0, at="a pass")
+    lifeline.heard(601.0, busy_s=600.0, at="a pass")
+    assert lifeline.overdue(601.0) is None
+    lifeline.heard(602.0, busy_s=601.0, at="a pass")
+
+    assert lifeline.next_deadline() == 602.0
+    assert lifeline.overdue(602.0) == "got no further for 601 s with a pass"
+
+
+def test_an_actor_that_slept_with_its_machine_and_goes_on_is_not_overdue():
+    lifeline = ready_actor()
+
+    for now in (1000.0, 2000.0, 3000.0):
+        lifeline.heard(now, busy_s=990.0, at="a pass")
+        lifeline.heard(now + 1, busy_s=0.5, at="a pass")
+        assert lifeline.overdue(now + 1) is None
+
+
+def test_where_it_is_switched_off_an_actor_may_stand_still_for_ever():
+    lifeline = Lifeline(replace(CONFIG, stuck_s=0.0))
+    lifeline.started(0.0)
+    lifeline.ready(0.0)
+
+    for now in (1e6, 1e6 + 1):
+        lifeline.heard(now, busy_s=1e6)
+
+    assert lifeline.overdue(1e6 + 1) is None
+
+
+def test_the_next_life_of_an_actor_that_stood_still_begins_anew():
+    lifeline = ready_actor()
+    for now in (700.0, 701.0):
+        lifeline.heard(now, busy_s=600.0)
+    lifeline.died(701.0)
+    lifeline.started(702.0)
+    lifeline.ready(703.0)
+
+    assert lifeline.overdue(703.0) is None
+
+
 def test_a_ready_actor_is_overdue_when_nothing_is_heard():
     lifeline = Lifeline(CONFIG)
     lifeline.started(0.0)
