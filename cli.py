@@ -118,6 +118,19 @@ def stop(place: Place) -> int:
 
 
 @daemon.command()
+@placed
+def restart(place: Place) -> int:
+    """Stop the daemon and start it again as it was, detached. Nothing is lost: what is under way goes on."""
+    if place.overrides:
+        raise click.UsageError(
+            "a restart keeps the settings: `loractl daemon stop`, then start it with others"
+        )
+    screen = StartScreen(talk_console(), state_option=place.option)
+    screen.show(launch.restart(place.config(), screen.show))
+    return 0
+
+
+@daemon.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
 @click.option(
     "-n",

@@ -11,8 +11,8 @@ from pathlib import Path
 import structlog
 
 from .. import __version__
-from ..bus.client import Client
-from ..bus.config import Config, subprocess_environment
+from ..bus.client import Client, check_daemon
+from ..bus.config import Config, config_from_json, subprocess_environment
 from ..bus.curve import checked_server
 from ..bus.errors import DaemonGone, DaemonNotRunning, StartFailed
 from ..bus.keys import Keys, ensure_local_key
@@ -131,6 +131,21 @@ def stop(config: Config) -> None:
         if time.monotonic() > deadline:
             raise StartFailed(f"the daemon on {layout.root} does not stop: end it with `kill -9 {pid}`")
         time.sleep(_LOOK_AGAIN_S)
+
+
+def restart(config: Config, on_progress: Progress | None = None) -> DaemonStatus:
+    """Stop the daemon and start it again, detached, with the settings that it runs with: clients with patience
+    see a pause.
+
+    Raises:
+        DaemonNotRunning: none runs on this state directory.
+        StartFailed: it does not end, or does not become ready again.
+    """
+    layout = StateLayout(Path(config.state_dir))
+    check_daemon(layout)
+    running = config_from_json(layout.config.read_text(encoding="utf-8"))
+    stop(running)
+    return start_detached(running, running.daemon.ready_timeout_s, on_progress)
 
 
 @contextlib.contextmanager
