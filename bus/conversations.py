@@ -149,6 +149,7 @@ class Conversations:
             if asked.delivered:
                 self._end(asked)
             else:
+                asked.parts.clear()  # of a run that nobody knows of any more
                 self._unheard.append(asked)
 
     def _hear_failure(self, asked: Asked, error: LoractlError, now: float) -> None:
