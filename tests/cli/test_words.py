@@ -11,6 +11,7 @@ COMMANDS = [
     "daemon start",
     "daemon status",
     "daemon stop",
+    "daemon restart",
     "daemon logs",
     "train",
     "sample",
@@ -31,6 +32,7 @@ COMMANDS = [
 WITHOUT_A_DAEMON = [
     "daemon status",
     "daemon stop",
+    "daemon restart",
     "sample hello",
     "adapters list",
     "adapters list --all",
@@ -77,6 +79,7 @@ def test_the_commands_without_arguments_show_their_help_as_a_mistake(call):
         (["train", "x.jsonl"], "Missing option '--adapter'"),
         (["train", "x.jsonl", "--adapter", "a", "--rank", "many"], "'many' is not a valid integer"),
         (["train", "x.jsonl", "--adapter", "a", "--loss", "mse"], "'mse' is not one of"),
+        (["daemon", "restart", "--config", "trainer.slots=3"], "a restart keeps the settings"),
         (["daemon", "status", "--config", "trainer.slot=3"], "the nearest is 'trainer.slots'"),
         (
             ["daemon", "status", "--config", "trainer.slots=few"],
