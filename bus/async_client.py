@@ -11,10 +11,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Self
 
+from .asked import Asked
 from .client import check_daemon, daemon_is_gone, encode_request, outcome, place_of
 from .codec import encode
 from .config import Config
-from .conversations import PING_EVERY_S, Asked, Conversations
+from .conversations import PING_EVERY_S, Conversations
 from .ids import LOCAL_TENANT, RequestId, TenantId, new_request_id
 from .layout import StateLayout
 from .loop_socket import LoopSocket
@@ -68,8 +69,8 @@ class AsyncPending:
             async with asyncio.timeout(timeout_s):
                 while not self._asked.parts and self._asked.final is None:
                     await self._change()
-            while self._asked.parts:
-                yield self._asked.parts.popleft()
+            for part in self._asked.take_parts():
+                yield part
             if self._asked.final is not None:
                 yield outcome(self._asked.final)
                 return
@@ -182,9 +183,8 @@ class AsyncClient:
             self._socket.send(encode(Envelope(request=ping, tenant=self._tenant, body=Ping())))
         for recall in self._conversations.recalls_due(now):
             self._socket.send(encode(recall))
-        if daemon_is_gone(self._layout, self._conversations.silent_s(now)):
+        if daemon_is_gone(self._layout, self._conversations.silent_s(now)) and self._conversations.away(now):
             self._gone = True
-            self._conversations.give_up()
         self._ticking = self._loop.call_later(PING_EVERY_S, self._tick)
 
     def _hear(self, frames: Frames) -> None:

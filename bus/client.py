@@ -5,7 +5,7 @@
 
 No wait lasts for ever: while one waits for an answer the daemon is pinged, and when it is gone the
 wait ends with `DaemonGone`. A request that ended so may be sent again under its id (`request=`):
-it runs once, and the first outcome is the answer.
+it runs once, and the first outcome is the answer. A client with patience does that by itself.
 """
 
 import time
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Self
 
 from .arrays import Buffer
+from .asked import Asked
 from .codec import check_sizes, encode
 from .config import Config, LimitsConfig
-from .conversations import GONE_AFTER_S, PING_EVERY_S, Asked, Conversations
+from .conversations import GONE_AFTER_S, PING_EVERY_S, Conversations
 from .errors import BadFrame, DaemonNotRunning, InvalidData, LoractlError
 from .ids import LOCAL_TENANT, RequestId, TenantId, new_request_id
 from .layout import StateLayout
@@ -71,8 +72,7 @@ class Pending:
             deadline = _deadline(timeout_s)
             while not self._asked.parts and self._asked.final is None:
                 self._client.wait(deadline, self._asked)
-            while self._asked.parts:
-                yield self._asked.parts.popleft()
+            yield from self._asked.take_parts()
             if self._asked.final is not None:
                 yield outcome(self._asked.final)
                 return
@@ -85,11 +85,15 @@ class Client:
         tenant: TenantId | None = None,
         *,
         on_waiting: Callable[[str], None] | None = None,
+        patience_s: float = 0.0,
     ) -> None:
         """Connect to the daemon of a state directory, or to one on another machine.
 
         tenant: None is the local user; on another machine whom the key belongs to.
-        on_waiting: told why a request waits, when the daemon says so.
+        on_waiting: told why a request waits: when the daemon says so, or is away.
+        patience_s: how long requests under way outlive a daemon that is away. When one is back, they
+        go on under their ids: what had ended gets its first outcome, and what never ran runs. Only a
+        stream that has given parts ends at once.
 
         Raises:
             DaemonNotRunning: nobody listens there.
@@ -98,7 +102,9 @@ class Client:
         self._daemon = where if isinstance(where, RemoteDaemon) else LocalDaemon(*place_of(where))
         self._limits = self._daemon.limits
         self._tenant = tenant or self._daemon.tenant
-        self._conversations = Conversations(daemon=self._daemon.name, on_waiting=on_waiting)
+        self._conversations = Conversations(
+            daemon=self._daemon.name, on_waiting=on_waiting, patience_s=patience_s
+        )
         self._daemon.check()
         self._gone = False
         self._context = new_context()
@@ -165,9 +171,8 @@ class Client:
         for unheard in self._conversations.take_unheard():
             send(self._socket, unheard)
         now = time.monotonic()
-        if self._daemon.is_gone(self._conversations.silent_s(now)):
+        if self._daemon.is_gone(self._conversations.silent_s(now)) and self._conversations.away(now):
             self._gone = True
-            self._conversations.give_up()
         if now >= deadline and asked.final is None and not asked.parts:
             raise TimeoutError(f"no answer to request {asked.request} yet")
 

@@ -1,91 +1,41 @@
 """What a client has asked and not been told yet, and whether the daemon is still there. No sockets.
 
-While anything is unanswered the daemon is pinged every `PING_EVERY_S`. Three things end a wait that
-would otherwise last for ever: nobody listens on the socket any more; nothing at all was heard for
-`GONE_AFTER_S`; a pong comes from a daemon that is younger than the request, which therefore went
-to one that died. And since an answer may get lost on its way (a network, `--chaos`), the daemon is asked
-after requests that are long without one; what it never heard of is sent again. All times are `time.monotonic()`, which the processes of one machine share.
+While anything is unanswered the daemon is pinged every `PING_EVERY_S`. Three things say that it has gone: nobody
+listens on the socket any more; nothing at all was heard for `GONE_AFTER_S`; a pong comes from a daemon that is
+younger than the request, which therefore went to one that died. They end the waits, which would otherwise last
+for ever; with patience, they do once it is over. When a daemon is there again, it is asked after what is unanswered.
+
+Since an answer may also get lost on its way (a network, `--chaos`), the daemon is asked after requests that are long
+without one; what it never heard of is sent again. All times are `time.monotonic()`.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakValueDictionary
 
 from .arrays import Buffer
-from .errors import Aborted, DaemonGone, LoractlError
+from .asked import Asked
+from .errors import Aborted, ActorStopping, DaemonGone, LoractlError
 from .failures import error_of
 from .ids import LOCAL_TENANT, RequestId, TenantId, new_request_id
-from .messages import Envelope, Failed, Message, Pong, Recall, Recalled, WaitCause, Waiting
+from .messages import Envelope, Failed, Pong, Recall, Recalled, Waiting
+from .patience import Patience
 
 PING_EVERY_S = 0.5
 GONE_AFTER_S = 20.0
-# When a request is asked after for the first time; each time takes twice as long, up to a bound.
-RECALL_AFTER_S = 2.0
-_RECALL_EVERY_S = 32.0
 _RECALLED_AT_ONCE = 256
+# When to ask again after what the daemon would not take just now.
+_AGAIN_S = 1.0
 
 OnWaiting = Callable[[str], None]
 
 
-class Asked:
-    """One request that is under way: the parts of its answer that have come, then its end.
-
-    waits_for: why it is not being served yet, in words; empty when nothing was said. cause: the same for
-    programs. frames: what was sent, kept until the end. recall_at: when to ask after it; pause_s: how long
-    it was until then.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "cause",
-        "final",
-        "frames",
-        "parts",
-        "pause_s",
-        "recall_at",
-        "request",
-        "sent_at",
-        "tenant",
-        "waits_for",
-        "wakers",
-    )
-
-    def __init__(
-        self, request: RequestId, tenant: TenantId, sent_at: float, frames: Sequence[Buffer] = ()
-    ) -> None:
-        self.request = request
-        self.frames = frames
-        self.pause_s = RECALL_AFTER_S
-        self.recall_at = sent_at + RECALL_AFTER_S
-        self.tenant = tenant
-        self.waits_for = ""
-        self.cause: WaitCause = "others"
-        self.sent_at = sent_at
-        self.parts: deque[Message] = deque()
-        self.final: Message | LoractlError | None = None
-        # Called once each at the next change, for clients that sleep until then.
-        self.wakers: list[Callable[[], None]] = []
-
-    def add_part(self, part: Message) -> None:
-        self.parts.append(part)
-        self._wake()
-
-    def finish(self, final: Message | LoractlError) -> None:
-        self.final = final
-        self.frames = ()
-        self._wake()
-
-    def _wake(self) -> None:
-        wakers, self.wakers = self.wakers, []
-        for waker in wakers:
-            waker()
-
-
 class Conversations:
-    def __init__(self, *, daemon: str, on_waiting: OnWaiting | None = None) -> None:
-        """daemon: its name in errors, such as the state directory."""
+    def __init__(self, *, daemon: str, on_waiting: OnWaiting | None = None, patience_s: float = 0.0) -> None:
+        """daemon: its name in errors, such as the state directory. patience_s: see `Client`."""
         self._daemon = daemon
         self._on_waiting = on_waiting
+        self._patience = Patience(patience_s)
+        self._said = ""
         # Weak: an answer that nobody waits for any more is dropped when it comes.
         self._asked: WeakValueDictionary[RequestId, Asked] = WeakValueDictionary()
         self._pings: dict[RequestId, float] = {}
@@ -111,8 +61,10 @@ class Conversations:
     def hear(self, envelope: Envelope, now: float) -> None:
         """Take in a message from the daemon."""
         self._heard_at = now
+        if self._patience.heard():
+            self._say_back()
         if envelope.request in self._pings and isinstance(envelope.body, Pong):
-            self._hear_pong(envelope.request, envelope.body)
+            self._hear_pong(envelope.request, envelope.body, now)
             return
         if isinstance(envelope.body, Recalled):
             self._hear_recalled(envelope.tenant, envelope.body)
@@ -122,7 +74,7 @@ class Conversations:
             return
         match envelope.body:
             case Failed() as failure:
-                asked.finish(error_of(failure))
+                self._hear_failure(asked, error_of(failure), now)
             case Waiting(reason=reason, routine=routine, cause=cause):
                 known = asked.waits_for == reason
                 asked.waits_for, asked.cause = reason, cause
@@ -152,8 +104,7 @@ class Conversations:
         late: dict[TenantId, list[RequestId]] = {}
         for asked in self._all():
             if asked.final is None and asked.recall_at <= now:
-                asked.pause_s = min(2 * asked.pause_s, _RECALL_EVERY_S)
-                asked.recall_at = now + asked.pause_s
+                asked.recalled(now)
                 late.setdefault(asked.tenant, []).append(asked.request)
         return [
             Envelope(request=new_request_id(), tenant=tenant, body=Recall(requests=part))
@@ -171,11 +122,18 @@ class Conversations:
         unanswered = [sent_at for sent_at in self._pings.values() if sent_at >= self._heard_at]
         return now - min(unanswered, default=now)
 
-    def give_up(self) -> None:
-        """The daemon is gone: end every wait."""
-        self._pings.clear()
+    def away(self, now: float) -> bool:
+        """The daemon does not answer. True: there is no patience left, and every wait was ended."""
+        if self._patience.ends(now):
+            self._pings.clear()
+            for asked in self._all():
+                self._end(asked, waited=True)
+            return True
+        self._say_away()
         for asked in self._all():
-            self._lose(asked)
+            if asked.delivered:  # half an answer, of which the other half is lost
+                self._end(asked)
+        return False
 
     def close(self) -> None:
         """The client is going away: end every wait."""
@@ -186,29 +144,73 @@ class Conversations:
     def _hear_recalled(self, tenant: TenantId, recalled: Recalled) -> None:
         for request in recalled.unknown:
             asked = self._asked.get(request)
-            if asked is not None and asked.final is None and asked.tenant == tenant:
+            if asked is None or asked.final is not None or asked.tenant != tenant:
+                continue
+            if asked.delivered:
+                self._end(asked)
+            else:
+                asked.parts.clear()  # of a run that nobody knows of any more
                 self._unheard.append(asked)
 
-    def _hear_pong(self, ping: RequestId, pong: Pong) -> None:
+    def _hear_failure(self, asked: Asked, error: LoractlError, now: float) -> None:
+        if not self._patience.bears(asked, error, now):
+            asked.finish(error)
+            return
+        asked.begin_again(now, after_s=_AGAIN_S)
+        if isinstance(error, ActorStopping):
+            self._say_away()
+        else:
+            self._say(
+                "an actor of the daemon was lost and is started again: what it had in hand runs once more"
+            )
+
+    def _hear_pong(self, ping: RequestId, pong: Pong, now: float) -> None:
         sent_at = self._pings.pop(ping)
         # An answer overtakes none: pings before this one went to a daemon that has died.
         self._pings = {other: at for other, at in self._pings.items() if at > sent_at}
         born_at = sent_at - pong.uptime_s  # never later than the true birth, however slow the pong
         for asked in self._all():
-            if asked.sent_at < born_at:
-                self._lose(asked)
+            if asked.sent_at < born_at and asked.final is None:
+                self._lose(asked, now)
+
+    def _lose(self, asked: Asked, now: float) -> None:
+        """The daemon that had this is dead, and there is another one."""
+        if not self._patience or asked.delivered:
+            self._end(asked)
+            return
+        asked.begin_again(now)
+        asked.refused_at = None
+        self._recall_at = now
+        self._say_back()
+
+    def _end(self, asked: Asked, *, waited: bool = False) -> None:
+        if asked.final is None:
+            back = f" and was not back after {self._patience.for_s:g} s" if waited and self._patience else ""
+            asked.finish(
+                DaemonGone(
+                    f"the daemon on {self._daemon} stopped while a request was under way{back}: look at "
+                    "`loractl daemon logs`, start it, and try again"
+                )
+            )
 
     def _all(self) -> list[Asked]:
         return list(self._asked.values())
 
-    def _lose(self, asked: Asked) -> None:
-        if asked.final is None:
-            asked.finish(
-                DaemonGone(
-                    f"the daemon on {self._daemon} stopped while a request was under way: look at "
-                    "`loractl daemon logs`, start it, and try again"
-                )
-            )
+    # --- what a person may be told ---------------------------------------------------------------
+
+    def _say_away(self) -> None:
+        self._say(
+            f"the daemon on {self._daemon} is away: what is under way goes on when it is back, "
+            f"within {self._patience.for_s:g} s"
+        )
+
+    def _say_back(self) -> None:
+        self._say(f"the daemon on {self._daemon} is back, and takes up what was under way")
+
+    def _say(self, text: str) -> None:
+        if text != self._said and self._on_waiting is not None:
+            self._on_waiting(text)
+        self._said = text
 
 
 def _parts(requests: list[RequestId]) -> Iterator[tuple[RequestId, ...]]:

@@ -97,7 +97,7 @@ def show_environment(config: Config) -> int:
             f"{config.client.connect} is another daemon than this machine's, whose local key would not open it: "
             "ask its owner for an API key and its URL"
         )
-    with connect(config=config) as service:
+    with connect(config=config, patience_s=0.0) as service:
         url = _url(service.status())
     _show_exports({"TINKER_BASE_URL": url, "TINKER_API_KEY": ensure_local_key(_layout(config))})
     return 0

@@ -42,7 +42,7 @@ def _service(config: Config) -> Iterator[Service]:
 def show_status(config: Config, *, as_json: bool) -> int:
     """Answered at once, also while the trainer restarts or is in a long pass: then without adapters."""
     adapters = None
-    with connect(config=config) as service:
+    with connect(config=config, patience_s=0.0) as service:
         state = service.status()
         if any(actor.role == "trainer" and actor.phase == "ready" for actor in state.actors):
             with contextlib.suppress(TimeoutError, LoractlError):
@@ -188,7 +188,7 @@ def run_doctor(config: Config) -> int:
 
 def _asker(config: Config) -> Callable[[], DaemonStatus]:
     def ask() -> DaemonStatus:
-        with connect(config=config) as service:
+        with connect(config=config, patience_s=0.0) as service:
             return service.status()
 
     return ask

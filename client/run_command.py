@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from ..bus.errors import DaemonGone, DaemonNotRunning
 from .interrupts import StopRequest
 from .progress import RunScreen
 from .runs import ReadyRun
@@ -20,7 +21,7 @@ class Talk:
         self._last_waiting = ""
 
     def waiting(self, reason: str) -> None:
-        """The daemon says why a request waits; once is enough."""
+        """Why a request waits; once is enough."""
         if reason != self._last_waiting:
             self.say(f"waiting: {reason}")
         self._last_waiting = reason
@@ -36,10 +37,11 @@ def drive_run(ready: ReadyRun, data: Console, talk: Console, *, resume_command: 
         )
         return 0
     talk.print(_plan_text(ready))
-    last: RunEvent | None = None
-    with StopRequest() as stop, RunScreen(talk, name, step=step, total=total) as screen:
-        for last in ready.training(stop).events(from_checkpoint=ready.from_checkpoint):
-            screen.show(last)
+    try:
+        last = _driven(ready, talk)
+    except (DaemonGone, DaemonNotRunning):
+        talk.print(f"once the daemon runs again, go on with: {resume_command}")
+        raise
     match last:
         case Published(receipt=receipt):
             data.print(receipt_text(receipt))
@@ -48,6 +50,16 @@ def drive_run(ready: ReadyRun, data: Console, talk: Console, *, resume_command: 
             talk.print(f"stopped at step {stopped_at} of {total}, saved; go on with: {resume_command}")
             return EXIT_INTERRUPTED
     raise AssertionError("a run ends published or stopped, or raises")
+
+
+def _driven(ready: ReadyRun, talk: Console) -> RunEvent | None:
+    """Its last event."""
+    last: RunEvent | None = None
+    name, step = ready.adapter.name, ready.adapter.details.step
+    with StopRequest() as stop, RunScreen(talk, name, step=step, total=ready.plan.total_steps) as screen:
+        for last in ready.training(stop).events(from_checkpoint=ready.from_checkpoint):
+            screen.show(last)
+    return last
 
 
 def _plan_text(ready: ReadyRun) -> str:

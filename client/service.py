@@ -55,6 +55,8 @@ from .futures import Future, ask, checked
 from .text import ModelText, load_tokenizer
 
 Prompt = str | Sequence[int]
+# A daemon that is started again listens after a second or two, however large its model.
+PATIENCE_S = 120.0
 
 
 class SampleOptions(TypedDict, total=False):
@@ -76,11 +78,13 @@ def connect(
     *,
     config: Config | None = None,
     on_waiting: Callable[[str], None] | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> "Service":
     """Connect to the daemon of a state directory, by default the one that the command line uses, or to the
     one elsewhere that the setting client.connect names.
 
-    on_waiting: told why a request waits, when the daemon says so.
+    on_waiting: told why a request waits: when the daemon says so, or is away.
+    patience_s: how long requests under way outlive a daemon that is away, see `Client`; 0: not at all.
 
     Raises:
         DaemonNotRunning: no daemon runs there.
@@ -89,7 +93,7 @@ def connect(
     """
     config = config or load_config(state_dir=state_dir)
     where = remote_daemon(config) if config.client.connect else config
-    return Service(Client(where, on_waiting=on_waiting))
+    return Service(Client(where, on_waiting=on_waiting, patience_s=patience_s))
 
 
 class Service:

@@ -1,8 +1,8 @@
 """The daemon's start: which model it shall serve, and what a person sees while its actors load."""
 
+import contextlib
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..bus.config import Config, load_config
 from ..bus.curve import checked_server
-from ..bus.errors import InvalidConfig
+from ..bus.errors import DaemonNotRunning, InvalidConfig
 from ..bus.layout import StateLayout
 from ..bus.listening import is_open_to_others, listen
 from ..bus.messages import ActorPhase, ActorStatus, DaemonStatus
@@ -122,7 +122,7 @@ class Launcher(Protocol):
     def stop(self, config: Config) -> None: ...
 
 
-@contextmanager
+@contextlib.contextmanager
 def daemon_for_run(config: Config, launcher: Launcher, talk: Console) -> Iterator[None]:
     """The daemon that runs already, here or elsewhere, or one that runs as long as this context."""
     if config.client.connect or launcher.running(config):
@@ -135,8 +135,9 @@ def daemon_for_run(config: Config, launcher: Launcher, talk: Console) -> Iterato
     try:
         yield
     finally:
-        launcher.stop(config)
-        talk.print("stopped the daemon")
+        with contextlib.suppress(DaemonNotRunning):  # it died, and the run's own error says so
+            launcher.stop(config)
+            talk.print("stopped the daemon")
 
 
 class StartScreen:

@@ -141,7 +141,7 @@ def test_silence_counts_from_the_first_ping_without_any_word_after_it(conversati
 def test_giving_up_ends_every_wait_with_what_to_do(conversations: Conversations) -> None:
     asked = conversations.ask(REQUEST, 0.0)
 
-    conversations.give_up()
+    assert conversations.away(1.0)
 
     assert isinstance(asked.final, DaemonGone)
     assert asked.final.retryable

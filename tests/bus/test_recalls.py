@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 import pytest
+from loractl.bus.asked import RECALL_AFTER_S
 from loractl.bus.async_client import AsyncClient
 from loractl.bus.client import Client
 from loractl.bus.config import Config
-from loractl.bus.conversations import RECALL_AFTER_S, Conversations
+from loractl.bus.conversations import Conversations
 from loractl.bus.ids import LOCAL_TENANT, RequestId, TenantId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import Done, Envelope, ListTenants, Message, Recall, Recalled, TenantList, Waiting

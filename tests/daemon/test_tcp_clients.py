@@ -1,5 +1,6 @@
 """tcp: over real sockets, who is let in, as whom, and for how long."""
 
+import signal
 import socket as posix
 import stat
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from loractl.bus.messages import (
     CreateAdapter,
     DaemonStatus,
     Echo,
+    Echoed,
     Envelope,
     GetStatus,
     LoadCheckpoint,
@@ -33,7 +35,7 @@ from loractl.bus.messages import (
 )
 from loractl.bus.remote_daemon import RemoteDaemon, remote_daemon
 from loractl.tests.daemon.conftest import settings_for, short_lived_directory
-from loractl.tests.daemon.real_daemon import RealDaemon, actor_argv, ask, echo
+from loractl.tests.daemon.real_daemon import RealDaemon, actor_argv, ask, echo, until
 
 ALICE, BOB = TenantId("alice"), TenantId("bob")
 VICTIM = AdapterId("ad-" + "1" * 32)
@@ -96,6 +98,36 @@ def test_long_frames_come_and_go_over_tcp(served: RealDaemon, alice: ClientKey):
         answer = client.request(Echo(payload=payload), timeout_s=20)
 
     assert answer.payload.tobytes() == payload.tobytes()
+
+
+def test_a_patient_client_goes_on_with_the_next_daemon_on_that_address():
+    with short_lived_directory() as path:
+        config = settings_for(path)
+        alice = CurveKeys(StateLayout(path)).create(ALICE)
+        config = replace(config, daemon=replace(config.daemon, listen=free_address()))
+        actors = {"trainer": ("trainer", actor_argv(config, "echo_actor.py", "trainer"))}
+        daemon = RealDaemon(config, actors).until(trainer="ready")
+        try:
+            with Client(reach(daemon, alice), patience_s=60.0) as client:
+                kept = client.submit(ask("keep"))
+                assert until(lambda: in_hand(client) == 1)
+                daemon.close()
+                daemon = RealDaemon(config, actors).until(trainer="ready")
+                assert until(lambda: in_hand(client) == 1)
+                daemon.signal(signal.SIGTERM)  # its actor answers what it holds
+
+                answer = kept.result(30)
+                assert isinstance(answer, Echoed)
+                assert answer.payload.tobytes() == b"drained"
+        finally:
+            daemon.close()
+
+
+def in_hand(client: Client) -> int:
+    """How many requests the actor holds."""
+    status = client.request(GetStatus(), timeout_s=30)
+    assert isinstance(status, DaemonStatus)
+    return sum(actor.waiting for actor in status.actors)
 
 
 def test_a_key_that_nobody_authorised_is_refused_by_name(served: RealDaemon, alice: ClientKey):
