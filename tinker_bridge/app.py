@@ -17,6 +17,7 @@ from ..bus.ids import TenantId
 from .answers import RETRY_AFTER_S, error_body, status_of
 from .body_limit import BodyLimit
 from .bridge import Bridge
+from .last_resort import LastResort
 from .pace import Paced
 from .rate_limit import RateLimit
 from .rates import Rates
@@ -42,6 +43,7 @@ def create_app(bridge: Bridge) -> FastAPI:
             clock=time.monotonic,
         )
     app.add_middleware(Paced, pace=bridge.pace)
+    app.add_middleware(LastResort)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(LoractlError, _refuse)

@@ -88,7 +88,9 @@ class FutureTable:
                 self._db.execute("COMMIT")
                 crash_point("futures.committed")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                # SQLite ends the transaction itself where the disk is full; what it said then is the reason.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
             raise StorageFailed(f"results cannot be written to the state directory: {error}") from error
@@ -212,8 +214,12 @@ class FutureTable:
         return self._rows(sql, *values)[0]
 
     def _rows(self, sql: str, *values: object) -> list[Any]:
-        with closing(self._db.execute(sql, values)) as rows:
-            return rows.fetchall()
+        """Raises StorageFailed."""
+        try:
+            with closing(self._db.execute(sql, values)) as rows:
+                return rows.fetchall()
+        except sqlite3.Error as error:
+            raise StorageFailed(f"results cannot be read from the state directory: {error}") from error
 
 
 def _text(key: Key) -> str:
