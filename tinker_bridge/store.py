@@ -81,7 +81,7 @@ class Store:
 
     def count(self, kind: type[RecordT], tenant: TenantId) -> int:
         sql = f"SELECT count(*) FROM {kind.table} WHERE tenant = ?"  # noqa: S608
-        ((count,),) = self._rows(kind, sql, tenant)
+        ((count,),) = self._rows(kind.table, sql, tenant)
         return int(count)
 
     def of_parent(self, kind: type[RecordT], parent: str) -> list[RecordT]:
@@ -104,15 +104,15 @@ class Store:
 
     def _select(self, kind: type[RecordT], where: str, *values: Any) -> list[RecordT]:
         sql = f"SELECT body FROM {kind.table} {where}"  # noqa: S608
-        return [msgspec.json.decode(body, type=kind) for (body,) in self._rows(kind, sql, *values)]
+        return [msgspec.json.decode(body, type=kind) for (body,) in self._rows(kind.table, sql, *values)]
 
-    def _rows(self, kind: type[Record], sql: str, *values: Any) -> list[Any]:
+    def _rows(self, table: str, sql: str, *values: Any) -> list[Any]:
         """Raises StorageFailed."""
         try:
             with closing(self._db.execute(sql, values)) as rows:
                 return rows.fetchall()
         except sqlite3.Error as error:
-            raise StorageFailed(f"{kind.table} cannot be read from the state directory: {error}") from error
+            raise StorageFailed(f"{table} cannot be read from the state directory: {error}") from error
 
     def _prepare(self, file: Path) -> None:
         # WAL with full fsync: what was acknowledged is there after the power went.

@@ -211,8 +211,8 @@ def test_after_a_restart_every_live_session_gets_the_whole_time_again(tmp_path: 
 
 def test_a_full_disk_is_called_by_its_name_and_the_next_record_is_kept(tmp_path: Path) -> None:
     store = Store(tmp_path / "s.sqlite")
-    ((pages,),) = store._rows(CheckpointRecord, "PRAGMA page_count")
-    store._rows(CheckpointRecord, f"PRAGMA max_page_count = {pages + 2}")
+    ((pages,),) = store._rows(CheckpointRecord.table, "PRAGMA page_count")
+    store._rows(CheckpointRecord.table, f"PRAGMA max_page_count = {pages + 2}")
 
     with pytest.raises(StorageFailed, match="full"):
         store.put(*(replace(checkpoint(f"c{number}"), name="x" * 3000) for number in range(9)))
