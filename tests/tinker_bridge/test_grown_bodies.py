@@ -40,18 +40,20 @@ def body_of(model: str, seq: int, positions: int) -> bytes:
 
 
 class PassBus(SlowBus):
-    """Takes passes, too. arrays: of every pass that was sent here."""
+    """Takes passes, too. let_go_of: set when the arrays of one that was sent here are gone."""
 
     def __init__(self, *kinds: type[Message], full: int = 0) -> None:
         super().__init__(*kinds, full=full)
-        self.arrays: list[Any] = []
-        self.refused = asyncio.Event()
+        self._arrays: list[Any] = []
+        self.sent = 0
+        self.refused, self.let_go_of = asyncio.Event(), asyncio.Event()
 
     def submit(
         self, body: Message, *, request: RequestId | None = None, tenant: TenantId | None = None
     ) -> Any:
         if isinstance(body, ForwardBackward):
-            self.arrays.append(ref(body.targets))
+            self.sent += 1
+            self._arrays.append(ref(body.targets, lambda _: self.let_go_of.set()))
         answer = super().submit(body, request=request, tenant=tenant)
         if isinstance(answer, Refused):
             self.refused.set()
@@ -116,9 +118,8 @@ def test_arrays_are_let_go_of_while_the_daemon_has_no_room(tmp_path: Path) -> No
         async with served(tmp_path, bus) as (_, user):
             started = await sent(user, body_of(await user.run(), 1, 10_000))
             await bus.refused.wait()
-            while bus.arrays[0]() is not None:
-                await asyncio.sleep(0)
-            assert len(bus.arrays) == 1  # not sent again in the meantime
+            await bus.let_go_of.wait()
+            assert bus.sent == 1  # and not yet sent again
 
             held = await bus.held.get()
             held.free.set()
