@@ -235,7 +235,7 @@ class StorageFailed(LoractlError):
 
 
 class Quarantined(LoractlError):
-    """The trainer died again and again while it had this operation in hand; it is not tried any more."""
+    """A process died again and again while it had this operation in hand; it is not tried any more."""
 
     code = "quarantined"
 

@@ -12,16 +12,20 @@ from pydantic_core import PydanticSerializationError
 from starlette.exceptions import HTTPException
 
 from .. import __version__
-from ..bus.errors import InvalidRequest, LoractlError, StorageFailed
+from ..bus.errors import InvalidRequest, LoractlError
 from ..bus.ids import TenantId
+from .access import Doorkeeper, key_in, tenant_of
 from .answers import RETRY_AFTER_S, error_body, status_of
-from .body_limit import BodyLimit
+from .body_limit import Allowed, BodyLimit
 from .bridge import Bridge
+from .last_resort import LastResort
 from .pace import Paced
 from .rate_limit import RateLimit
 from .rates import Rates
 from .routes import ROUTERS
 from .routes.reading import path_of
+from .routes.training import PASS_PATHS
+from .wire.compression import MOST_JSON_BYTES
 from .wire.pass_request import shown
 
 _ABOUT = """The Tinker API, served by loractl: many LoRA adapters trained and sampled on one shared base model.
@@ -32,7 +36,7 @@ Point the `tinker` SDK here with the environment that `loractl env` prints."""
 def create_app(bridge: Bridge) -> FastAPI:
     app = FastAPI(title="loractl", version=__version__, description=_ABOUT)
     app.state.bridge = bridge
-    app.add_middleware(BodyLimit, most_bytes=lambda scope: _most_bytes(bridge, scope), pace=bridge.pace)
+    app.add_middleware(BodyLimit, allowed=lambda scope: _allowed(bridge, scope), pace=bridge.pace)
     quotas = bridge.config.quotas
     if quotas.requests_per_s or quotas.request_bytes_per_s:
         app.add_middleware(
@@ -41,7 +45,9 @@ def create_app(bridge: Bridge) -> FastAPI:
             tenant_of=lambda scope: _tenant_of(bridge, scope),
             clock=time.monotonic,
         )
+    app.add_middleware(Doorkeeper, keys=bridge.keys)
     app.add_middleware(Paced, pace=bridge.pace)
+    app.add_middleware(LastResort)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(LoractlError, _refuse)
@@ -115,33 +121,34 @@ async def _refuse_address(_request: Request, _error: Exception) -> JSONResponse:
     return JSONResponse(error_body(error), status_code=status_of(error))
 
 
-# Who sends more than this has a key, and sends datums or prompts. JSON this large takes a loop's turn of
-# tens of milliseconds, and memory of some ten times its size.
+# JSON takes a loop's turn of tens of milliseconds for this much, and memory of some ten times its size.
 _SMALL_BYTES = 4 * 2**20
-_LARGE_BYTES: Mapping[str, int] = {
-    "/api/v1/forward_backward": 2**40,
-    "/api/v1/forward": 2**40,
-    "/fwdbwd": 64 * 2**20,
-    "/api/v1/asample": 64 * 2**20,
-    "/sample": 64 * 2**20,
-    "/generate": 64 * 2**20,
-    "/api/v1/sample": 64 * 2**20,
-}
+_OPEN_BYTES = 64 * 2**10
+_LARGE_PATHS = frozenset(
+    {"/api/v1/asample", "/fwdbwd", "/sample", "/generate", "/api/v1/sample", *PASS_PATHS}
+)
 
 
-def _most_bytes(bridge: Bridge, scope: Mapping[str, Any]) -> int:
-    """How large the body of a request may be."""
-    most = bridge.config.bridge.body_bytes
-    large = _LARGE_BYTES.get(scope["path"])
-    if large is None:
-        return min(_SMALL_BYTES, most)
-    known = _tenant_of(bridge, scope) is not None
-    return min(large if known else _SMALL_BYTES, most)
+def _allowed(bridge: Bridge, scope: Mapping[str, Any]) -> Allowed:
+    """How large the body of a request may be. Without a key come only questions that have none."""
+    tenant = _tenant_of(bridge, scope)
+    path = scope["path"]
+    most_bytes = bridge.config.bridge.body_bytes
+    if tenant is None:
+        most_bytes = _OPEN_BYTES
+    elif path not in _LARGE_PATHS:
+        most_bytes = min(_SMALL_BYTES, most_bytes)
+    elif path not in PASS_PATHS or not _is_protobuf(scope):
+        most_bytes = min(MOST_JSON_BYTES, most_bytes)
+    return Allowed(tenant, most_bytes)
+
+
+def _is_protobuf(scope: Mapping[str, Any]) -> bool:
+    return any(name == b"content-type" and b"protobuf" in value for name, value in scope["headers"])
 
 
 def _tenant_of(bridge: Bridge, scope: Mapping[str, Any]) -> TenantId | None:
     """Whose key a request came with, before any route is asked; None where that is not known."""
-    keys = [value for name, value in scope["headers"] if name == b"x-api-key"]
-    with contextlib.suppress(StorageFailed):  # the route says so
-        return bridge.keys.tenant_of(keys[0].decode("latin-1")) if keys else None
+    with contextlib.suppress(LoractlError):  # the doorkeeper has said so
+        return tenant_of(bridge.keys, key_in(scope))
     return None

@@ -43,6 +43,7 @@ async def ask(
     request = progress.origin.request(step)
     while True:
         progress.waiting = pending = bus.submit(body, tenant=tenant, request=request)
+        progress.made.set()
         try:
             return await pending.result()
         except (ActorRestarting, ActorStopping, ActorUnavailable) as error:

@@ -4,11 +4,21 @@ What is understood and not done is refused where it is used, by name.
 """
 
 import json
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Sized
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    model_validator,
+)
 
+_MOST_FIELDS = 256
 _MOST_LEVELS = 32
 _MOST_METADATA_BYTES = 256 * 2**10
 
@@ -35,10 +45,40 @@ def _parts(value: Any) -> Iterable[Any]:
 Metadata = Annotated[dict[str, Any], AfterValidator(_modest)]
 
 
+T = TypeVar("T")
+
+
+def _few(value: object) -> object:
+    """Looked at before anything in it: each entry that is wrong would be an error, and all are gathered."""
+    if isinstance(value, Sized) and len(value) > _MOST_FIELDS:
+        raise ValueError(f"has {len(value)} entries: at most {_MOST_FIELDS} are taken")
+    return value
+
+
+class FirstWrong(FailFast):
+    """The first wrong entry ends a list: errors on a million would take a gigabyte. Hashable, for `| None`."""
+
+    __hash__ = object.__hash__
+
+
+# What a body may hold many of.
+Few = Annotated[list[T], FirstWrong(), Field(max_length=_MOST_FIELDS)]
+Many = Annotated[list[T], FirstWrong(), Field(max_length=2**16)]
+Fields = Annotated[dict[str, T], BeforeValidator(_few), Field(max_length=_MOST_FIELDS)]
+# What SQLite holds, and messages.
+Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class Body(BaseModel):
-    """Fields may begin with `model_`, as Tinker's do; numbers must be finite."""
+    """Fields may begin with `model_`, as Tinker's do; numbers must be finite. Lists and dicts have bounds."""
 
     model_config = ConfigDict(protected_namespaces=(), extra="ignore", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, data: object) -> object:
+        return _few(data) if isinstance(data, dict) else data
 
 
 class ConfigBody(Body):
@@ -46,7 +86,7 @@ class ConfigBody(Body):
 
 
 class CreateSessionBody(Body):
-    tags: list[str] = []
+    tags: Few[str] = []
     user_metadata: Metadata | None = None
     sdk_version: str = ""
     project_id: str | None = None
@@ -76,7 +116,7 @@ class LoraConfigBody(Body):
 
 class CreateModelBody(Body):
     session_id: str
-    model_seq_id: int = Field(ge=0)
+    model_seq_id: Number
     base_model: str
     user_metadata: Metadata | None = None
     lora_config: LoraConfigBody | None = None
@@ -98,7 +138,7 @@ class AdamParamsBody(Body):
 
 class OptimStepBody(Body):
     model_id: str
-    seq_id: int | None = None
+    seq_id: Int | None = None
     adam_params: AdamParamsBody = AdamParamsBody()
     optimizer_params: dict[str, Any] | None = None
 
@@ -106,37 +146,37 @@ class OptimStepBody(Body):
 class SaveWeightsBody(Body):
     model_id: str
     path: str | None = None
-    seq_id: int | None = None
-    ttl_seconds: int | None = None
+    seq_id: Int | None = None
+    ttl_seconds: Int | None = None
     overwrite: bool = False
-    user_metadata: dict[str, str] | None = None
+    user_metadata: Fields[str] | None = None
 
 
 class SaveForSamplerBody(Body):
     model_id: str
     path: str | None = None
-    sampling_session_seq_id: int | None = Field(default=None, ge=0)
+    sampling_session_seq_id: Number | None = None
     kind: Literal["snapshot", "inflight"] = "snapshot"
-    seq_id: int | None = None
-    ttl_seconds: int | None = None
-    user_metadata: dict[str, str] | None = None
+    seq_id: Int | None = None
+    ttl_seconds: Int | None = None
+    user_metadata: Fields[str] | None = None
 
 
 class SaveExternalBody(Body):
     model_id: str
     path: str
-    seq_id: int | None = None
-    ttl_seconds: int | None = None
-    age_encryption_recipients: list[str] | None = None
+    seq_id: Int | None = None
+    ttl_seconds: Int | None = None
+    age_encryption_recipients: Few[str] | None = None
 
 
 class LoadWeightsBody(Body):
     """Either model_id and seq_id, for a run under way, or session_id and model_seq_id, for a new one."""
 
     model_id: str | None = None
-    seq_id: int | None = None
+    seq_id: Int | None = None
     session_id: str | None = None
-    model_seq_id: int | None = Field(default=None, ge=0)
+    model_seq_id: Number | None = None
     base_model: str | None = None
     user_metadata: Metadata | None = None
     path: str
@@ -147,7 +187,7 @@ class LoadWeightsBody(Body):
 
 class CreateSamplingSessionBody(Body):
     session_id: str
-    sampling_session_seq_id: int = Field(ge=0)
+    sampling_session_seq_id: Number
     base_model: str | None = None
     model_path: str | None = None
 
@@ -157,11 +197,11 @@ class SamplingSessionBody(Body):
 
 
 class SamplingParamsBody(Body):
-    max_tokens: int | None = None
-    seed: int | None = None
-    stop: str | list[str | int] | None = None
+    max_tokens: Int | None = None
+    seed: Int | None = None
+    stop: str | Many[str | Int] | None = None
     temperature: float = 1.0
-    top_k: int = -1
+    top_k: Int = -1
     top_p: float = 1.0
 
 
@@ -169,16 +209,16 @@ class SampleBody(Body):
     """As `wire.sample_request` reads it; here for the API's description."""
 
     sampling_session_id: str
-    seq_id: int
+    seq_id: Int
     prompt: dict[str, Any]
     sampling_params: SamplingParamsBody
-    num_samples: int = 1
+    num_samples: Int = 1
     prompt_logprobs: bool | None = None
-    topk_prompt_logprobs: int = 0
-    topk_sample_logprobs: int = 0
+    topk_prompt_logprobs: Int = 0
+    topk_sample_logprobs: Int = 0
     target_prompt_logprobs: dict[str, Any] | None = None
-    prompt_alt_tokens_k: int = 0
-    prompt_logprobs_last_n: int | None = None
+    prompt_alt_tokens_k: Int = 0
+    prompt_logprobs_last_n: Int | None = None
 
 
 class RetrieveBody(Body):
@@ -188,14 +228,14 @@ class RetrieveBody(Body):
 
 class FuturesTarget(Body):
     sampling_session_id: str
-    cloned_sampler_id: int = 0
+    cloned_sampler_id: Number = 0
 
 
 class RetrieveManyBody(Body):
     target: FuturesTarget
-    prev_cursor: int = 0
+    prev_cursor: Number = 0
     timeout: float | None = None
-    retrieved_request_ids: list[str] = []
+    retrieved_request_ids: Many[str] = []
 
 
 class CancelBody(Body):
@@ -209,7 +249,7 @@ class PathBody(Body):
 class TtlBody(Body):
     """ttl_seconds: null is said, not left out, to keep a checkpoint for ever."""
 
-    ttl_seconds: int | None
+    ttl_seconds: Int | None
 
 
 class ProjectBody(Body):
@@ -219,20 +259,20 @@ class ProjectBody(Body):
 class CopyBody(Body):
     source_path: str
     session_id: str | None = None
-    model_seq_id: int | None = Field(default=None, ge=0)
+    model_seq_id: Number | None = None
     destination_project_id: str | None = None
-    ttl_seconds: int | None = None
+    ttl_seconds: Int | None = None
     weights_access_token: str | None = None
 
 
 class SearchOwner(Body):
     type: Literal["own", "accessible", "user"] = "own"
-    owner_urns: list[str] = []
+    owner_urns: Few[str] = []
 
 
 class StatusQuery(Body):
     type: Literal["active", "cancelled", "failed", "client_finished"]
-    reasons: list[str] | None = None
+    reasons: Few[str] | None = None
 
 
 class SearchCursor(Body):
@@ -242,10 +282,10 @@ class SearchCursor(Body):
 
 class SearchBody(Body):
     session_id: str | None = None
-    project_ids: list[str] | None = None
-    user_metadata: dict[str, str] = {}
+    project_ids: Few[str] | None = None
+    user_metadata: Fields[str] = {}
     display_name: str | None = None
     owner: SearchOwner = SearchOwner()
-    statuses: list[StatusQuery] | None = None
+    statuses: Few[StatusQuery] | None = None
     limit: int = Field(default=50, ge=1, le=200)
     cursor: SearchCursor | None = None

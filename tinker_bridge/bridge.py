@@ -7,6 +7,7 @@ from pathlib import Path
 from ..bus.config import Config
 from ..bus.keys import Keys
 from ..bus.layout import StateLayout
+from .apart import Apart
 from .base import BaseModel, Bus
 from .checkpoints import Checkpoints
 from .exports import Exports
@@ -15,6 +16,7 @@ from .founding.tokenizer import TokenizerThread
 from .future_ids import Origin
 from .future_journal import FutureJournal
 from .futures import Futures
+from .health_check import HealthCheck
 from .pace import Pace
 from .repeats import Repeats
 from .runs import Runs
@@ -35,6 +37,8 @@ class Bridge:
     store: Store
     journal: FutureJournal
     pace: Pace
+    apart: Apart
+    health: HealthCheck
     futures: Futures
     sessions: Sessions
     checkpoints: Checkpoints
@@ -96,6 +100,8 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         store=store,
         journal=journal,
         pace=Pace(),
+        apart=Apart(),
+        health=HealthCheck(bus, clock=time.monotonic),
         futures=futures,
         sessions=sessions,
         checkpoints=checkpoints,

@@ -73,16 +73,41 @@ class Deciding(Protocol):
 
 @runtime_checkable
 class Large(Protocol):
-    """A call whose `build` may take a while."""
+    """A call whose message takes a while to make, and may be much larger than what was sent."""
 
-    async def turn(self) -> None:
-        """Wait until there is time for it."""
+    grown_bytes: int
+    """Of its arrays, where they are much more than what was sent; else 0. Known once it is prepared."""
+
+    async def prepare(self) -> None:
+        """Wait until there is time for it, and do what takes long. Raises LoractlError as `build`."""
+
+    def fold(self) -> None:
+        """Let go of what was prepared; only where it has grown."""
+
+
+class Refused:
+    """An operation whose body is wrong."""
+
+    def __init__(self, error: LoractlError) -> None:
+        self._error = error
+
+    def build(self, _run: RunRecord, _place: Place) -> Operation:
+        raise self._error
+
+    async def finish(self, _answer: Message, _made_by: str) -> Result:
+        raise AssertionError("a refused operation is answered with its failure")
+
+    def close(self) -> None:
+        pass
 
 
 async def operation_of(record: RunRecord, place: Place, call: Call, progress: Progress) -> Operation:
     """What goes to the trainer; the same when the work runs again."""
     if isinstance(call, Large):
-        await call.turn()
+        try:
+            await call.prepare()
+        except LoractlError as error:
+            return _refusal(place, error)
     if not isinstance(call, Deciding):
         return _built(record, place, call)
     if not progress.decided:
@@ -101,6 +126,10 @@ def _built(record: RunRecord, place: Place, call: Call) -> Operation:
     try:
         return call.build(record, place)
     except LoractlError as error:
-        return RefuseOperation(
-            adapter=place.adapter, lane=place.lane, seq=place.seq, code=error.code, message=error.message
-        )
+        return _refusal(place, error)
+
+
+def _refusal(place: Place, error: LoractlError) -> RefuseOperation:
+    return RefuseOperation(
+        adapter=place.adapter, lane=place.lane, seq=place.seq, code=error.code, message=error.message
+    )

@@ -37,12 +37,14 @@ class Future:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     result: Result | None = None
     ended_unix_s: float = 0.0
+    attempts: int = 0
     task: "asyncio.Task[Result | None] | None" = None
 
     @classmethod
     def of(cls, kept: Kept) -> Self:
         """As an earlier process left it, or as it ended."""
         future = cls(kept.id, kept.tenant, kept.key, kept.digest, kept.session, kept.scope, kept.group)
+        future.attempts = kept.attempts
         if kept.result is not None:
             future.started, future.result, future.ended_unix_s = True, kept.result, kept.ended_unix_s
             future.done.set()

@@ -47,6 +47,14 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """How often each of them was in hand after a restart and did not get on its way."""
+
+    ids: tuple[str, ...]
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """Its result, to be told once this is durable. number: its place among the ends of all futures."""
 
@@ -93,12 +101,13 @@ class Unchanged:
     key: str
 
 
-Row = Begun | Decided | Ended | Dropped | Aged | Change | Unchanged
+Row = Begun | Decided | Tried | Ended | Dropped | Aged | Change | Unchanged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A future as the table has it, without its request. result: None while it has none."""
+    """A future as the table has it, without its request. attempts: see `Tried`. result: None while it has
+    none."""
 
     id: str
     tenant: TenantId
@@ -108,5 +117,6 @@ class Kept:
     scope: str
     group: Key
     decided: bytes
+    attempts: int
     result: Result | None
     ended_unix_s: float

@@ -18,10 +18,10 @@ from ..bus.errors import StorageFailed
 from ..bus.ids import TenantId
 from .completions import Completion
 from .future_ids import Key
-from .future_rows import Aged, Asked, Begun, Change, Decided, Dropped, Ended, Kept, Row, Unchanged
+from .future_rows import Aged, Asked, Begun, Change, Decided, Dropped, Ended, Kept, Row, Tried, Unchanged
 from .results import Result
 
-_FORMAT = 1
+_FORMAT = 2
 # What a row costs beside its result.
 _ROW_BYTES = 512
 # Old rows go so many at a time: what waits for the same commit should not wait long.
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS futures (
     began REAL NOT NULL, route TEXT NOT NULL, content_type TEXT NOT NULL, content_encoding TEXT,
     decided BLOB NOT NULL DEFAULT x'', ended REAL, completion INTEGER, size INTEGER NOT NULL DEFAULT 0,
     failed INTEGER NOT NULL DEFAULT 0, code TEXT NOT NULL DEFAULT '', media_type TEXT NOT NULL DEFAULT '',
-    form TEXT NOT NULL DEFAULT '', body BLOB, result BLOB);
+    form TEXT NOT NULL DEFAULT '', body BLOB, result BLOB, attempts INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS futures_unfinished ON futures (number) WHERE ended IS NULL;
 CREATE INDEX IF NOT EXISTS futures_ended ON futures (ended, session, size) WHERE ended IS NOT NULL;
 CREATE INDEX IF NOT EXISTS futures_of_group ON futures (grp, completion) WHERE grp != '[]';
@@ -45,7 +45,8 @@ CREATE TABLE IF NOT EXISTS changes (
     PRIMARY KEY (tenant, what, key)) WITHOUT ROWID;
 """
 _COLUMNS = (
-    "id, tenant, key, digest, session, scope, grp, decided, ended, failed, code, media_type, form, result"
+    "id, tenant, key, digest, session, scope, grp, decided, attempts, ended, failed, code, media_type, form,"
+    " result"
 )
 _key_of = msgspec.json.Decoder(Key).decode
 
@@ -68,6 +69,8 @@ class FutureTable:
                     f"{file} was written by a newer loractl: upgrade, or choose another state directory"
                 )
             self._db.executescript(_SCHEMA)
+            if found == 1:
+                self._db.execute("ALTER TABLE futures ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0")
             self._db.execute(f"PRAGMA user_version = {_FORMAT}")
         except (sqlite3.Error, OSError) as error:
             raise StorageFailed(f"cannot open {file}: {error}") from error
@@ -88,7 +91,9 @@ class FutureTable:
                 self._db.execute("COMMIT")
                 crash_point("futures.committed")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                # SQLite ends the transaction itself where the disk is full; what it said then is the reason.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
             raise StorageFailed(f"results cannot be written to the state directory: {error}") from error
@@ -101,6 +106,9 @@ class FutureTable:
                 self._db.execute("UPDATE futures SET decided = ? WHERE id = ?", (decided, id_))
             case Ended():
                 self._end(row)
+            case Tried(attempts=attempts, ids=ids):
+                sql = "UPDATE futures SET attempts = ? WHERE id = ?"
+                self._db.executemany(sql, [(attempts, id_) for id_ in ids])
             case Dropped(tenant=tenant, ids=ids):
                 sql = "DELETE FROM futures WHERE id = ? AND tenant = ? AND ended IS NOT NULL"
                 self._db.executemany(sql, [(id_, tenant) for id_ in ids])
@@ -212,8 +220,12 @@ class FutureTable:
         return self._rows(sql, *values)[0]
 
     def _rows(self, sql: str, *values: object) -> list[Any]:
-        with closing(self._db.execute(sql, values)) as rows:
-            return rows.fetchall()
+        """Raises StorageFailed."""
+        try:
+            with closing(self._db.execute(sql, values)) as rows:
+                return rows.fetchall()
+        except sqlite3.Error as error:
+            raise StorageFailed(f"results cannot be read from the state directory: {error}") from error
 
 
 def _text(key: Key) -> str:
@@ -221,7 +233,7 @@ def _text(key: Key) -> str:
 
 
 def _kept(row: Any) -> Kept:
-    id_, tenant, key, digest, session, scope, group, decided, ended, *of_result = row
+    id_, tenant, key, digest, session, scope, group, decided, attempts, ended, *of_result = row
     failed, code, media_type, form, body = of_result
     return Kept(
         id=id_,
@@ -232,6 +244,7 @@ def _kept(row: Any) -> Kept:
         scope=scope,
         group=_key_of(group),
         decided=decided,
+        attempts=attempts,
         result=None if ended is None else Result(body, media_type, bool(failed), form, code),
         ended_unix_s=ended or 0.0,
     )

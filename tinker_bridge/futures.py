@@ -8,6 +8,7 @@ A future runs as a task of the bridge's loop; what it does, and what its result 
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import structlog
 
@@ -24,7 +25,7 @@ from .completions import Completion, Completions
 from .future import Future, outcome
 from .future_ids import FutureIds, Key, Origin
 from .future_journal import FutureJournal
-from .future_rows import Aged, Asked, Begun, Decided, Dropped, Ended, Kept
+from .future_rows import Aged, Asked, Begun, Decided, Dropped, Ended, Kept, Tried
 from .progress import Pause, Progress, Work
 from .recent import Recent
 from .results import Result, failed_result, failed_text
@@ -194,9 +195,25 @@ class Futures:
         await self._journal.write(aged)
         self._recent.age(before, live)
 
-    def unfinished(self) -> list[str]:
-        """What an earlier process left that nobody has started here yet, in the order in which it came."""
-        return [id_ for id_, future in self._open.items() if not future.started]
+    def unfinished(self) -> dict[str, int]:
+        """What an earlier process left that nobody has started here yet, in the order in which it came; with
+        how often it was tried, see `run_again`."""
+        return {id_: future.attempts for id_, future in self._open.items() if not future.started}
+
+    def tried(self, future_ids: Iterable[str], attempts: int) -> "asyncio.Future[None]":
+        """Write down how often each was tried. Done when that is durable; with StorageFailed if it cannot be."""
+        return self._journal.write(Tried(ids=tuple(future_ids), attempts=attempts))
+
+    async def made(self, future_ids: Iterable[str], timeout_s: float) -> None:
+        """Wait until each of them is on its way or has ended, so long at most."""
+        under_way = [self._open[id_].progress.made.wait() for id_ in future_ids if id_ in self._open]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*under_way)
+
+    def digest(self, future_id: str) -> bytes:
+        """Of what an unfinished future was asked for."""
+        return self._open[future_id].digest
 
     def asked(self, future_id: str) -> Asked:
         """The request of an unfinished future of an earlier process."""
@@ -284,6 +301,7 @@ class Futures:
         if self._closed:
             return
         future.started = True
+        future.progress.made.set()
         if future.begun is not None and future.writing is None:
             self._write_begun(future)
         self._ends += 1

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..bus.messages import ActorStatus, DaemonStatus
+from ..bus.messages import DaemonStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,5 @@ def health_of(status: DaemonStatus) -> Health:
     trainers = [actor for actor in status.actors if actor.role == "trainer"]
     if not trainers:
         return Health(("the daemon has no trainer",))
-    return Health(tuple(_shown(actor) for actor in trainers if actor.phase != "ready"))
-
-
-def _shown(actor: ActorStatus) -> str:
-    details = f": {actor.details}" if actor.details else ""
-    return f"{actor.actor} is {actor.phase}{details}"
+    # Without details: anybody may ask, and they may name files.
+    return Health(tuple(f"{each.actor} is {each.phase}" for each in trainers if each.phase != "ready"))

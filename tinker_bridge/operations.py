@@ -3,11 +3,14 @@
 forward_backward is `wire`'s to translate; the rest are JSON bodies.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from ..bus.errors import InvalidRequest, NotSupported
 from ..bus.messages import (
     CheckpointSaved,
+    Ints,
     LoadCheckpoint,
     LoadVersion,
     Message,
@@ -21,53 +24,83 @@ from ..bus.messages import (
     VersionRecord,
 )
 from .adapters import load_operation
+from .apart import Apart
 from .bodies import LoadWeightsBody, OptimStepBody, SaveForSamplerBody, SaveWeightsBody
 from .calls import Operation, Place
 from .checkpoints import Checkpoints, checked_ttl
+from .future_rows import Asked
 from .pace import Pace
 from .records import RunRecord
 from .results import PROTOBUF, Result, json_result
 from .samplers import Samplers
-from .wire import ForwardBackwardCall, decode_forward_backward, encode_pass, to_message
+from .wire import Envelope, ForwardBackwardCall, decode_forward_backward, encode_pass, to_message
+
+# What is larger is read in a thread: a few milliseconds of the loop.
+_INLINE_BYTES = 4 * 2**20
 
 
 class Pass:
-    """forward_backward, in whatever form it came."""
+    """forward_backward, in whatever form it came. Its arrays may be much more than what was sent: then the
+    body is kept, and they can be let go of and made again.
+    """
 
     def __init__(
-        self,
-        body: bytes,
-        content_type: str,
-        content_encoding: str | None,
-        *,
-        forward_only: bool,
-        pace: Pace,
+        self, asked: Asked, envelope: Envelope, *, forward_only: bool, pace: Pace, apart: Apart
     ) -> None:
-        self._body = body
-        self._content_type = content_type
-        self._content_encoding = content_encoding
+        self._asked: Asked | None = asked
+        self._tenant = asked.tenant
+        self._envelope = envelope
         self._forward_only = forward_only
         self._pace = pace
+        self._apart = apart
         self._call: ForwardBackwardCall | None = None
+        self._lengths: Ints | None = None
+        self._metrics: Mapping[str, float] = {}
+        self.grown_bytes = 0
 
-    async def turn(self) -> None:
-        await self._pace.turn(len(self._body))
+    async def prepare(self) -> None:
+        if self._call is not None:
+            return
+        assert self._asked is not None
+        await self._pace.turn(self._envelope.plain_bytes)
+        read = partial(_read, self._asked, forward_only=self._forward_only)
+        inline = self._asked.content_encoding is None and not self._envelope.heavy
+        if inline and self._envelope.plain_bytes <= _INLINE_BYTES:
+            self._call = read()
+        else:
+            self._call = await self._apart.run(self._tenant, read)
+        self._lengths, self._metrics = self._call.inputs.lengths, self._call.metrics
+        size_bytes = self._call.inputs.size_bytes
+        if size_bytes > _GROWN * len(self._asked.body):
+            self.grown_bytes = size_bytes
+        else:
+            self._asked = None  # the arrays may be views on it; nobody else needs it
 
     def build(self, _run: RunRecord, place: Place) -> Operation:
-        self._call = decode_forward_backward(
-            self._body, self._content_type, self._content_encoding, forward_only=self._forward_only
-        )
-        self._body = b""  # the arrays of the message may be views on it; nobody else needs it
+        assert self._call is not None
         return to_message(self._call, adapter=place.adapter, lane=place.lane, seq=place.seq)
+
+    def fold(self) -> None:
+        self._call = None
 
     async def finish(self, answer: Message, _made_by: str) -> Result:
         assert isinstance(answer, PassResult)
-        assert self._call is not None
-        body = encode_pass(answer, self._call.inputs.lengths, self._call.metrics)
+        assert self._lengths is not None
+        body = encode_pass(answer, self._lengths, self._metrics)
         return Result(body, PROTOBUF, form="pass")
 
     def close(self) -> None:
         pass
+
+
+# Arrays are int64 and float32 where what was sent may be int32.
+_GROWN = 4
+
+
+def _read(asked: Asked, *, forward_only: bool) -> ForwardBackwardCall:
+    return decode_forward_backward(
+        asked.body, asked.content_type, asked.content_encoding, forward_only=forward_only
+    )
 
 
 class Step:

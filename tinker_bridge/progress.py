@@ -1,5 +1,6 @@
 """What a future's work is given, and what it says about itself while it runs."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -35,12 +36,14 @@ async def _nowhere(_decided: bytes) -> None:
 class Progress:
     """waiting: a bus request it waits on, or a pause. origin: of every id that the work gives out.
     decided: what the work found when it ran before and must find again, or empty; write: makes it durable.
+    made: set when what its body grows to has been made, or others are waited for before that.
     """
 
     waiting: Waited | None = None
     origin: Origin = field(default_factory=Origin.fresh)
     decided: bytes = b""
     write: Callable[[bytes], Awaitable[None]] = _nowhere
+    made: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def keep(self, decided: bytes) -> None:
         """Have it there when the work runs again. Raises StorageFailed."""

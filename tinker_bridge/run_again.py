@@ -2,17 +2,25 @@
 
 All of it at once, in the order in which it came; the trainer's lanes put operations in order. Every id that
 the work uses is as before (`future_ids`), so what the daemon did already it answers from its journal.
+
+A body may be what the process died of. So it is written down what is in hand until it is on its way: what was
+when a process died is tried alone by the next one, and not any more by the third.
 """
 
 import asyncio
+from collections.abc import Collection
 
 import structlog
 
-from ..bus.errors import DaemonGone, DaemonNotRunning, Internal, LoractlError
+from ..bus.errors import DaemonGone, DaemonNotRunning, Internal, LoractlError, Quarantined, StorageFailed
 from .bridge import Bridge
 from .routes import STARTS
 
 log = structlog.get_logger()
+
+_MOST_ATTEMPTS = 2
+# For what waits for something else: a part of the daemon that is away.
+_ON_ITS_WAY_S = 1.0
 
 
 async def run_again(bridge: Bridge) -> None:
@@ -20,8 +28,27 @@ async def run_again(bridge: Bridge) -> None:
     left = bridge.futures.unfinished()
     if left:
         log.info("futures.run_again", count=len(left))
+    for future_id in [id_ for id_, attempts in left.items() if attempts >= _MOST_ATTEMPTS]:
+        _quarantine(bridge, future_id)
     # Together: one that waits for the base model must not hold up those behind it.
-    await asyncio.gather(*(_start(bridge, future_id) for future_id in left))
+    await _in_hand(bridge, [id_ for id_, attempts in left.items() if not attempts], 1)
+    for future_id in [id_ for id_, attempts in left.items() if 0 < attempts < _MOST_ATTEMPTS]:
+        log.info("future.tried_alone", future=future_id)
+        await _in_hand(bridge, [future_id], left[future_id] + 1)
+
+
+async def _in_hand(bridge: Bridge, future_ids: Collection[str], attempts: int) -> None:
+    if not future_ids:
+        return
+    try:
+        await bridge.futures.tried(future_ids, attempts)
+    except StorageFailed as error:
+        log.warning("futures.not_written_down", reason=error.message)
+    try:
+        await asyncio.gather(*(_start(bridge, future_id) for future_id in future_ids))
+        await bridge.futures.made(future_ids, _ON_ITS_WAY_S)
+    finally:
+        bridge.futures.tried(future_ids, 0)  # whoever ends this process in order has nothing against them
 
 
 async def _start(bridge: Bridge, future_id: str) -> None:
@@ -40,3 +67,13 @@ async def _start(bridge: Bridge, future_id: str) -> None:
     except Exception:  # the loop's boundary: one that hits a bug must not keep the others from going on
         log.exception("future.not_run_again", route=asked.route, tenant=asked.tenant)
         bridge.futures.fail(future_id, Internal("the bridge failed on this request; its log says why"))
+
+
+def _quarantine(bridge: Bridge, future_id: str) -> None:
+    """An operation uses up its number all the same, or its lane would wait for it."""
+    error = Quarantined("the bridge died twice while it had this request in hand: it is not tried any more")
+    log.error("future.quarantined", future=future_id)
+    try:
+        bridge.training.refuse(bridge.futures.asked(future_id), bridge.futures.digest(future_id), error)
+    except LoractlError:
+        bridge.futures.fail(future_id, error)

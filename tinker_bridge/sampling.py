@@ -64,6 +64,7 @@ class Sampling:
             self._pending += 1
             try:
                 progress.waiting = self._base
+                progress.made.set()  # a sample's body is JSON, and grows to nothing much
                 context_tokens = (await self._base.details()).max_sequence_tokens
                 call = decode_sample(content, context_tokens=context_tokens)
                 source = await self._samplers.source(tenant, sampler.id)

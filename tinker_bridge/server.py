@@ -22,6 +22,7 @@ from ..bus.listening import listen, listen_as_before, url_of
 from ..bus.messages import Drain, Echo, Echoed, Envelope
 from .app import create_app
 from .bridge import Bridge, open_bridge
+from .connections import Connection
 from .housekeeping import keep_house
 from .run_again import run_again
 
@@ -31,6 +32,9 @@ _IDLE_S = 120
 # Each takes a tenth of a millisecond, and a heartbeat may be behind them.
 _ACCEPTED_AT_ONCE = 32
 _CONNECTIONS_WAITING = 4096
+# Of connections; and what else is open: databases, logs, exports that are being read.
+_MOST_FILES = 2**16
+_OTHER_FILES = 512
 # New objects until the youngest are looked at, rounds of that until the next older, and so on: a millisecond,
 # two milliseconds, and what lives long only after some millions.
 _COLLECT_AFTER = (2000, 5, 500)
@@ -62,7 +66,7 @@ async def run_bridge(config: Config, actor: str) -> None:
         DaemonNotRunning: nobody started us.
         StorageFailed: the bridge's store cannot be opened.
     """
-    _allow_many_connections()
+    most_files = _allow_many_connections()
     http = config.daemon.http
     listening = (
         listen_as_before(StateLayout(Path(config.state_dir)).http_port) if http == "auto" else listen(http)
@@ -78,6 +82,9 @@ async def run_bridge(config: Config, actor: str) -> None:
                 timeout_graceful_shutdown=_GRACE_S,
                 timeout_keep_alive=_IDLE_S,
                 backlog=_ACCEPTED_AT_ONCE,
+                http=Connection,
+                # Beyond it 503: without files nothing could be answered at all, nor written.
+                limit_concurrency=max(most_files - _OTHER_FILES, most_files // 2),
             )
         )
         # With the daemon goes all that this process can do: the next one takes up what is under way.
@@ -118,10 +125,12 @@ def _collect_rarely() -> None:
     gc.set_threshold(*_COLLECT_AFTER)
 
 
-def _allow_many_connections() -> None:
-    """Every poll that is held open has a file; the 1,024 that are usual at first are there for `select`."""
+def _allow_many_connections() -> int:
+    """Every poll that is held open has a file; the 1,024 that are usual at first are there for `select`.
+    How many there may be, within reason: an unlimited number would be no bound."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return min(most, _MOST_FILES) if most != resource.RLIM_INFINITY else _MOST_FILES
 
 
 async def _until_drained(

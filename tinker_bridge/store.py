@@ -55,7 +55,9 @@ class Store:
                     self._db.execute(*_insertion(record))
                 self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                # SQLite ends the transaction itself where the disk is full; what it said then is the reason.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
             raise StorageFailed(f"cannot write {records[0].table} to the state directory: {error}") from error
@@ -79,8 +81,8 @@ class Store:
 
     def count(self, kind: type[RecordT], tenant: TenantId) -> int:
         sql = f"SELECT count(*) FROM {kind.table} WHERE tenant = ?"  # noqa: S608
-        with closing(self._db.execute(sql, (tenant,))) as rows:
-            return int(rows.fetchone()[0])
+        ((count,),) = self._rows(kind.table, sql, tenant)
+        return int(count)
 
     def of_parent(self, kind: type[RecordT], parent: str) -> list[RecordT]:
         """Oldest first."""
@@ -102,8 +104,15 @@ class Store:
 
     def _select(self, kind: type[RecordT], where: str, *values: Any) -> list[RecordT]:
         sql = f"SELECT body FROM {kind.table} {where}"  # noqa: S608
-        with closing(self._db.execute(sql, values)) as rows:
-            return [msgspec.json.decode(body, type=kind) for (body,) in rows]
+        return [msgspec.json.decode(body, type=kind) for (body,) in self._rows(kind.table, sql, *values)]
+
+    def _rows(self, table: str, sql: str, *values: Any) -> list[Any]:
+        """Raises StorageFailed."""
+        try:
+            with closing(self._db.execute(sql, values)) as rows:
+                return rows.fetchall()
+        except sqlite3.Error as error:
+            raise StorageFailed(f"{table} cannot be read from the state directory: {error}") from error
 
     def _prepare(self, file: Path) -> None:
         # WAL with full fsync: what was acknowledged is there after the power went.

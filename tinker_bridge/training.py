@@ -12,6 +12,7 @@ from collections import Counter
 
 from ..bus.errors import (
     ActorStopping,
+    AdapterNotFound,
     InvalidRequest,
     LaneLost,
     LoractlError,
@@ -25,23 +26,27 @@ from ..bus.messages import (
     StateLoaded,
     StepResult,
 )
+from .array_room import ArrayRoom, Turn
 from .asking import ask
 from .base import Bus
-from .calls import Call, Operation, Place, operation_of
+from .calls import Call, Large, Operation, Place, Refused, operation_of
 from .future import Future
 from .future_ids import Key
 from .future_rows import Asked
 from .futures import Futures
-from .progress import Progress, Work
+from .progress import Pause, Progress, Work
 from .records import RunRecord
 from .results import Result, error_of
 from .runs import Runs, lost_text
 from .sessions import Sessions
 from .unnumbered import Unnumbered
 
+# Making arrays again costs more than sending them again.
+_LONGEST_PAUSES = 16
+
 
 class Training:
-    """held_bytes: of one tenant's operations under way, as their clients sent them; 0 is no bound.
+    """held_bytes: of one tenant's operations under way, without compression, and of their arrays; 0 is no bound.
     again_s: how long to wait before the daemon is asked again to take what it had no room for."""
 
     def __init__(
@@ -62,6 +67,7 @@ class Training:
         self._changes: Counter[str] = Counter()
         self._again_s = again_s
         self._held_bytes = held_bytes
+        self._arrays = ArrayRoom(held_bytes)
         self._held: Counter[TenantId] = Counter()  # bytes of their operations under way
 
     def submit(
@@ -72,11 +78,13 @@ class Training:
         content: bytes,
         call: Call,
         digest: bytes | None = None,
+        size_bytes: int = 0,
     ) -> Future:
         """Start an operation, or join the one that came under its number before.
 
         seq: its number in the run; None runs it behind all that came without a number before.
         content: what makes two operations the same. digest: `digest_of` it, where that was taken already.
+        size_bytes: what it takes, where that is more than its content.
 
         An operation of a run that was lost fails as those did that it was lost with: an HTTP
         error that is worth another try would be tried again for minutes.
@@ -92,6 +100,7 @@ class Training:
             )
         # A finished operation is answered again even when its run takes no more.
         digest = digest or digest_of(content)
+        size_bytes = max(size_bytes, len(content))
         tenant = asked.tenant
         record = self._runs.owned(tenant, run)
         key = _key(run, seq) if seq is not None else asked.key
@@ -107,10 +116,10 @@ class Training:
         if record.parent:
             self._sessions.active(tenant, record.parent)
         if known is None:
-            self._check_room(tenant, len(content))
+            self._check_room(tenant, size_bytes)
         if not key:
             key = self._unnumbered_of(record).next_key()
-        work = self._work(record, key, call, len(content))
+        work = self._work(record, key, call, size_bytes)
         return self._futures.start(asked, key, digest, work, session=record.parent)
 
     async def publish(self, run: RunRecord) -> None:
@@ -131,6 +140,15 @@ class Training:
         """Raises as `submit`."""
         return self.submit(asked, asked.body.decode(), None, asked.body, _Publication())
 
+    def refuse(self, asked: Asked, digest: bytes, error: LoractlError) -> None:
+        """End an operation of an earlier process with an error, without a look at its body.
+
+        Raises:
+            LoractlError: there is no such run any more, or it was no operation.
+        """
+        run, seq = _of_key(asked.key)
+        self.submit(asked, run, seq, b"", Refused(error), digest)
+
     def changes(self, run: str) -> int:
         """How often its weights were changed, as far as the trainer has answered."""
         return self._changes[run]
@@ -149,8 +167,7 @@ class Training:
         async def work(progress: Progress) -> Result:
             try:
                 place = Place(record.adapter, await lane, number)
-                operation = await operation_of(record, place, call, progress)
-                answer = await self._answer(record, operation, progress)
+                answer = await self._answered(record, place, call, progress)
                 return await call.finish(answer, progress.origin.token("made by"))
             finally:
                 call.close()
@@ -194,7 +211,35 @@ class Training:
         if not self._held[tenant]:
             del self._held[tenant]
 
-    async def _answer(self, record: RunRecord, operation: Operation, progress: Progress) -> Message:
+    async def _answered(self, record: RunRecord, place: Place, call: Call, progress: Progress) -> Message:
+        """What has grown is not held while there is no room for it, here or with the daemon."""
+        turn, pause_s = Turn(record.tenant, place.lane, place.seq), self._again_s
+        try:
+            while True:
+                operation = await operation_of(record, place, call, progress)
+                if not isinstance(call, Large) or not call.grown_bytes:
+                    return await self._answer(record, operation, progress)
+                if self._arrays.enter(turn, call.grown_bytes):
+                    try:
+                        return await self._answer(record, operation, progress, when_full=False)
+                    except QuotaExceeded as error:
+                        progress.waiting = Pause(error.message, "quota")
+                    self._arrays.leave(turn)
+                    waiting = asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSES * self._again_s)
+                else:
+                    progress.made.set()
+                    progress.waiting = Pause("arrays of your other operations take all the room", "quota")
+                    waiting = self._arrays.wait(turn)
+                del operation
+                call.fold()
+                await waiting
+        finally:
+            self._arrays.leave(turn)
+
+    async def _answer(
+        self, record: RunRecord, operation: Operation, progress: Progress, *, when_full: bool = True
+    ) -> Message:
         """Its number is taken, so what the daemon has no room for is sent until it has."""
         try:
             answer = await ask(
@@ -203,7 +248,7 @@ class Training:
                 tenant=record.tenant,
                 progress=progress,
                 step="run",
-                when_full=True,
+                when_full=when_full,
                 again_s=self._again_s,
             )
         except (LaneLost, RecoveryFailed) as error:
@@ -250,6 +295,17 @@ def digest_of(content: bytes) -> bytes:
 
 def _key(run: str, seq: int) -> Key:
     return (_NUMBERED, str(seq), "of", run)
+
+
+def _of_key(key: Key) -> tuple[str, int | None]:
+    """The run of an operation's key, and its number if it has one. Raises AdapterNotFound: it is no such key."""
+    match key:
+        case (kind, seq, "of", run) if kind == _NUMBERED:
+            return run, int(seq)
+        case ("unnumbered", run, *_):
+            return run, None
+        case _:
+            raise AdapterNotFound("this is no operation of a model")
 
 
 def _failing(error: LoractlError) -> Work:

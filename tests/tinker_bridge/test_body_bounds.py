@@ -16,9 +16,9 @@ MIB = 2**20
     [
         ("/create_session", True, 5 * MIB, 400),
         ("/retrieve_future", True, 5 * MIB, 400),
-        ("/forward_backward", False, 5 * MIB, 400),
-        ("/forward_backward", False, 1 * MIB, 401),
-        ("/forward_backward", True, 70 * MIB, 404),
+        ("/forward_backward", False, 5 * MIB, 401),
+        ("/forward_backward", True, 60 * MIB, 404),
+        ("/forward_backward", True, 70 * MIB, 400),
         ("/asample", True, 5 * MIB, 404),
         ("/asample", True, 70 * MIB, 400),
     ],
@@ -38,6 +38,27 @@ def test_a_body_is_as_large_as_its_use_and_its_key_allow(
         assert ("larger than" in answer.json()["detail"]) == (status == 400)
 
     with_bridge(tmp_path, test)
+
+
+def test_a_pass_in_protobuf_may_be_larger_than_one_in_json(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        user = User(bridge, "ann")
+        unknown = b"\x7a" + varint(70 * MIB) + bytes(70 * MIB)
+
+        answer = await user.http.post(
+            API + "/forward_backward",
+            content=b"\x0a\x04none" + unknown,
+            headers={"content-type": "application/x-protobuf"},
+        )
+
+        assert answer.status_code == 404, answer.text
+
+    with_bridge(tmp_path, test)
+
+
+def varint(value: int) -> bytes:
+    low = [value >> shift & 127 for shift in range(0, value.bit_length(), 7)]
+    return bytes([*(each | 128 for each in low[:-1]), low[-1]])
 
 
 def nested(levels: int) -> Any:

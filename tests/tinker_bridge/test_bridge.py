@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import httpx
 import pytest
@@ -38,6 +39,7 @@ from loractl.tinker_bridge.app import create_app
 from loractl.tinker_bridge.base import Pending
 from loractl.tinker_bridge.bridge import open_bridge
 from loractl.tinker_bridge.health import health_of
+from loractl.tinker_bridge.health_check import HealthCheck
 from loractl.tinker_bridge.server import listen, url_of
 
 PATHS = ["/healthz", "/api/v1/healthz"]
@@ -73,7 +75,7 @@ STARTING = status(actor("trainer", "trainer", "starting"))
     [
         (READY, ()),
         (STARTING, ("trainer is starting",)),
-        (status(actor("trainer", "trainer", "failed", "no model")), ("trainer is failed: no model",)),
+        (status(actor("trainer", "trainer", "failed", "no model")), ("trainer is failed",)),
         (status(), ("the daemon has no trainer",)),
     ],
 )
@@ -128,7 +130,7 @@ def test_health_is_ok_when_all_is_well(path: str, state_dir: Path) -> None:
     [
         (STARTING, "trainer is starting"),
         (None, "the daemon did not answer within 2 s"),
-        (DaemonGone("the daemon stopped"), "the daemon stopped"),
+        (DaemonGone("the daemon of /home/ann/state stopped"), "the daemon does not answer"),
     ],
 )
 def test_health_names_what_is_missing(
@@ -137,6 +139,27 @@ def test_health_names_what_is_missing(
     response = get(StatusBus(outcome), PATHS[0], state_dir)
 
     assert (response.status_code, response.json()) == (503, {"status": "unavailable", "missing": [missing]})
+
+
+def test_the_broker_is_asked_once_for_many_who_ask_together_or_soon() -> None:
+    async def test() -> None:
+        asked, now = [], 0.0
+
+        class Counting(StatusBus):
+            async def request(self, body: Message, **more: Any) -> Message:
+                asked.append(body)
+                return await super().request(body, **more)
+
+        check = HealthCheck(Counting(READY), clock=lambda: now)
+        await asyncio.gather(*(check.found() for _ in range(50)))
+        now = 0.4
+        await check.found()
+        assert len(asked) == 1
+        now = 0.6
+        await check.found()
+        assert len(asked) == 2
+
+    asyncio.run(test())
 
 
 def test_port_0_takes_a_free_port() -> None:
@@ -244,7 +267,8 @@ def test_the_bridge_serves_where_it_says_until_it_is_drained(broker: Broker, sta
 
         up = httpx.get(f"{ready.details}/healthz")
         broker.status = STARTING
-        down = httpx.get(f"{ready.details}/api/v1/healthz")
+        while (down := httpx.get(f"{ready.details}/api/v1/healthz")).is_success:
+            pass  # what was found out a moment ago is said again
         broker.drain()
 
         assert (ready.actor, ready.role, ready.pid) == ("bridge", "bridge", process.pid)

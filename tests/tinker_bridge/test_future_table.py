@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,7 @@ def test_an_id_is_not_told_while_its_request_cannot_be_written_and_is_when_it_ca
             assert runs == [1]
 
         with futures(tmp_path) as table:
-            assert table.unfinished() == [future.id]
+            assert [*table.unfinished()] == [future.id]
 
     run(test)
 
@@ -219,3 +220,24 @@ def test_a_result_is_told_when_it_could_be_written_and_says_so_meanwhile(tmp_pat
             assert said(await table.wait(ANN, future.id, 5)) == {"x": 1}
 
     run(test)
+
+
+def test_a_full_disk_is_called_by_its_name_and_the_next_commit_goes_well(tmp_path: Path) -> None:
+    table = FutureTable(tmp_path / "f.sqlite")
+    (pages,) = table._row("PRAGMA page_count")
+    table._rows(f"PRAGMA max_page_count = {pages + 2}")
+
+    with pytest.raises(StorageFailed, match="full"):
+        table.commit([begun(str(number), body=bytes(9000)) for number in range(9)])
+
+    table.commit([begun("small")])
+    assert [each.id for each in table.unfinished()] == ["small"]
+
+
+def test_a_file_that_cannot_be_read_is_our_error_not_sqlites(tmp_path: Path) -> None:
+    table = FutureTable(tmp_path / "f.sqlite")
+    with closing(sqlite3.connect(tmp_path / "f.sqlite")) as other:
+        other.execute("DROP TABLE futures")
+
+    with pytest.raises(StorageFailed, match="cannot be read"):
+        table.find("a")

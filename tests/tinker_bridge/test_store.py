@@ -1,6 +1,7 @@
 """The bridge's memory: what was put is there after a restart, and everyone sees their own only."""
 
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,3 +207,26 @@ def test_after_a_restart_every_live_session_gets_the_whole_time_again(tmp_path: 
 
     assert table.expired() == []
     assert table.active(ANN, session).display_name == "mine"
+
+
+def test_a_full_disk_is_called_by_its_name_and_the_next_record_is_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s.sqlite")
+    ((pages,),) = store._rows(CheckpointRecord.table, "PRAGMA page_count")
+    store._rows(CheckpointRecord.table, f"PRAGMA max_page_count = {pages + 2}")
+
+    with pytest.raises(StorageFailed, match="full"):
+        store.put(*(replace(checkpoint(f"c{number}"), name="x" * 3000) for number in range(9)))
+
+    store.put(checkpoint("small"))
+    assert [each.name for each in store.all(CheckpointRecord)] == ["small"]
+
+
+def test_a_file_that_cannot_be_read_is_our_error_not_sqlites(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s.sqlite")
+    with closing(sqlite3.connect(tmp_path / "s.sqlite")) as other:
+        other.execute(f"DROP TABLE {RunRecord.table}")
+
+    with pytest.raises(StorageFailed, match="cannot be read"):
+        store.find(RunRecord, "r")
+    with pytest.raises(StorageFailed, match="cannot be read"):
+        store.count(RunRecord, ANN)

@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ..bodies import AdamParamsBody, Body
+from ..bodies import AdamParamsBody, Body, Fields, FirstWrong, Int, Many
 
 _Int32 = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+_Tokens = Annotated[list[_Int32], FirstWrong(), Field(max_length=2**24)]
 
 
 class _Strict(Body):
@@ -35,10 +36,10 @@ class RowsBody(_Strict):
     seq_id: its number in the model's order, for who numbers operations; None runs in the order of coming."""
 
     model_id: str
-    seq_id: int | None = None
-    data: list[Any] = Field(min_length=1)
+    seq_id: Int | None = None
+    data: Annotated[Many[Any], Field(min_length=1)]
     loss_fn: str = "cross_entropy"
-    loss_fn_config: dict[str, float] = Field(default_factory=dict)
+    loss_fn_config: Fields[float] = Field(default_factory=dict)
 
 
 class AdamBody(AdamParamsBody, _Strict):
@@ -52,7 +53,7 @@ class StepBody(_Strict):
     """seq_id: as in `RowsBody`."""
 
     model_id: str
-    seq_id: int | None = None
+    seq_id: Int | None = None
     adam_params: AdamBody = AdamBody()
 
 
@@ -69,7 +70,7 @@ class Message(_Strict):
 
 
 # Text is one turn of a user; a chat is to be gone on with by the assistant; numbers are tokens.
-Prompt = str | list[Message] | list[_Int32]
+Prompt = str | Many[Message] | _Tokens
 
 
 class SamplingBody(_Strict):
@@ -81,7 +82,7 @@ class SamplingBody(_Strict):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=-1, ge=-1, lt=2**31)
     seed: int | None = Field(default=None, ge=0, lt=2**62)
-    stop: str | list[str] | list[_Int32] | None = None
+    stop: str | Many[str] | Many[_Int32] | None = None
     num_samples: int = Field(default=1, ge=1, le=4096)
 
 
@@ -90,7 +91,7 @@ class SampleBody(_Strict):
 
     model_id: str | None = None
     base_model: str | None = None
-    prompts: list[Prompt] | None = Field(default=None, min_length=1)
+    prompts: Annotated[Many[Prompt], Field(min_length=1)] | None = None
     prompt: Prompt | None = None
     raw: bool = False
     sampling_params: SamplingBody = SamplingBody()

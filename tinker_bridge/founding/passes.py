@@ -31,6 +31,10 @@ class RowsCall:
         self._loss = loss
         self._settings = settings
 
+    @property
+    def size_bytes(self) -> int:
+        return self._inputs.size_bytes
+
     def build(self, _run: RunRecord, place: Place) -> ForwardBackward:
         inputs = self._inputs
         return ForwardBackward(

@@ -150,7 +150,11 @@ def _fields_of(result: Result) -> Facts:
 @router.post("/api/v1/sample", openapi_extra=described(SampleBody))
 async def sample(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Facts:
     """Answer with text. An adapter that was trained since is published first."""
-    body = checked(SampleBody, json_object(await request.body()))
+    fields = json_object(await request.body())
+    prompts = fields.get("prompts")
+    if isinstance(prompts, list):
+        _check_count(bridge, len(prompts))  # before any of them is looked at
+    body = checked(SampleBody, fields)
     return await unless_gone(request, _sampled(bridge, tenant, body))
 
 
@@ -176,10 +180,14 @@ async def _sampled(bridge: Bridge, tenant: TenantId, body: SampleBody) -> Facts:
     return {"model_id": body.model_id, "base_model": bridge.base.name, "texts": texts, "results": answers}
 
 
-def _check_room(bridge: Bridge, count: int) -> None:
+def _check_count(bridge: Bridge, count: int) -> None:
     most = bridge.config.bridge.pending_samples
     if count > most:
         raise InvalidRequest(f"{count} samples at once: at most {most} (bridge.pending_samples)")
+
+
+def _check_room(bridge: Bridge, count: int) -> None:
+    _check_count(bridge, count)
     if bridge.sampling.full:
         raise QuotaExceeded("too many samples are waiting: try again in a moment")
 

@@ -10,8 +10,9 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader
 from pydantic import ValidationError
 
-from ...bus.errors import AccessDenied, InvalidRequest
+from ...bus.errors import InvalidRequest
 from ...bus.ids import TenantId
+from ..access import tenant_of
 from ..bodies import Body
 from ..bridge import Bridge
 from ..future import Future
@@ -34,13 +35,7 @@ _KEY = APIKeyHeader(name="X-API-Key", auto_error=False, description="As `loractl
 
 
 async def _tenant(request: Request, key: Annotated[str | None, Depends(_KEY)]) -> TenantId:
-    if not key:
-        raise AccessDenied("send your API key as X-API-Key: `loractl env` prints the local user's")
-    bridge = await _bridge(request)
-    tenant = bridge.keys.tenant_of(key)
-    if tenant is None:
-        raise AccessDenied("this API key is not known here: `loractl keys create NAME` makes one")
-    return tenant
+    return tenant_of((await _bridge(request)).keys, key)
 
 
 BridgeIn = Annotated[Bridge, Depends(_bridge)]

@@ -6,28 +6,26 @@ A `begin_…` starts what a request asks for, and starts it again after a restar
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
 
 from ...bus.errors import LoractlError
-from ...bus.messages import Message
 from ..bodies import (
     OptimStepBody,
     SaveForSamplerBody,
     SaveWeightsBody,
 )
 from ..bridge import Bridge
-from ..calls import Call, Operation, Place
+from ..calls import Call, Refused
 from ..founding.bodies import RowsBody
 from ..founding.passes import rows_call
 from ..future_rows import Asked
 from ..operations import Pass, Save, SaveForSampler, Step
-from ..records import RunRecord
-from ..results import Result
 from ..training import digest_of
-from ..wire import peek_forward_backward
+from ..wire import Envelope, peek_forward_backward
 from .reading import (
     Begun,
     BodyT,
@@ -49,7 +47,9 @@ _ROWS_BODY = described(RowsBody)["requestBody"]["content"]
 _PASS_OR_ROWS_BODY = {"requestBody": {"required": True, "content": {**_PROTOBUF_BODY, **_ROWS_BODY}}}
 
 Started = dict[str, Any]
-_LARGE_BYTES = 256 * 2**10
+PASS_PATHS = ("/api/v1/forward_backward", "/api/v1/forward")
+# What is larger is read in a thread: hashing alone is half the work on it, and leaves the loop free.
+_INLINE_BYTES = 32 * 2**10
 
 
 @router.post("/forward_backward", openapi_extra=_PASS_OR_ROWS_BODY)
@@ -59,7 +59,10 @@ async def forward_backward(request: Request, bridge: BridgeIn, tenant: TenantIn)
 
 
 async def begin_forward_backward(bridge: Bridge, asked: Asked) -> Begun:
-    if asked.content_type.startswith("application/json") and _has_rows(asked.body):
+    if (
+        asked.content_type.startswith("application/json")
+        and _peeked_rows(asked.body).data is not msgspec.UNSET
+    ):
         return await begin_rows(bridge, asked)
     return await _begin_pass(bridge, asked, forward_only=False)
 
@@ -75,14 +78,17 @@ async def begin_forward(bridge: Bridge, asked: Asked) -> Begun:
 
 
 class _Rows(msgspec.Struct):
+    """What is read of a body without making anything of the rest."""
+
+    model_id: Any = None
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-def _has_rows(content: bytes) -> bool:
+def _peeked_rows(content: bytes) -> _Rows:
     try:
-        return msgspec.json.decode(content, type=_Rows).data is not msgspec.UNSET
+        return msgspec.json.decode(content, type=_Rows)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False  # compressed, or damaged: its reader says so
+        return _Rows()  # compressed, or damaged: its reader says so
 
 
 async def begin_rows(bridge: Bridge, asked: Asked) -> Begun:
@@ -91,28 +97,56 @@ async def begin_rows(bridge: Bridge, asked: Asked) -> Begun:
     Raises:
         LoractlError: the body cannot be used, or there is no such run.
     """
-    fields = json_object(asked.body)
+    if len(asked.body) > _INLINE_BYTES:
+        named = _peeked_rows(asked.body).model_id
+        if isinstance(named, str):
+            bridge.runs.owned(asked.tenant, named)
+        fields = await bridge.apart.run(asked.tenant, partial(json_object, asked.body))
+    else:
+        fields = json_object(asked.body)
     model, seq = numbered(fields)
     bridge.runs.owned(asked.tenant, model)
     call: Call
+    size_bytes = 0
     try:
-        call = await rows_call(bridge.tokenizer, checked(RowsBody, fields))
+        call = rows = await rows_call(bridge.tokenizer, checked(RowsBody, fields))
+        size_bytes = rows.size_bytes
     except LoractlError as error:
         if seq is None:
             raise
         call = Refused(error)
-    return started(bridge, asked, model, seq, asked.body, call)
+    return started(bridge, asked, model, seq, asked.body, call, size_bytes)
 
 
 async def _begin_pass(bridge: Bridge, asked: Asked, *, forward_only: bool) -> Begun:
-    kind, encoding = asked.content_type, asked.content_encoding
-    envelope = peek_forward_backward(asked.body, kind, encoding)
-    call = Pass(asked.body, kind, encoding, forward_only=forward_only, pace=bridge.pace)
-    content = asked.route.encode() + asked.body
-    # Hashing is half the work on a large body, and leaves the loop free in a thread.
-    digest = await asyncio.to_thread(digest_of, content) if len(content) > _LARGE_BYTES else None
-    future = bridge.training.submit(asked, envelope.model_id, envelope.seq_id, content, call, digest)
+    envelope, digest = await _peeked(bridge, asked)
+    call = Pass(asked, envelope, forward_only=forward_only, pace=bridge.pace, apart=bridge.apart)
+    future = bridge.training.submit(
+        asked,
+        envelope.model_id,
+        envelope.seq_id,
+        _content(asked),
+        call,
+        digest,
+        size_bytes=envelope.plain_bytes,
+    )
     return Begun(future, {"model_id": envelope.model_id})
+
+
+async def _peeked(bridge: Bridge, asked: Asked) -> tuple[Envelope, bytes]:
+    """Whose it is, and its digest. What is compressed may be a thousand times larger, and waits its turn."""
+
+    def peek() -> tuple[Envelope, bytes]:
+        envelope = peek_forward_backward(asked.body, asked.content_type, asked.content_encoding)
+        return envelope, digest_of(_content(asked))
+
+    if asked.content_encoding is not None:
+        return await bridge.apart.run(asked.tenant, peek)
+    return await asyncio.to_thread(peek) if len(asked.body) > _INLINE_BYTES else peek()
+
+
+def _content(asked: Asked) -> bytes:
+    return asked.route.encode() + asked.body
 
 
 @router.post("/optim_step", openapi_extra=described(OptimStepBody))
@@ -176,25 +210,19 @@ def submitted(
     return started(bridge, asked, model, seq, content, call)
 
 
-def started(bridge: Bridge, asked: Asked, model: str, seq: int | None, content: bytes, call: Call) -> Begun:
-    future = bridge.training.submit(asked, model, seq, asked.route.encode() + content, call)
+def started(
+    bridge: Bridge,
+    asked: Asked,
+    model: str,
+    seq: int | None,
+    content: bytes,
+    call: Call,
+    size_bytes: int = 0,
+) -> Begun:
+    """size_bytes: what it takes, where that is more than its content."""
+    content = asked.route.encode() + content
+    future = bridge.training.submit(asked, model, seq, content, call, size_bytes=size_bytes)
     return Begun(future, {"model_id": model})
-
-
-class Refused:
-    """An operation whose body is wrong."""
-
-    def __init__(self, error: LoractlError) -> None:
-        self._error = error
-
-    def build(self, _run: RunRecord, _place: Place) -> Operation:
-        raise self._error
-
-    async def finish(self, _answer: Message, _made_by: str) -> Result:
-        raise AssertionError("a refused operation is answered with its failure")
-
-    def close(self) -> None:
-        pass
 
 
 STARTS = {

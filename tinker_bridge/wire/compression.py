@@ -6,6 +6,8 @@ from ...bus.errors import InvalidRequest, NotSupported
 
 # Twenty times what the SDK puts into a request.
 MOST_BYTES = 128 * 2**20
+# JSON takes ten times its size when it is read, and the interpreter for as long as that takes.
+MOST_JSON_BYTES = 64 * 2**20
 
 # The most that this many bytes can grow to is bounded (blocks of 128 KiB from a few bytes each).
 _STEP_BYTES = 1024

@@ -11,19 +11,26 @@ from ...bus.errors import InvalidRequest
 from ...bus.ids import AdapterId, LaneId
 from ...bus.messages import ForwardBackward, LossName
 from . import json_pass, protobuf
-from .compression import plain_body
+from .compression import MOST_BYTES, MOST_JSON_BYTES, plain_body
 from .loss_inputs import LossInputs, checked_loss, packed
 from .pass_request import shown
 
 PROTOBUF = "application/x-protobuf"
 
+# The SDK sends a thousand datums at most, of some twenty parts each.
+_MOST_PARTS = 2**18
+_HEAVY_PARTS = 2000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """seq_id None: the request is not numbered."""
+    """seq_id None: the request is not numbered. plain_bytes: what it is without its encoding. heavy: reading
+    the rest takes longer than so many bytes do, for it has very many parts, or sparse ones."""
 
     model_id: str
     seq_id: int | None
+    plain_bytes: int = 0
+    heavy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +54,21 @@ class ForwardBackwardCall:
 def peek_forward_backward(body: bytes, content_type: str, content_encoding: str | None = None) -> Envelope:
     """
     Raises:
-        InvalidRequest, NotSupported: not even this much can be read.
+        InvalidRequest, NotSupported: not even this much can be read, or it has too many parts.
     """
-    read = protobuf.read_envelope if _is_protobuf(content_type) else json_pass.read_envelope
-    model_id, seq_id = read(plain_body(body, content_encoding))
+    form = protobuf if _is_protobuf(content_type) else json_pass
+    plain = _plain(body, content_type, content_encoding)
+    # First: what has a million empty parts in a megabyte takes a gigabyte when it is read.
+    parts, sparse = form.parts_of(plain)
+    if parts > _MOST_PARTS:
+        raise InvalidRequest(
+            f"the body has more than {_MOST_PARTS} parts (datums, chunks, inputs): send fewer datums at a time"
+        )
+    model_id, seq_id = form.read_envelope(plain)
     if not model_id:
         raise InvalidRequest("the body needs a model_id")
-    return Envelope(model_id=model_id, seq_id=seq_id)
+    heavy = sparse or parts > _HEAVY_PARTS
+    return Envelope(model_id=model_id, seq_id=seq_id, plain_bytes=len(plain), heavy=heavy)
 
 
 def decode_forward_backward(
@@ -67,7 +82,7 @@ def decode_forward_backward(
         NotSupported: understood, and not done here.
     """
     read = protobuf.read_pass if _is_protobuf(content_type) else json_pass.read_pass
-    request = read(plain_body(body, content_encoding))
+    request = read(_plain(body, content_type, content_encoding))
     loss = checked_loss(request.loss_fn)
     settings: dict[str, float] = {}
     for name, value in request.settings.items():
@@ -101,6 +116,11 @@ def to_message(call: ForwardBackwardCall, *, adapter: AdapterId, lane: LaneId, s
         loss_config=call.settings,
         forward_only=call.forward_only,
     )
+
+
+def _plain(body: bytes, content_type: str, content_encoding: str | None) -> bytes:
+    most_bytes = MOST_BYTES if _is_protobuf(content_type) else MOST_JSON_BYTES
+    return plain_body(body, content_encoding, most_bytes=most_bytes)
 
 
 def _is_protobuf(content_type: str) -> bool:

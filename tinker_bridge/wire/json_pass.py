@@ -45,6 +45,11 @@ def read_envelope(body: bytes) -> tuple[str, int | None]:
     return envelope.model_id, envelope.seq_id
 
 
+def parts_of(body: bytes) -> tuple[int, bool]:
+    """How many objects it may have, and whether any may be sparse: by its characters."""
+    return body.count(b"{"), b"sparse_c" in body
+
+
 def read_pass(body: bytes) -> PassRequest:
     """
     Raises:

@@ -36,6 +36,11 @@ class LossInputs:
     ratio_mask: Floats
     ignored: tuple[str, ...]
 
+    @property
+    def size_bytes(self) -> int:
+        arrays = (self.lengths, self.tokens, self.targets, self.weights, self.old_logprobs)
+        return sum(each.nbytes for each in (*arrays, self.advantages, self.ratio_mask))
+
 
 def packed(data: Sequence[Datum], loss: LossName) -> LossInputs:
     """

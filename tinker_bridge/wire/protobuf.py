@@ -9,8 +9,14 @@ from numpy.typing import NDArray
 from ...bus.errors import InvalidData, InvalidRequest
 from ...bus.messages import Floats, Ints
 from . import tinker_pb2 as pb
+from .parts import parts_in
 from .pass_request import Datum, PassRequest, check_span, check_tiling, refuse_chunk, shown
 from .tensors import Csr, Tensor, tensor
+
+
+def parts_of(body: bytes) -> tuple[int, bool]:
+    """How many fields it has, in all depths, and whether any tensor is sparse."""
+    return parts_in(body, pb.ForwardBackwardRequest.DESCRIPTOR, sparse=pb.SparseCsr.DESCRIPTOR)
 
 
 def read_envelope(body: bytes) -> tuple[str, int | None]:

@@ -1,0 +1,96 @@
+"""Connections whose request never begins, or never ends beginning."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from loractl.tinker_bridge import connections
+from loractl.tinker_bridge.connections import Connection
+
+REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n"
+
+
+async def refusing(_scope: Any, _receive: Any, send: Any) -> None:
+    """Answers before it reads."""
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(refusing, http=Connection, log_config=None, lifespan="off"))
+    task = asyncio.create_task(server._serve([listening]))
+    reader, writer = await asyncio.open_connection(*listening.getsockname())
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        server.should_exit = True
+        await task
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    try:
+        return await reader.read() == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HT", REQUEST % 5 + b"x-more: "])
+def test_a_request_that_does_not_get_past_its_headers_is_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(connections, "_WITHIN_S", 0.1)
+
+    async def test() -> None:
+        async with serving() as (reader, writer):
+            writer.write(begun)
+
+            assert await ended(reader)
+
+    run(test)
+
+
+def test_headers_without_an_end_are_hung_up_on() -> None:
+    async def test() -> None:
+        async with serving() as (reader, writer):
+            writer.write(REQUEST % 5 + b"".join(b"x-%d: %s\r\n" % (n, b"y" * 1000) for n in range(200)))
+
+            assert await ended(reader)
+
+    run(test)
+
+
+def test_a_large_body_that_is_refused_early_is_taken_to_its_end_and_the_next_request_too() -> None:
+    async def test() -> None:
+        async with serving() as (reader, writer):
+            for _ in range(2):
+                writer.write(REQUEST % 300_000 + b"\r\n" + bytes(300_000))
+                answer = await reader.readuntil(b"\r\n\r\nno")
+
+                assert answer.startswith(b"HTTP/1.1 401")
+
+    run(test)
+
+
+def test_the_rest_of_a_refused_body_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_WITHIN_S", 0.1)
+
+    async def test() -> None:
+        async with serving() as (reader, writer):
+            writer.write(REQUEST % 300_000 + b"\r\n")
+            await reader.readuntil(b"\r\n\r\nno")
+            writer.write(b"drip")
+
+            assert await ended(reader)
+
+    run(test)

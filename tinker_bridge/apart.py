@@ -1,0 +1,31 @@
+"""What takes long on something that was sent happens in a thread, so that the loop goes on.
+
+One piece of each tenant's at a time, and two of all: a few kilobytes of zstd can be a hundred megabytes, and
+whoever sends many of them waits for themselves, not others for them.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from ..bus.ids import TenantId
+
+T = TypeVar("T")
+
+_AT_ONCE = 2
+
+
+class Apart:
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(_AT_ONCE)
+        # Weak: a lock is here for as long as somebody has it, or waits for it.
+        self._own: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
+
+    async def run(self, tenant: TenantId, work: Callable[[], T]) -> T:
+        """What `work` returns or raises."""
+        own = self._own.get(tenant)
+        if own is None:
+            own = self._own[tenant] = asyncio.Lock()
+        async with own, self._all:
+            return await asyncio.to_thread(work)

@@ -1,0 +1,65 @@
+"""HTTP connections, within bounds: how long and how large the first lines of a request may be.
+
+The server itself waits for ever for a request that never gets past its headers, and keeps all that comes.
+How many connections there may be is its own setting.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_WITHIN_S = 30.0
+_HEADERS_BYTES = 64 * 2**10
+
+
+class Connection(HttpToolsProtocol):
+    """A timer runs from the beginning of a request until its headers are whole, and while the rest of a body
+    comes that was refused already. A body that is being read is its reader's to wait for."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._due: asyncio.TimerHandle | None = None
+        self._in_body = False
+        self._headers_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._in_body:
+            self._headers_bytes += len(data)
+        if not self._in_body or self.cycle.response_complete:
+            self._expect()
+        super().data_received(data)
+        if self._headers_bytes > _HEADERS_BYTES:
+            self._hang_up()
+
+    def on_headers_complete(self) -> None:
+        self._in_body = True
+        self._came()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        self._came()
+        super().on_message_complete()
+
+    def _expect(self) -> None:
+        if self._due is None:
+            self._due = self.loop.call_later(_WITHIN_S, self._hang_up)
+
+    def _came(self) -> None:
+        self._headers_bytes = 0
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _hang_up(self) -> None:
+        self._came()
+        self.transport.abort()
