@@ -25,6 +25,7 @@ from ..bus.messages import (
     OptimStep,
     ReadOperation,
     SaveCheckpoint,
+    UnloadAdapter,
 )
 from .futures import checked
 
@@ -71,7 +72,7 @@ def changes(entries: Sequence[HistoryEntry], *, at_step: int | None) -> list[His
     Raises:
         InvalidRequest: the adapter never was at that step, as far as the journal goes back.
     """
-    made = [each for each in entries if each.state == "done" and each.operation in _CHANGES]
+    made = _counted([each for each in entries if each.state == "done"])
     if at_step is not None:
         ends = [index for index, each in enumerate(made) if each.step == at_step]
         if at_step == 0 and not ends:
@@ -83,6 +84,20 @@ def changes(entries: Sequence[HistoryEntry], *, at_step: int | None) -> list[His
         made = made[: ends[-1] + 1]
     loads = [index for index, each in enumerate(made) if each.operation in _LOADS]
     return made[loads[-1] :] if loads else made
+
+
+def _counted(done: Sequence[HistoryEntry]) -> list[HistoryEntry]:
+    """Without the passes of windows that an unload closed before their step: their gradients went with it."""
+    made: list[HistoryEntry] = []
+    stepped = 0
+    for each in done:
+        if each.operation == UnloadAdapter.kind:
+            made[stepped:] = []
+        elif each.operation in _CHANGES:
+            made.append(each)
+            if each.operation != ForwardBackward.kind:
+                stepped = len(made)
+    return made
 
 
 def read_operation(

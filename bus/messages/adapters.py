@@ -46,7 +46,7 @@ class UnloadAdapter(Message):
     """Let go of the adapter's training state in memory; its checkpoints and versions stay.
 
     Its lanes are closed, and what waits in them is answered with Aborted. Opening a lane takes it
-    up again, from its newest checkpoint.
+    up again as it was, but for gradients that no step had taken.
     """
 
     kind: ClassVar[str] = "unload_adapter"

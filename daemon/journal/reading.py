@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from ...bus.ids import AdapterId, LaneId, RequestId, TenantId
-from ...bus.messages import CreateAdapter, LanePosition
+from ...bus.messages import CreateAdapter, LanePosition, UnloadAdapter
 from ..decisions import Frames, Key
 from .known_ids import KnownIds, id_of
 from .records import Logged, Snapshot, VersionDeleted
@@ -24,6 +24,8 @@ _LOGGED = (
     " c.weight, r.came, r.size, r.frames IS NOT NULL"
     " FROM requests r LEFT JOIN outcomes o USING (number) LEFT JOIN crashes c USING (number)"
 )
+# Of all requests those that say what became of an adapter.
+_PAST = f"(r.seq > 0 OR r.kind = '{UnloadAdapter.kind}')"
 
 
 class Reader:
@@ -105,7 +107,7 @@ class Reader:
 
     def history(self, adapter: AdapterId, after: int, limit: int) -> Sequence[Logged]:
         ended = self._logged(
-            "o.adapter = ? AND o.ord > ? AND r.seq > 0 ORDER BY o.ord LIMIT ?", adapter, after, limit
+            f"o.adapter = ? AND o.ord > ? AND {_PAST} ORDER BY o.ord LIMIT ?", adapter, after, limit
         )
         # The plus keeps SQLite from looking through all of the adapter's requests for the few unfinished ones.
         waits = "r.number IN (SELECT number FROM unfinished) AND +r.adapter = ? AND r.seq > 0 ORDER BY r.number LIMIT ?"

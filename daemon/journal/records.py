@@ -160,8 +160,8 @@ class Past(Protocol):
     def numbered(self, number: int) -> Logged | None: ...
 
     def history(self, adapter: AdapterId, after: int, limit: int) -> Sequence[Logged]:
-        """The adapter's operations that ended behind the order `after`, in that order; then, where they fit
-        into the limit, those that did not end yet."""
+        """The adapter's operations and unloads that ended behind the order `after`, in that order; then, where
+        they fit into the limit, those that did not end yet."""
 
     def request(self, number: int) -> Frames:
         """The frames of a request that is whole."""

@@ -1,0 +1,57 @@
+"""Which operations of a history made an adapter what it is."""
+
+import pytest
+from loractl.bus.errors import InvalidRequest
+from loractl.bus.ids import LaneId
+from loractl.bus.messages import HistoryEntry
+from loractl.client.history import changes
+
+
+def entries(*operations: str) -> list[HistoryEntry]:
+    """Each by its kind; a step counts up; with "failed " before it, it failed."""
+    found, step = [], 0
+    for number, operation in enumerate(operations, start=1):
+        kind = operation.removeprefix("failed ")
+        failed = kind != operation
+        step += kind == "optim_step" and not failed
+        found.append(
+            HistoryEntry(
+                number=number,
+                order=number,
+                operation=kind,
+                lane=LaneId("ln-1"),
+                seq=number,
+                state="failed" if failed else "done",
+                came_unix_s=0.0,
+                size_bytes=1,
+                step=step if kind == "optim_step" else -1,
+                details="",
+            )
+        )
+    return found
+
+
+def numbers(*operations: str, at_step: int | None = None) -> list[int]:
+    return [each.number for each in changes(entries(*operations), at_step=at_step)]
+
+
+def test_what_failed_or_only_looked_changed_nothing():
+    assert numbers("forward_backward", "failed forward_backward", "save_checkpoint", "optim_step") == [1, 4]
+
+
+def test_all_before_the_last_load_is_of_no_matter():
+    assert numbers("forward_backward", "optim_step", "load_checkpoint", "forward_backward") == [3, 4]
+
+
+def test_gradients_that_an_unload_took_with_it_do_not_count():
+    unloaded = ("forward_backward", "optim_step", "forward_backward", "unload_adapter")
+
+    assert numbers(*unloaded) == [1, 2]
+    assert numbers(*unloaded, "forward_backward", "optim_step") == [1, 2, 5, 6]
+    assert numbers("forward_backward", "failed unload_adapter", "optim_step") == [1, 3]
+
+
+def test_a_step_that_never_was_is_named_with_those_that_were():
+    assert numbers("forward_backward", "optim_step", "forward_backward", "optim_step", at_step=1) == [1, 2]
+    with pytest.raises(InvalidRequest, match="no step 7"):
+        numbers("forward_backward", "optim_step", at_step=7)
