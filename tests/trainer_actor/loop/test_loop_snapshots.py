@@ -28,6 +28,7 @@ from loractl.bus.messages import (
     StateLoaded,
     UnloadAdapter,
 )
+from loractl.bus.pulse import Strand
 from loractl.tests.trainer_actor.loop.harness import (
     Adapter,
     Office,
@@ -249,10 +250,10 @@ class HeldDisk(DiskJobs):
     """Writes when it is told to."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(lambda: None, Strand())
         self.waiting: list[tuple[Callable[[], object], Future[object]]] = []
 
-    def behind(self, work: Callable[[], object]) -> Future[object]:  # type: ignore[override]
+    def behind(self, work: Callable[[], object], what: str) -> Future[object]:  # type: ignore[override]
         self.waiting.append((work, Future()))
         return self.waiting[-1][1]
 
