@@ -13,7 +13,7 @@ import numpy as np
 from loractl.bus.actor_link import ActorLink
 from loractl.bus.config import config_from_json
 from loractl.bus.ids import AdapterId
-from loractl.bus.in_hand import Note, encode_note
+from loractl.bus.in_hand import SLOTS, Note, encode_note
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import (
     AdapterCreated,
@@ -50,7 +50,9 @@ def main() -> None:
                     return
                 if isinstance(envelope.body, ForwardBackward) and "hang" in envelope.body.loss_config:
                     note = Note(in_hand=((envelope.tenant, envelope.request),))
-                    StateLayout(Path(config.state_dir)).in_hand.write_bytes(encode_note(note))
+                    StateLayout(Path(config.state_dir)).in_hand.write_bytes(
+                        encode_note(SLOTS, note)
+                    )  # the first slot
                     link.turn("a pass that never ends")
                     time.sleep(3600)
                 if isinstance(envelope.body, ForwardBackward) and "wait" in envelope.body.loss_config:

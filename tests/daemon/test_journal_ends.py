@@ -2,12 +2,13 @@
 
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from loractl.bus.config import Config
 from loractl.bus.errors import StorageFailed
+from loractl.bus.layout import StateLayout
 from loractl.daemon.broker import Broker
-from loractl.daemon.instance import hold_state_directory
 from loractl.daemon.loop import Loop
 from loractl.daemon.status import Identity
 from loractl.daemon.supervisor import Supervisor
@@ -31,13 +32,13 @@ class EndedJournal:
 
 
 def test_the_daemon_stops_when_the_journals_thread_has_ended(config: Config):
-    journal = EndedJournal()
-    with hold_state_directory(config) as layout:
-        identity = Identity(version="1", pid=1, started=time.monotonic(), chaos=None)
-        loop = Loop(config, Broker(config, {}, identity), Supervisor(config, []), journal=journal)
+    layout, journal = StateLayout(Path(config.state_dir)), EndedJournal()
+    layout.run.mkdir(mode=0o700)
+    identity = Identity(version="1", pid=1, started=time.monotonic(), chaos=None)
+    loop = Loop(config, Broker(config, {}, identity), Supervisor(config, []), journal=journal)
 
-        with pytest.raises(StorageFailed, match="the journal is written no more") as told:
-            loop.run()
+    with pytest.raises(StorageFailed, match="the journal is written no more") as told:
+        loop.run()
 
     assert str(layout.logs / "daemon.log") in told.value.message
     assert journal.closed
