@@ -25,13 +25,14 @@ class Reading:
 
 @dataclass(slots=True)
 class _Tenant:
-    """readings: oldest first. changed: set, and replaced, when one of them is done with."""
+    """readings: oldest first; held_bytes: of all of them. changed: set, and replaced, when one of them is done with."""
 
     readings: dict[Reading, None] = field(default_factory=dict)
+    held_bytes: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def may_take(self, reading: Reading, size_bytes: int, share_bytes: int) -> bool:
-        if sum(each.size_bytes for each in self.readings) + size_bytes <= share_bytes:
+        if self.held_bytes + size_bytes <= share_bytes:
             return True
         # One must get to its end, or all would wait for each other; whole ones end by themselves.
         return reading is next(iter(self.readings)) and not any(each.whole for each in self.readings)
@@ -61,12 +62,14 @@ class BodyBudget:
         if self._held_bytes + size_bytes > self._most_bytes:
             raise QuotaExceeded("too many large requests come at once: send this again in a moment")
         reading.size_bytes += size_bytes
+        tenant.held_bytes += size_bytes
         self._held_bytes += size_bytes
 
     def close(self, reading: Reading) -> None:
         self._held_bytes -= reading.size_bytes
         tenant = self._tenants[reading.tenant]
         del tenant.readings[reading]
+        tenant.held_bytes -= reading.size_bytes
         tenant.changed.set()
         tenant.changed = asyncio.Event()
         if not tenant.readings:

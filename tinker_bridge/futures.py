@@ -8,7 +8,6 @@ A future runs as a task of the bridge's loop; what it does, and what its result 
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 import structlog
 
@@ -195,25 +194,13 @@ class Futures:
         await self._journal.write(aged)
         self._recent.age(before, live)
 
-    def unfinished(self) -> dict[str, int]:
-        """What an earlier process left that nobody has started here yet, in the order in which it came; with
-        how often it was tried, see `run_again`."""
-        return {id_: future.attempts for id_, future in self._open.items() if not future.started}
+    def unfinished(self) -> list[Future]:
+        """What an earlier process left that nobody has started here yet, in the order in which it came."""
+        return [future for future in self._open.values() if not future.started]
 
-    def tried(self, future_ids: Iterable[str], attempts: int) -> "asyncio.Future[None]":
+    def tried(self, futures: Iterable[Future], attempts: int) -> "asyncio.Future[None]":
         """Write down how often each was tried. Done when that is durable; with StorageFailed if it cannot be."""
-        return self._journal.write(Tried(ids=tuple(future_ids), attempts=attempts))
-
-    async def made(self, future_ids: Iterable[str], timeout_s: float) -> None:
-        """Wait until each of them is on its way or has ended, so long at most."""
-        under_way = [self._open[id_].progress.made.wait() for id_ in future_ids if id_ in self._open]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await asyncio.gather(*under_way)
-
-    def digest(self, future_id: str) -> bytes:
-        """Of what an unfinished future was asked for."""
-        return self._open[future_id].digest
+        return self._journal.write(Tried(ids=tuple(each.id for each in futures), attempts=attempts))
 
     def asked(self, future_id: str) -> Asked:
         """The request of an unfinished future of an earlier process."""

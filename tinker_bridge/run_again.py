@@ -8,12 +8,14 @@ when a process died is tried alone by the next one, and not any more by the thir
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 
 from ..bus.errors import DaemonGone, DaemonNotRunning, Internal, LoractlError, Quarantined, StorageFailed
 from .bridge import Bridge
+from .future import Future
 from .routes import STARTS
 
 log = structlog.get_logger()
@@ -28,27 +30,32 @@ async def run_again(bridge: Bridge) -> None:
     left = bridge.futures.unfinished()
     if left:
         log.info("futures.run_again", count=len(left))
-    for future_id in [id_ for id_, attempts in left.items() if attempts >= _MOST_ATTEMPTS]:
-        _quarantine(bridge, future_id)
+    for future in left:
+        if future.attempts >= _MOST_ATTEMPTS:
+            _quarantine(bridge, future)
     # Together: one that waits for the base model must not hold up those behind it.
-    await _in_hand(bridge, [id_ for id_, attempts in left.items() if not attempts], 1)
-    for future_id in [id_ for id_, attempts in left.items() if 0 < attempts < _MOST_ATTEMPTS]:
-        log.info("future.tried_alone", future=future_id)
-        await _in_hand(bridge, [future_id], left[future_id] + 1)
+    await _in_hand(bridge, [each for each in left if not each.attempts])
+    for future in left:
+        if 0 < future.attempts < _MOST_ATTEMPTS:
+            log.info("future.tried_alone", future=future.id)
+            await _in_hand(bridge, [future])
 
 
-async def _in_hand(bridge: Bridge, future_ids: Collection[str], attempts: int) -> None:
-    if not future_ids:
+async def _in_hand(bridge: Bridge, futures: Sequence[Future]) -> None:
+    """Start them. All of them were tried as often."""
+    if not futures:
         return
     try:
-        await bridge.futures.tried(future_ids, attempts)
+        await bridge.futures.tried(futures, futures[0].attempts + 1)
     except StorageFailed as error:
         log.warning("futures.not_written_down", reason=error.message)
     try:
-        await asyncio.gather(*(_start(bridge, future_id) for future_id in future_ids))
-        await bridge.futures.made(future_ids, _ON_ITS_WAY_S)
+        await asyncio.gather(*(_start(bridge, future.id) for future in futures))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ON_ITS_WAY_S):
+                await asyncio.gather(*(future.progress.made.wait() for future in futures))
     finally:
-        bridge.futures.tried(future_ids, 0)  # whoever ends this process in order has nothing against them
+        bridge.futures.tried(futures, 0)  # whoever ends this process in order has nothing against them
 
 
 async def _start(bridge: Bridge, future_id: str) -> None:
@@ -69,11 +76,11 @@ async def _start(bridge: Bridge, future_id: str) -> None:
         bridge.futures.fail(future_id, Internal("the bridge failed on this request; its log says why"))
 
 
-def _quarantine(bridge: Bridge, future_id: str) -> None:
+def _quarantine(bridge: Bridge, future: Future) -> None:
     """An operation uses up its number all the same, or its lane would wait for it."""
     error = Quarantined("the bridge died twice while it had this request in hand: it is not tried any more")
-    log.error("future.quarantined", future=future_id)
+    log.error("future.quarantined", future=future.id)
     try:
-        bridge.training.refuse(bridge.futures.asked(future_id), bridge.futures.digest(future_id), error)
+        bridge.training.refuse(bridge.futures.asked(future.id), future.digest, error)
     except LoractlError:
-        bridge.futures.fail(future_id, error)
+        bridge.futures.fail(future.id, error)

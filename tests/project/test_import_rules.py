@@ -43,7 +43,7 @@ DOORS = {
     "vllm": {"sampler_actor/vllm_engine.py"},
     "megatron": {"trainer_actor/backbone.py", "trainer_actor/lora.py", "trainer_actor/attention.py"},
     "sqlite3": {"tinker_bridge/store.py", "tinker_bridge/future_table.py", "daemon/journal/tables.py"},
-    "google": {f"tinker_bridge/wire/{name}.py" for name in ("tinker_pb2", "protobuf", "parts")},
+    "google": {"tinker_bridge/wire/tinker_pb2.py", "tinker_bridge/wire/protobuf.py"},
     "zstandard": {"tinker_bridge/wire/compression.py"},
     "pyrage": {"tinker_bridge/age.py"},
     "pickle": set(),

@@ -193,7 +193,7 @@ def test_an_id_is_not_told_while_its_request_cannot_be_written_and_is_when_it_ca
             assert runs == [1]
 
         with futures(tmp_path) as table:
-            assert [*table.unfinished()] == [future.id]
+            assert [each.id for each in table.unfinished()] == [future.id]
 
     run(test)
 

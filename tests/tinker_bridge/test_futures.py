@@ -381,7 +381,7 @@ def test_a_result_is_there_after_a_restart_and_its_key_is_still_used(tmp_path: P
             with pytest.raises(RequestConflict):
                 start(table, digest=b"other")
             assert len(runs) == 1
-            assert table.unfinished() == {}
+            assert table.unfinished() == []
 
     run(test)
 
@@ -396,7 +396,7 @@ def test_what_had_not_ended_waits_to_be_started_again_in_the_order_in_which_it_c
             await before.wait(ANN, done.id, 5)
 
         with futures(tmp_path) as table:
-            assert [*table.unfinished()] == [each.id for each in open_]
+            assert [each.id for each in table.unfinished()] == [each.id for each in open_]
             asked = table.asked(open_[1].id)
             assert (asked.body, asked.key, asked.route) == (b"body of 1", ("1",), "/there")
             assert isinstance(waiting := await table.wait(ANN, open_[1].id, 0.01), Progress)
@@ -449,7 +449,7 @@ def test_when_the_daemon_is_gone_nothing_ends_and_the_process_is_told(tmp_path: 
             assert isinstance(await table.wait(ANN, future.id, 0.01), Progress)
 
         with futures(tmp_path) as table:
-            assert [*table.unfinished()] == [future.id]
+            assert [each.id for each in table.unfinished()] == [future.id]
 
     run(test)
 

@@ -3,17 +3,21 @@
 Two bytes can be a message within a message, which takes fifty when it is parsed.
 """
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from google.protobuf.descriptor import Descriptor
+Kind = TypeVar("Kind")
 
 # Looking further would only say how far beyond every bound it is.
 ENOUGH = 2**18 + 1
 
 
-def parts_in(body: bytes, kind: Descriptor, *, sparse: Descriptor) -> tuple[int, bool]:
+def parts_in(
+    body: bytes, kind: Kind, inner: Callable[[Kind], Mapping[int, Kind]], *, sparse: Kind
+) -> tuple[int, bool]:
     """Fields in all depths, `ENOUGH` at most; and whether any of them is of the kind `sparse`.
+
+    inner: the fields of a kind that are messages, by their numbers.
 
     Bytes that are no such message are counted up to there: its parser says what is wrong.
     """
@@ -22,7 +26,7 @@ def parts_in(body: bytes, kind: Descriptor, *, sparse: Descriptor) -> tuple[int,
     while inside:
         at, end, within = inside.pop()
         found = found or within is sparse
-        kinds = _kinds(within)
+        kinds = inner(within)
         while at < end:
             count += 1
             if count >= ENOUGH:
@@ -35,18 +39,12 @@ def parts_in(body: bytes, kind: Descriptor, *, sparse: Descriptor) -> tuple[int,
                     at += 8
                 case 2:
                     size, at = _varint(body, at, end)
-                    if (inner := kinds.get(tag >> 3)) is not None:
-                        inside.append((at, min(at + size, end), inner))
+                    if (message := kinds.get(tag >> 3)) is not None:
+                        inside.append((at, min(at + size, end), message))
                     at += size
                 case 5:
                     at += 4
     return count, found
-
-
-@cache
-def _kinds(kind: Descriptor) -> Mapping[int, Descriptor]:
-    """Its fields that are messages, by their numbers."""
-    return {each.number: each.message_type for each in kind.fields if each.message_type is not None}
 
 
 def _varint(body: bytes, at: int, end: int) -> tuple[int, int]:

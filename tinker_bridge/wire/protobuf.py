@@ -1,8 +1,10 @@
 """forward_backward requests in protobuf: bytes in, `PassRequest` out. Arrays are views of the bytes."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
@@ -16,7 +18,13 @@ from .tensors import Csr, Tensor, tensor
 
 def parts_of(body: bytes) -> tuple[int, bool]:
     """How many fields it has, in all depths, and whether any tensor is sparse."""
-    return parts_in(body, pb.ForwardBackwardRequest.DESCRIPTOR, sparse=pb.SparseCsr.DESCRIPTOR)
+    kind = pb.ForwardBackwardRequest.DESCRIPTOR
+    return parts_in(body, kind, _inner_kinds, sparse=pb.SparseCsr.DESCRIPTOR)
+
+
+@cache
+def _inner_kinds(kind: Descriptor) -> Mapping[int, Descriptor]:
+    return {each.number: each.message_type for each in kind.fields if each.message_type is not None}
 
 
 def read_envelope(body: bytes) -> tuple[str, int | None]:
