@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 
 from ...bus.crash_points import crash_point
+from ...bus.errors import StorageFailed
+from ...bus.messages import PublishAdapter
 from ..decisions import Frames
 from .known_ids import id_of
 from .reading import Reader, decode_packed
@@ -112,6 +114,7 @@ class Store(Reader):
             case Forgotten(number=number):
                 self.delete([number])
             case Snapshot():
+                self._check_told(record)
                 positions = _encode([(each.lane, each.next_seq) for each in record.positions])
                 row = (record.order, record.adapter, record.name, record.step, record.digest, positions)
                 run("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)", *row)
@@ -132,6 +135,19 @@ class Store(Reader):
                 run("UPDATE events SET last = max(last, ?)", last)
             case Received() | Ended():
                 raise AssertionError("these are written many at once")
+
+    def _check_told(self, snapshot: Snapshot) -> None:
+        """Refuse one that holds what has no outcome yet: that would run again on a lane which is past it. A
+        publish may be over for its lane long before it is for whoever waits for a sampler."""
+        held = {each.lane: each.next_seq for each in snapshot.positions}
+        # The unfinished ones are few; the plus keeps SQLite from looking through all of the adapter's requests.
+        waiting = (
+            "SELECT lane, seq FROM requests WHERE number IN (SELECT number FROM unfinished)"
+            " AND +adapter = ? AND seq > 0 AND kind != ?"
+        )
+        for lane, seq in self.tables.rows(waiting, snapshot.adapter, PublishAdapter.kind):
+            if seq < held.get(lane, 0):
+                raise StorageFailed(f"snapshot {snapshot.name} holds operation {seq}, whose outcome is not here yet")
 
     def _count(self, records: Sequence[Record]) -> None:
         """Numbers are never given twice, also where what had them is deleted."""
