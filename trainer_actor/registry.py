@@ -222,7 +222,9 @@ def base_signature(model: ModelDetails) -> str:
 
 
 def _of_another_base(theirs: str, ours: str) -> str:
-    return f"belongs to base model {theirs!r}, and this is {ours!r}: start the daemon with the model that it had"
+    return (
+        f"belongs to base model {theirs!r}, and this is {ours!r}: start the daemon with the model that it had"
+    )
 
 
 def _read(directory: Path) -> AdapterRecord | None:
