@@ -234,6 +234,13 @@ class StorageFailed(LoractlError):
     fault = "server"
 
 
+class AnotherBase(LoractlError):
+    """The adapter lies on disk and belongs to another base model than the one that runs, or cannot be read."""
+
+    code = "another_base"
+    fault = "server"
+
+
 class Quarantined(LoractlError):
     """A process died again and again while it had this operation in hand; it is not tried any more."""
 

@@ -95,13 +95,15 @@ class JournalConfig:
     An adapter is snapshotted once its oldest operation that no snapshot holds is snapshot_s old, or once
     such operations have snapshot_bytes: this bounds what runs again after a crash. keep_s, keep_bytes:
     operations older than their adapter's newest snapshot stay for so long, and for so many bytes of all of
-    them, as its history; then the oldest go."""
+    them, as its history; then the oldest go. retry_quarantined: at this start, bring back once more the
+    adapters that the trainer died of again and again."""
 
     enabled: bool = True
     snapshot_s: float = 30.0
     snapshot_bytes: int = 64 * 2**20
     keep_s: float = 7 * 24 * 3600.0
     keep_bytes: int = 16 * 2**30
+    retry_quarantined: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

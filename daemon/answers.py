@@ -1,7 +1,14 @@
 """What the broker tells those who wait: answers, notices, and why an actor's end was theirs, too."""
 
 from ..bus.codec import Header
-from ..bus.errors import ActorRestarting, ActorStopping, ActorUnavailable, LoractlError, RecoveryFailed
+from ..bus.errors import (
+    ActorRestarting,
+    ActorStopping,
+    ActorUnavailable,
+    Internal,
+    LoractlError,
+    RecoveryFailed,
+)
 from ..bus.failures import failed
 from ..bus.messages import Envelope, Message, Waiting
 from .actors import Actor
@@ -29,6 +36,26 @@ def recovery_failed(reason: str) -> RecoveryFailed:
     return RecoveryFailed(
         f"after a restart this adapter could not be brought back to where it was ({reason}): "
         "load one of its checkpoints into another adapter, or restart the daemon to try again"
+    )
+
+
+def still_written_down(error: LoractlError) -> LoractlError:
+    """To who asked for what an actor may have seen already, so that it cannot be taken back."""
+    return type(error)(
+        f"{error.message} (this request stays written down and runs as soon as it can: ask for its outcome under "
+        "the same id, for under another one it would run twice)"
+    )
+
+
+def a_bug() -> Internal:
+    return Internal("loractl has a bug here; the daemon's log has the details")
+
+
+def left_alone() -> RecoveryFailed:
+    return RecoveryFailed(
+        "the trainer died again and again while it brought this adapter back, so it is left alone: load one of its "
+        "checkpoints into another adapter, or delete it; once the cause is mended, a daemon that is started with "
+        "--config journal.retry_quarantined=true tries it again"
     )
 
 

@@ -22,6 +22,7 @@ from ..bus.messages import (
     AdapterList,
     DaemonStatus,
     DeleteVersion,
+    Done,
     Drain,
     Envelope,
     Failed,
@@ -63,7 +64,8 @@ class Broker:
     ) -> None:
         self._config = config
         self._draining = False
-        self._dispatch = Dispatch(config.limits, config.quotas, actors, past)
+        retry = config.journal.retry_quarantined
+        self._dispatch = Dispatch(config.limits, config.quotas, actors, past, retry_quarantined=retry)
         self._durability = Durability(self._dispatch, past, self._admit)
         self._publishing = Publishing(config.publish, self._dispatch.actors, past)
         self._admissions = Admissions(self._dispatch, self._publishing)
@@ -206,7 +208,7 @@ class Broker:
     # --- answers and reports -----------------------------------------------------------------
 
     def _answer(self, actor: ActorId, header: Header, frames: Frames, now: float) -> list[Decision]:
-        if (step := self._dispatch.recovery.heard(header, frames)) is not None:
+        if (step := self._dispatch.recovery.heard(actor, header, frames, now)) is not None:
             return self._dispatch.released(step, now)
         ticket = self._dispatch.ledger.find((header.tenant, header.request))
         if ticket is None or ticket.actor != actor:
@@ -220,8 +222,8 @@ class Broker:
         if header.kind in _DESCRIPTIONS:
             frames = self._described(frames)
         deleted = self._publishing.deleted(ticket.deletes) if ticket.deletes is not None else []
-        ended = self._dispatch.end(ticket, frames, now)
-        return [*deleted, *ended, *self._durability.gone(ticket)]
+        gone = self._durability.gone(ticket, now)
+        return [*deleted, *gone, *self._dispatch.end(ticket, frames, now)]
 
     def _failed(self, ticket: Ticket, header: Header, frames: Frames, now: float) -> list[Decision]:
         if ticket.number:
@@ -229,7 +231,17 @@ class Broker:
             assert isinstance(body, Failed)
             if parked := self._durability.answered(ticket, body, draining=self._draining, now=now):
                 return parked
+            if self._durability.is_done(ticket, body):
+                return self._deleted_before(ticket, now)
         return self._dispatch.end(ticket, frames, now, keep=header.fields.get("retryable") is False)
+
+    def _deleted_before(self, ticket: Ticket, now: float) -> list[Decision]:
+        """The first time it was there, and nobody may have heard that it went."""
+        decisions: list[Decision] = []
+        if ticket.deletes is not None and self._durability.owns(ticket):
+            decisions += self._publishing.deleted(ticket.deletes, counted=False)
+            decisions += self._durability.gone(ticket, now)
+        return [*decisions, *self._dispatch.end(ticket, Done(), now)]
 
     def _version_written(self, ticket: Ticket, frames: Frames, now: float) -> list[Decision]:
         body = self._decoded(frames).body

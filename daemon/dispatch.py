@@ -4,7 +4,7 @@ Knows tickets, actors and places, and nothing of what a request means (that is `
 returns decisions; the pins of requests that ended are left in `unpinned` for the version table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..bus.codec import encode, peek
 from ..bus.config import LimitsConfig, QuotasConfig
@@ -13,13 +13,13 @@ from ..bus.failures import failed
 from ..bus.ids import ActorId, LaneId, TenantId
 from ..bus.messages import ActorRole, Failed, Message, WaitCause
 from .actors import Actor, ActorTable, Hold
-from .answers import delivery, enveloped, loss, notice, recovery_failed
-from .decisions import ClientId, Decision, Forward, Key
+from .answers import a_bug, delivery, enveloped, loss, notice, still_written_down
+from .decisions import ClientId, Decision, Forward, Key, Say
 from .journal.records import Past
 from .journaling import Journaling
 from .ledger import Ended, Ledger, Outcome, Ticket
 from .quota_words import held_too_much, quota_reason
-from .recovery import WAITS, Recovery, Step
+from .recovery import Recovery, Step
 from .routing import Destination
 from .versions import VersionKey
 from .waitlist import Waitlist
@@ -32,11 +32,13 @@ class Dispatch:
         quotas: QuotasConfig,
         actors: Mapping[ActorId, ActorRole],
         past: Past | None = None,
+        *,
+        retry_quarantined: bool = False,
     ) -> None:
         self._limits = limits
         self.journaling = Journaling(past, limits)
         self.ledger = Ledger(limits.outcome_bytes, limits.outcome_s)
-        self.recovery = Recovery(past, limits, self.ledger.find)
+        self.recovery = Recovery(past, limits, self.ledger.find, retry=retry_quarantined)
         self.actors = ActorTable(actors)
         self.waitlist = Waitlist(
             limits.inflight_per_tenant,
@@ -51,20 +53,23 @@ class Dispatch:
             return [delivery(client, key, known.outcome)]
         known.waiters[client] = None
         if known.parked and (error := self._never(known)):
-            return self._tell_to_leave(known, failed(error))
+            return self._tell_to_leave(known, error)
         return [notice(client, known)] if known.waits_for else []
 
-    def place(self, ticket: Ticket, now: float) -> list[Decision]:
-        """Hand a new request to an actor, or let it wait and say why; one too much to wait is refused."""
+    def place(self, ticket: Ticket, now: float, *, is_new: bool = True) -> list[Decision]:
+        """Hand a request to an actor, or let it wait and say why; a new one too much to wait is refused."""
         try:
             choice = self.actors.choose(ticket.destination)
         except ActorUnavailable as error:
             return self.leave(ticket, error, now)
         if isinstance(choice, Hold):
-            return self._hold(ticket, choice.reason, "others", now)
+            return self._hold(ticket, choice.reason, "others", now, is_new=is_new)
         # Were something waiting that this one must not overtake, one of these would hold for it too.
         if reason := quota_reason(self.waitlist, ticket):
-            return self._hold(ticket, reason, "quota", now)
+            return self._hold(ticket, reason, "quota", now, is_new=is_new)
+        parks = is_new and ticket.number and not self.recovery.lets(ticket.adapter)
+        if parks and (refusal := self._too_much(ticket)):
+            return self.end(ticket, failed(refusal), now)
         return self._hand_over(ticket, choice)
 
     def follow(self, ticket: Ticket, target: Ticket) -> Decision:
@@ -105,25 +110,35 @@ class Dispatch:
         return self._close(ticket, ticket.outcome, keep=ticket.kept, now=now)
 
     def leave(self, ticket: Ticket, error: LoractlError, now: float) -> list[Decision]:
-        """Tell everybody who waits that it does not run now. A durable request stays in the journal, and
-        runs when it can."""
-        if not ticket.number:
-            return self.end(ticket, failed(error), now)
+        """Tell everybody who waits that it does not run now. A durable request that an actor may have seen stays
+        in the journal, and runs when it can; one that nobody has seen never was."""
         if ticket.outcome is not None:
             return []
+        if not ticket.number or not ticket.seen:
+            return self.end(ticket, failed(error), now, keep=not ticket.number)
         self._stop_waiting(ticket)
-        decisions = [*self._tell_to_leave(ticket, failed(error)), *self.let_go(ticket)]
-        self.recovery.park(ticket)
+        decisions = [*self._tell_to_leave(ticket, error), *self.let_go(ticket)]
+        self.recovery.parking.park(ticket)
         return decisions
 
-    def _tell_to_leave(self, ticket: Ticket, failure: Failed) -> list[Decision]:
-        decisions = self.pass_on(ticket, failure)
+    def _leave_parked(self, error_for: Callable[[Ticket], LoractlError], now: float) -> list[Decision]:
+        decisions: list[Decision] = []
+        for ticket in self.recovery.parking.all():
+            error = error_for(ticket)
+            if ticket.seen:
+                decisions += self._tell_to_leave(ticket, error)
+            else:
+                decisions += self.leave(ticket, error, now)
+        return decisions
+
+    def _tell_to_leave(self, ticket: Ticket, error: LoractlError) -> list[Decision]:
+        decisions = self.pass_on(ticket, failed(still_written_down(error)))
         ticket.waiters.clear()
         return decisions
 
     def _stop_waiting(self, ticket: Ticket) -> None:
         if ticket.parked:
-            self.recovery.unpark(ticket)
+            self.recovery.parking.unpark(ticket)
         elif ticket.waits_for and ticket.actor is None:
             self.waitlist.remove(ticket)
         ticket.waits_for = ""
@@ -165,8 +180,7 @@ class Dispatch:
             else:
                 decisions += self.leave(ticket, loss(self.actors[name], ticket), now)
         if for_good and self.actors[name].role == "trainer":
-            for ticket in self.recovery.parked():
-                decisions += self._tell_to_leave(ticket, failed(loss(self.actors[name], ticket)))
+            decisions += self._leave_parked(lambda ticket: loss(self.actors[name], ticket), now)
         return decisions + self.advance_all(now)
 
     def refuse_waiting(self, error: LoractlError, now: float) -> list[Decision]:
@@ -175,9 +189,7 @@ class Dispatch:
         for ticket in self.waitlist.take_all():
             ticket.waits_for = ""
             decisions += self.leave(ticket, error, now)
-        for ticket in self.recovery.parked():
-            decisions += self._tell_to_leave(ticket, failed(error))
-        return decisions
+        return [*decisions, *self._leave_parked(lambda _: error, now)]
 
     def refuse_all(self, error: LoractlError, now: float) -> list[Decision]:
         """End everything under way."""
@@ -211,26 +223,38 @@ class Dispatch:
     def _hopeless(self, destination: Destination) -> bool:
         return self.actors.given_up(destination)
 
-    def _hold(self, ticket: Ticket, reason: str, cause: WaitCause, now: float) -> list[Decision]:
+    def _hold(
+        self, ticket: Ticket, reason: str, cause: WaitCause, now: float, *, is_new: bool
+    ) -> list[Decision]:
         ticket.size_bytes = sum(map(len, ticket.frames))
-        if refusal := held_too_much(self.waitlist, ticket):
+        if is_new and (refusal := self._too_much(ticket)):
             return self.end(ticket, failed(refusal), now)
         ticket.waits_for, ticket.cause = reason, cause
         self.waitlist.hold(ticket)
         return [notice(client, ticket) for client in ticket.waiters]
 
+    def _too_much(self, ticket: Ticket) -> LoractlError | None:
+        parked_bytes = self.recovery.parking.waiting_bytes(ticket.key[0])
+        return held_too_much(self.waitlist, ticket, parked_bytes)
+
     def _hand_over(self, ticket: Ticket, actor: Actor) -> list[Decision]:
-        if ticket.number and not self.recovery.lets(ticket.adapter):
+        if ticket.number and not self._may_go(ticket):
             return self._recover_first(ticket, actor)
         ticket.counted = True
         self.waitlist.taken(ticket)
         return [self._send(ticket, actor)]
 
+    def _may_go(self, ticket: Ticket) -> bool:
+        """Whether the trainer has the adapter as it was; to be deleted it need not."""
+        if self.recovery.lets(ticket.adapter):
+            return True
+        return ticket.deletes is not None and self.recovery.never(ticket.adapter) is not None
+
     def _recover_first(self, ticket: Ticket, actor: Actor) -> list[Decision]:
         """The trainer has been started since it had this adapter last."""
         if error := self._never(ticket):
             return self.leave(ticket, error, now=0.0)
-        begun = self.released(self.recovery.begin(ticket.adapter))
+        begun = self.released(self.recovery.begin(ticket.adapter, now=0.0))
         if self.recovery.lets(ticket.adapter):  # there was nothing to do
             return [*begun, *self._hand_over(ticket, actor)]
         return [*begun, *self.park(ticket)]
@@ -241,15 +265,14 @@ class Dispatch:
             self.actors.choose(ticket.destination)
         except ActorUnavailable as error:
             return error
-        reason = self.recovery.broken(ticket.adapter)
-        return recovery_failed(reason) if reason else None
+        return self.recovery.never(ticket.adapter) if ticket.deletes is None else None
 
     def park(self, ticket: Ticket) -> list[Decision]:
         """Let a durable request wait until its adapter is where it was."""
         decisions = self.let_go(ticket)
         ticket.retried = ticket.retried or ticket.sent
-        self.recovery.park(ticket)
-        ticket.waits_for, ticket.cause = WAITS, "others"
+        self.recovery.parking.park(ticket)
+        ticket.waits_for, ticket.cause = self.recovery.waits(ticket.adapter), "others"
         return [*decisions, *(notice(client, ticket) for client in ticket.waiters)]
 
     def released(self, step: Step, now: float = 0.0) -> list[Decision]:
@@ -257,10 +280,20 @@ class Dispatch:
         decisions = [*step.decisions]
         for ticket in step.released:
             ticket.waits_for = ""
-            if not ticket.frames:
-                self.journaling.read_again(ticket)
-            decisions += self.place(ticket, now)
+            try:
+                if not ticket.frames:
+                    self.journaling.read_again(ticket)
+                decisions += self.place(ticket, now, is_new=False)
+            except Exception as error:  # noqa: BLE001  # a bug costs one request, never those behind it
+                decisions += self._hit_a_bug(ticket, error, now)
         return decisions
+
+    def _hit_a_bug(self, ticket: Ticket, error: Exception, now: float) -> list[Decision]:
+        said = Say(
+            "released.hit_a_bug", {"kind": ticket.kind, "request_id": ticket.key[1], "error": repr(error)}
+        )
+        answer = error if isinstance(error, LoractlError) else a_bug()
+        return [said, *self.end(ticket, failed(answer), now, keep=False)]
 
     def _send(self, ticket: Ticket, actor: Actor) -> Decision:
         ticket.actor, ticket.sent = actor.name, True

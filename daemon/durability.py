@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection
 
 from ..bus.codec import Header, with_fields
 from ..bus.errors import (
-    ActorRestarting,
     ActorStopping,
     AdapterNotFound,
+    AnotherBase,
     CheckpointNotFound,
     LoractlError,
     Quarantined,
@@ -34,7 +34,6 @@ from ..bus.messages import (
     CreateAdapter,
     DeleteAdapter,
     DeleteCheckpoint,
-    Done,
     Failed,
     KeepSnapshot,
     OpenLane,
@@ -42,6 +41,7 @@ from ..bus.messages import (
 )
 from .decisions import Decision, Key, Tell, WriteDown
 from .dispatch import Dispatch
+from .harm import CRASH, KILL, QUARANTINE
 from .journal.records import (
     Crashed,
     Damaged,
@@ -56,15 +56,10 @@ from .journal.records import (
 )
 from .journaling import DURABLE, concerned
 from .ledger import Ticket
+from .pauses import PARTING
 from .routing import DESTINATION_BY_KIND, ON_A_LANE
 
-# From so much weight on an operation that was in hand when the trainer died is not tried again. Who ends a
-# process from outside says little about what it did: two crashes of its own count as much as four of these.
-_QUARANTINE = 4
-_CRASH, _KILL = 2, 1
 _KNOWN_OWNERS = 65_536
-# Answers of a trainer that leaves: the operation did not run, and will.
-_PARTING = frozenset({ActorStopping.code, ActorRestarting.code})
 _DELETIONS = frozenset({DeleteAdapter.kind, DeleteCheckpoint.kind})
 _NOT_THERE = frozenset({AdapterNotFound.code, CheckpointNotFound.code})
 
@@ -155,7 +150,7 @@ class Durability:
             case Snapshot(adapter=adapter, name=name):
                 return self._tell_trainer(KeepSnapshot(adapter=adapter, snapshot=name))
             case Damaged():
-                return self._dispatch.released(self._recovery.written(record), now)
+                return self._dispatch.released(self._recovery.written(record, now), now)
             case _:
                 return []
 
@@ -173,47 +168,66 @@ class Durability:
     # --- the trainer -----------------------------------------------------------------------------
 
     def ready(self, trainer: ActorId, now: float) -> list[Decision]:
-        return self._dispatch.released(self._recovery.trainer_ready(trainer), now)
+        return self._dispatch.released(self._recovery.trainer_ready(trainer, now), now)
 
     def lost(self, in_hand: Collection[Key], *, killed: bool, now: float) -> list[Decision]:
         """The trainer died. killed: somebody outside ended it. Comes before its requests are parked."""
-        self._recovery.trainer_lost()
-        tickets = [ticket for key in in_hand if (ticket := self._dispatch.ledger.find(key)) and ticket.number]
+        weight = KILL if killed else CRASH
+        # One that is at work on the disk may be noted twice.
+        noted = dict.fromkeys(in_hand)
+        decisions = self._recovery.trainer_lost(noted, weight)
+        tickets = [ticket for key in noted if (ticket := self._dispatch.ledger.find(key)) and ticket.number]
         suspects = [ticket for ticket in tickets if ticket.outcome is None]
-        if not suspects:
-            return []
-        weight = _KILL if killed else _CRASH
-        decisions: list[Decision] = [
-            WriteDown(Crashed(numbers=tuple(ticket.number for ticket in suspects), weight=weight))
-        ]
+        if suspects:
+            numbers = tuple(ticket.number for ticket in suspects)
+            decisions.append(WriteDown(Crashed(numbers=numbers, weight=weight)))
         for ticket in suspects:
             ticket.crashes += weight
-            if ticket.crashes >= _QUARANTINE:
+            if ticket.crashes >= QUARANTINE:
                 decisions += self._dispatch.end(ticket, failed(_quarantined(ticket)), now)
         return decisions
 
     def answered(self, ticket: Ticket, failure: Failed, *, draining: bool, now: float) -> list[Decision]:
         """The trainer refused a durable request in a way that is no outcome of it; else nothing."""
-        if ticket.retried and ticket.kind in _DELETIONS and failure.code in _NOT_THERE:
-            return self._dispatch.end(ticket, Done(), now)  # the first time it was there
-        if failure.code not in _PARTING:
+        if ticket.retried and failure.code == AnotherBase.code and ticket.adapter != NO_ADAPTER:
+            put_off = self._recovery.put_off(ticket.adapter, failure.message, now)
+            return [*put_off, *self._dispatch.park(ticket)]
+        if failure.code not in PARTING:
             return []
         if draining:
             return self._dispatch.leave(ticket, _parting(failure), now)
         return self._dispatch.park(ticket)
 
-    def snapshot(self, taken: SnapshotTaken) -> list[Decision]:
-        return [self._journaling.snapshot(taken)] if self._past is not None else []
+    def is_done(self, ticket: Ticket, failure: Failed) -> bool:
+        """Whether a deletion runs again, and had its way the first time."""
+        return ticket.retried and ticket.kind in _DELETIONS and failure.code in _NOT_THERE
 
-    def gone(self, ticket: Ticket) -> list[Decision]:
-        """An adapter was deleted for good."""
-        return [WriteDown(Gone(adapter=ticket.deletes))] if ticket.number and ticket.deletes else []
+    def snapshot(self, taken: SnapshotTaken) -> list[Decision]:
+        """One of a trainer that has died since may hold what it never told us of."""
+        believed = self._past is not None and self._recovery.trainer is not None
+        return [self._journaling.snapshot(taken)] if believed else []
+
+    def gone(self, ticket: Ticket, now: float) -> list[Decision]:
+        """An adapter was deleted for good. Comes before the outcome, so that the journal never has that alone."""
+        if not ticket.number or not ticket.deletes:
+            return []
+        written = WriteDown(Gone(adapter=ticket.deletes))
+        return [written, *self._dispatch.released(self._recovery.gone(ticket.deletes), now)]
+
+    def owns(self, ticket: Ticket) -> bool:
+        """Whether the journal knows the adapter that a request deletes for its tenant's."""
+        return (
+            self._past is not None
+            and bool(ticket.deletes)
+            and self._past.owner(ticket.deletes or NO_ADAPTER) == ticket.key[0]
+        )
 
     def due(self, now: float) -> list[Decision]:
-        return self._journaling.due(now)
+        again = self._dispatch.released(self._recovery.due(now), now)
+        return [*self._journaling.due(now), *again]
 
     def next_due(self) -> float:
-        return self._journaling.next_due()
+        return min(self._journaling.next_due(), self._recovery.next_due())
 
     # --- small change ----------------------------------------------------------------------------
 
@@ -225,7 +239,7 @@ class Durability:
         self._journaling.taken_up(ticket, logged)
         ticket.deletes = logged.adapter if logged.kind == DeleteAdapter.kind else None
         ticket.retried = True
-        self._recovery.park(ticket)
+        self._recovery.parking.park(ticket)
 
     def _own(self, tenant: TenantId, adapter: AdapterId) -> AdapterId:
         """The adapter, unless the journal knows it for another tenant's: what a stranger asks of it is answered

@@ -53,6 +53,7 @@ class Journaling:
     def received(self, ticket: Ticket, lane: LaneId = NO_LANE) -> Decision:
         """A request is to be durable, as it will go to the trainer. lane: that it will open."""
         ticket.number = self._next()
+        ticket.size_bytes = sum(map(len, ticket.frames))
         self._tickets[ticket.number] = ticket
         place = ticket.place
         return WriteDown(
@@ -71,6 +72,7 @@ class Journaling:
     def taken_up(self, ticket: Ticket, logged: Logged) -> None:
         """A request that the journal has already is under way again."""
         ticket.number, ticket.adapter, ticket.crashes = logged.number, logged.adapter, logged.crashes
+        ticket.size_bytes = logged.size_bytes
         self._tickets[logged.number] = ticket
 
     def read_again(self, ticket: Ticket) -> None:
@@ -82,7 +84,7 @@ class Journaling:
 
     def ended(self, ticket: Ticket, frames: Frames, *, failed: bool, again: bool) -> Decision:
         """An outcome is to be durable. One that no actor saw, and that may be tried again, never was."""
-        if again and not ticket.sent:
+        if again and not ticket.seen:
             return WriteDown(Forgotten(number=ticket.number))
         order = self._next()
         return WriteDown(Ended(number=ticket.number, order=order, frames=frames, failed=failed, again=again))

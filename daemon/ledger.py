@@ -29,7 +29,8 @@ class Ticket:
     actor: who holds it; None while it waits in the broker. frames: kept only until they are
     forwarded. waiters: clients that will read its outcome, each once (a dict keeps their order).
     counted: it takes one of its tenant's places. place: of an operation on a lane. waits_for: why it waits
-    in the broker, or empty; cause: the same for programs. size_bytes: of its frames while it waits there.
+    in the broker, or empty; cause: the same for programs. size_bytes: of its frames, of
+    one that waits there or is durable.
     pin: the version that it needs until it ends. deletes: the adapter that is gone when it succeeds.
     adapter: whom it concerns, of a durable one; number: in the journal, 0 for none. sent: an actor may have
     seen it. parked: it waits for its adapter's recovery. retried: it went to
@@ -61,6 +62,11 @@ class Ticket:
     kept: bool = True
     outcome: "Outcome | None" = None
     crashes: int = 0
+
+    @property
+    def seen(self) -> bool:
+        """Whether an actor may have seen it, also of a process before this one."""
+        return self.sent or self.retried
 
 
 Outcome = Frames | Message

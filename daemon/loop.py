@@ -53,8 +53,8 @@ from .supervisor import Change, Lost, Spawned, Supervisor
 log = structlog.get_logger()
 Progress = Callable[[DaemonStatus], None]
 
-# What a process sent just before it ended may still be on its way to us for so long.
-_LAST_WORDS_MS = 20
+# What a process sent just before it ended may still be on its way to us for so long, and has come after so long.
+_LAST_WORDS_MS, _LAST_WORDS_S = 20, 1.0
 _LONGEST_POLL_S = 3600.0
 
 
@@ -227,10 +227,11 @@ class Loop:
         self._progressed()
 
     def _hear_last_words(self) -> None:
-        """Take in what a process said before it ended: its answers count."""
-        self._actors.poll(_LAST_WORDS_MS)
-        for frames in islice(receive_waiting(self._actors), MESSAGES_PER_TURN):
-            self._reception.from_actor(frames)
+        """Take in all that a process said before it ended: its answers count. Others may never fall silent."""
+        until = time.monotonic() + _LAST_WORDS_S
+        while time.monotonic() < until and self._actors.poll(_LAST_WORDS_MS):
+            for frames in islice(receive_waiting(self._actors), MESSAGES_PER_TURN):
+                self._reception.from_actor(frames)
 
     def _progressed(self) -> None:
         if self._on_progress is not None:

@@ -61,8 +61,9 @@ class Publishing:
         self.versions.pin(ticket.pin)
         return self.told(changes), self.receipts.open(ticket, record, self._samplers(), now)
 
-    def deleted(self, adapter: AdapterId) -> list[Decision]:
-        self.adapters -= 1
+    def deleted(self, adapter: AdapterId, *, counted: bool = True) -> list[Decision]:
+        """counted: the trainer that told how many adapters there are counted this one."""
+        self.adapters -= counted
         self._served_by.pop(adapter, None)
         return self.told(self.versions.deleted(adapter))
 

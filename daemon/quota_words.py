@@ -21,9 +21,9 @@ def quota_reason(waitlist: Waitlist, ticket: Ticket) -> str:
     )
 
 
-def held_too_much(waitlist: Waitlist, ticket: Ticket) -> QuotaExceeded | None:
-    """Why a request may not even wait in the broker."""
-    held_bytes = waitlist.waiting_bytes(ticket.key[0])
+def held_too_much(waitlist: Waitlist, ticket: Ticket, parked_bytes: int) -> QuotaExceeded | None:
+    """Why a request may not even wait in the broker. parked_bytes: of those that wait for a recovery."""
+    held_bytes = waitlist.waiting_bytes(ticket.key[0]) + parked_bytes
     if not waitlist.held_bytes or held_bytes + ticket.size_bytes <= waitlist.held_bytes:
         return None
     return QuotaExceeded(

@@ -5,37 +5,30 @@ journal, then by running again what it did since, in the order in which it had e
 to run again begin at once, others when they are next asked for. Meanwhile what is new of them waits here.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from ..bus.codec import Header, decode, encode, peek
+from ..bus.codec import Header, decode
 from ..bus.config import LimitsConfig
-from ..bus.errors import CheckpointMismatch
-from ..bus.ids import NO_ADAPTER, ActorId, AdapterId, RequestId
-from ..bus.messages import (
-    Envelope,
-    Failed,
-    ForwardBackward,
-    ImportWeights,
-    LoadCheckpoint,
-    LoadVersion,
-    Message,
-    OptimStep,
-    RecoverAdapter,
-    RefuseOperation,
-    SkipOperation,
+from ..bus.errors import (
+    AdapterNotFound,
+    CheckpointMismatch,
+    Internal,
+    LoractlError,
+    RecoveryFailed,
 )
+from ..bus.ids import NO_ADAPTER, ActorId, AdapterId, RequestId
+from ..bus.messages import Failed, RecoverAdapter
+from .answers import left_alone, notice, recovery_failed
 from .decisions import Decision, Forward, Frames, Key, Say, WriteDown
+from .harm import Harm
 from .journal.records import Damaged, Logged, Past
 from .ledger import Ticket
-from .replay import OURS, order_of
+from .parking import Parking
+from .pauses import PARTING, Pauses, may_pass
+from .replay import OURS
+from .rerun import Replay, Rerun, enveloped, replay_of
 
-# What changes an adapter's state; everything else is done once its outcome is known.
-_RUNS_AGAIN = frozenset(
-    request.kind for request in (ForwardBackward, OptimStep, LoadCheckpoint, LoadVersion, ImportWeights)
-)
 # Operations of one adapter that are with the trainer at one time while it runs them again.
 _AT_A_TIME = 64
 _TRIES = 3
@@ -45,36 +38,38 @@ WAITS = "the trainer was started again and brings the adapter back to where it w
 class Step(NamedTuple):
     """What to do, and tickets that may go to the trainer now."""
 
-    decisions: list[Decision]
-    released: list[Ticket]
+    decisions: Sequence[Decision]
+    released: Sequence[Ticket]
 
 
-@dataclass(slots=True)
-class _Replay:
-    """asked: the RecoverAdapter under way. todo: to run again, with_trainer: is being run. last: follows when
-    that is done, and is not waited for."""
-
-    tries: int = 1
-    asked: Key | None = None
-    snapshot: str = ""
-    todo: deque[Logged] = field(default_factory=deque)
-    with_trainer: dict[Key, Logged] = field(default_factory=dict)
-    last: Sequence[Logged] = ()
+NOTHING = Step((), ())
 
 
 class Recovery:
-    """past: what the journal holds; None: nothing is ever recovered. find: the ticket of a request under way."""
+    """past: what the journal holds; None: nothing is ever recovered. find: the ticket of a request under way.
+    retry: bring back once more what is quarantined."""
 
-    def __init__(self, past: Past | None, limits: LimitsConfig, find: Callable[[Key], Ticket | None]) -> None:
+    def __init__(
+        self,
+        past: Past | None,
+        limits: LimitsConfig,
+        find: Callable[[Key], Ticket | None],
+        *,
+        retry: bool = False,
+    ) -> None:
         self._past = past
         self._find = find
         self._limits = limits
         self._trainer: ActorId | None = None
         self._live: set[AdapterId] = set()
-        self._replays: dict[AdapterId, _Replay] = {}
-        self._parked: dict[AdapterId, list[Ticket]] = {}
+        self._replays: dict[AdapterId, Replay] = {}
+        self.parking = Parking()
         self._keys: dict[Key, AdapterId] = {}
         self._broken: dict[AdapterId, str] = {}
+        # With which the trainer hit a bug: it dies of them.
+        self._bugs: list[AdapterId] = []
+        self._pauses = Pauses()
+        self._harm = Harm(past.harmed() if past is not None else {}, retry=retry)
         self._asked = 0
 
     @property
@@ -88,193 +83,183 @@ class Recovery:
         """Whether the trainer has the adapter as it was, so that its requests may go."""
         return self._past is None or adapter == NO_ADAPTER or adapter in self._live
 
-    def broken(self, adapter: AdapterId) -> str:
-        """Why it could not be recovered; "" where it could."""
-        return self._broken.get(adapter, "")
+    def never(self, adapter: AdapterId) -> RecoveryFailed | None:
+        """Why it is not brought back before the daemon is started again; None where it is."""
+        if self._harm.quarantined(adapter):
+            return left_alone()
+        reason = self._broken.get(adapter)
+        return recovery_failed(reason) if reason is not None else None
 
-    def park(self, ticket: Ticket) -> None:
-        """Keep a request until its adapter is recovered."""
-        ticket.parked = True
-        self._parked.setdefault(ticket.adapter, []).append(ticket)
+    def waits(self, adapter: AdapterId) -> str:
+        """What requests wait for until then, in words."""
+        reason = self._pauses.reason(adapter)
+        return f"{WAITS}; that is not possible just now and is tried again: {reason}" if reason else WAITS
 
-    def unpark(self, ticket: Ticket) -> None:
-        ticket.parked = False
-        waiting = self._parked[ticket.adapter]
-        waiting.remove(ticket)
-        if not waiting:
-            del self._parked[ticket.adapter]
-
-    def parked(self) -> list[Ticket]:
-        """All that wait."""
-        return [ticket for waiting in self._parked.values() for ticket in waiting]
-
-    def begin(self, adapter: AdapterId) -> Step:
+    def begin(self, adapter: AdapterId, now: float) -> Step:
         """Recover an adapter, unless that is under way or there is no trainer."""
-        if self._trainer is None or adapter in self._replays or adapter in self._live:
-            return Step([], [])
-        return self._start(adapter, tries=1)
+        under_way = adapter in self._replays or adapter in self._live or self._pauses.lasts(adapter)
+        return NOTHING if self._trainer is None or under_way else self._start(adapter, 1, now)
+
+    def gone(self, adapter: AdapterId) -> Step:
+        """It was deleted: whatever still waits hears of that from the trainer."""
+        self._harm.gone(adapter)
+        self._broken.pop(adapter, None)
+        self._pauses.end(adapter)
+        if self._trainer is None or adapter in self._live or adapter in self._replays:
+            return NOTHING
+        return self._done(adapter)
+
+    def put_off(self, adapter: AdapterId, reason: str, now: float) -> list[Decision]:
+        """It cannot be brought back just now, and that may pass."""
+        self._let_go(adapter)
+        self._live.discard(adapter)
+        self._pauses.begin(adapter, reason, now)
+        decisions: list[Decision] = [Say("recovery.put_off", {"adapter": adapter, "reason": reason})]
+        for ticket in self.parking.of(adapter):
+            ticket.waits_for = self.waits(adapter)
+            decisions += [notice(client, ticket) for client in ticket.waiters]
+        return decisions
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def due(self, now: float) -> Step:
+        """Try again what was put off."""
+        return self._start_all(self._pauses.take_over(now), now)
+
+    def next_due(self) -> float:
+        return self._pauses.next_due()
 
     # --- the trainer comes and goes --------------------------------------------------------------
 
-    def trainer_ready(self, trainer: ActorId) -> Step:
+    def trainer_ready(self, trainer: ActorId, now: float) -> Step:
         """Begin with every adapter that has something to run."""
         if self._past is None:
-            return Step([], [])
+            return NOTHING
         self._forget()
         self._trainer = trainer
-        decisions: list[Decision] = []
-        released: list[Ticket] = []
-        for adapter in dict.fromkeys([*self._past.adapters(), *self._parked]):
-            step = self._start(adapter, tries=1)
-            decisions += step.decisions
-            released += step.released
-        return Step(decisions, released)
+        return self._start_all(dict.fromkeys([*self._past.adapters(), *self.parking.adapters()]), now)
 
-    def trainer_lost(self) -> None:
+    def trainer_lost(self, in_hand: Collection[Key], weight: int) -> list[Decision]:
+        """What it had in hand and ran again counts against its adapters."""
+        blamed = [*self._bugs, *(self._keys[key] for key in in_hand if key in self._keys)]
         self._forget()
+        return self._harm.died(blamed, weight)
 
-    def heard(self, header: Header, frames: Frames) -> Step | None:
+    def heard(self, actor: ActorId, header: Header, frames: Frames, now: float) -> Step | None:
         """An answer of the trainer; None when it is to no request of this module's."""
         key = (header.tenant, header.request)
         adapter = self._keys.get(key)
-        if adapter is None:
+        if adapter is None or actor != self._trainer:
             return None
-        if not header.last:  # it says that it waits for its turn
-            return Step([], [])
-        del self._keys[key]
         replay = self._replays[adapter]
+        if not header.last or replay.parted:  # it says that it waits for its turn, or leaves
+            return NOTHING
+        failure = decode(frames, self._limits).body if header.kind == Failed.kind else None
+        assert failure is None or isinstance(failure, Failed)
+        if failure is not None and failure.code in (*PARTING, Internal.code):
+            replay.parted = True
+            self._bugs += [adapter] if failure.code == Internal.code else []
+            return NOTHING
+        del self._keys[key]
         if key == replay.asked:
-            return self._recovered(adapter, replay, header, frames)
-        return self._ran_again(adapter, replay, replay.with_trainer.pop(key), header, frames)
+            return self._recovered(adapter, replay, failure, now)
+        return self._ran_again(adapter, replay, replay.with_trainer.pop(key), failure, frames, now)
 
-    def written(self, damaged: Damaged) -> Step:
+    def written(self, damaged: Damaged, now: float) -> Step:
         """The journal knows that a snapshot is damaged: there may be one before it."""
         replay = self._replays.get(damaged.adapter)
-        return self._start(damaged.adapter, replay.tries) if replay is not None else Step([], [])
+        return self._start(damaged.adapter, replay.tries, now) if replay is not None else NOTHING
 
     # --- one adapter -----------------------------------------------------------------------------
 
-    def _start(self, adapter: AdapterId, tries: int) -> Step:
-        assert self._past is not None
-        assert self._trainer is not None
-        snapshot = self._past.snapshot(adapter)
-        if snapshot is None and not self._past.begins(adapter):
-            # Made before there was a journal, or not there at all: the trainer knows which.
+    def _start_all(self, adapters: Iterable[AdapterId], now: float) -> Step:
+        steps = [self._start(adapter, 1, now) for adapter in adapters]
+        decisions = [decision for step in steps for decision in step.decisions]
+        return Step(decisions, [ticket for step in steps for ticket in step.released])
+
+    def _start(self, adapter: AdapterId, tries: int, now: float) -> Step:
+        try:
+            return self._ask(adapter, tries)
+        except LoractlError as error:  # of reading the journal: it is this adapter's alone
+            return Step(self.put_off(adapter, error.message, now), [])
+
+    def _ask(self, adapter: AdapterId, tries: int) -> Step:
+        past = self._past
+        assert past is not None
+        if self._harm.quarantined(adapter):
+            return Step((), self.parking.release(adapter))
+        if adapter == NO_ADAPTER or (replay := replay_of(past, adapter, self._rerun())) is None:
+            # Nobody's, made before there was a journal, or not there at all: the trainer knows which.
             return self._done(adapter)
         self._asked += 1
-        replay = _Replay(tries=tries, asked=(OURS, RequestId(f"recover-{self._asked}")))
-        replay.snapshot = snapshot.name if snapshot is not None else ""
-        lanes = tuple(self._past.lanes(adapter))
-        order = order_of(self._past.after(adapter), lanes, is_over=self._is_over, code_of=self._code_of)
-        replay.todo.extend(order.first)
-        replay.last = order.last
+        replay.tries = tries
+        replay.asked = asked = (OURS, RequestId(f"recover-{self._asked}"))
         self._replays[adapter] = replay
-        assert replay.asked is not None
-        self._keys[replay.asked] = adapter
-        body = RecoverAdapter(adapter=adapter, snapshot=replay.snapshot, lanes=lanes)
-        return Step([self._to_trainer(replay.asked, body)], [])
+        self._keys[asked] = adapter
+        body = RecoverAdapter(adapter=adapter, snapshot=replay.snapshot, lanes=replay.lanes)
+        return Step([self._to_trainer(enveloped(asked, body))], [])
 
-    def _recovered(self, adapter: AdapterId, replay: _Replay, header: Header, frames: Frames) -> Step:
+    def _recovered(self, adapter: AdapterId, replay: Replay, failure: Failed | None, now: float) -> Step:
         replay.asked = None
-        if header.kind != Failed.kind:
+        if failure is None:
             return self._go_on(adapter, replay)
-        failure = decode(frames, self._limits).body
-        assert isinstance(failure, Failed)
         if failure.code == CheckpointMismatch.code and replay.snapshot:
             said = {"adapter": adapter, "snapshot": replay.snapshot, "reason": failure.message}
             damaged = Damaged(adapter=adapter, name=replay.snapshot)
             return Step([Say("snapshot.damaged", said), WriteDown(damaged)], [])
-        if failure.code == "adapter_not_found":
+        if failure.code == AdapterNotFound.code:
             return self._done(adapter)
-        return self._failed(adapter, replay, failure.message)
+        return self._failed(adapter, replay, failure, failure.message, now)
 
     def _ran_again(
-        self, adapter: AdapterId, replay: _Replay, logged: Logged, header: Header, frames: Frames
+        self,
+        adapter: AdapterId,
+        replay: Replay,
+        logged: Logged,
+        failure: Failed | None,
+        frames: Frames,
+        now: float,
     ) -> Step:
-        assert self._past is not None
-        if self._runs_again(logged):
-            if header.kind == Failed.kind:
-                failure = decode(frames, self._limits).body
-                assert isinstance(failure, Failed)
-                return self._failed(adapter, replay, f"{logged.kind} failed: {failure.message}")
-            if logged.order is not None and not self._same(logged, frames):
-                said: dict[str, object] = {"adapter": adapter, "kind": logged.kind, "seq": logged.seq}
-                step = self._go_on(adapter, replay)
-                return Step([Say("replay.differs", said), *step.decisions], step.released)
-        return self._go_on(adapter, replay)
+        rerun = self._rerun()
+        if not rerun.runs(logged):
+            return self._go_on(adapter, replay)
+        if failure is not None:
+            return self._failed(adapter, replay, failure, f"{logged.kind} failed: {failure.message}", now)
+        step = self._go_on(adapter, replay)
+        if logged.order is None or rerun.same(logged, frames):
+            return step
+        said: dict[str, object] = {"adapter": adapter, "kind": logged.kind, "seq": logged.seq}
+        return Step([Say("replay.differs", said), *step.decisions], step.released)
 
-    def _go_on(self, adapter: AdapterId, replay: _Replay) -> Step:
+    def _go_on(self, adapter: AdapterId, replay: Replay) -> Step:
         decisions: list[Decision] = []
         while replay.todo and len(replay.with_trainer) < _AT_A_TIME:
             logged = replay.todo.popleft()
             replay.with_trainer[logged.key] = logged
             self._keys[logged.key] = adapter
-            decisions.append(self._again(logged))
+            decisions.append(self._to_trainer(self._rerun().frames(logged)))
         if replay.with_trainer:
             return Step(decisions, [])
         return self._done(adapter)
 
-    def _again(self, logged: Logged) -> Decision:
-        """What stands for an operation when it comes again: itself, or what it did to its lane."""
-        assert self._past is not None
-        assert self._trainer is not None
-        if not self._is_over(logged) or self._runs_again(logged):
-            return Forward(self._trainer, self._past.request(logged.number))
-        if logged.failed:
-            failure = self._failure(logged)
-            refused = RefuseOperation(
-                adapter=logged.adapter,
-                lane=logged.lane,
-                seq=logged.seq,
-                code=failure.code,
-                message=failure.message,
-            )
-            return self._to_trainer(logged.key, refused)
-        skipped = SkipOperation(adapter=logged.adapter, lane=logged.lane, seq=logged.seq)
-        return self._to_trainer(logged.key, skipped)
-
-    def _runs_again(self, logged: Logged) -> bool:
-        assert self._past is not None
-        if logged.failed or logged.kind not in _RUNS_AGAIN or not self._is_over(logged):
-            return False
-        if logged.kind != ForwardBackward.kind:
-            return True
-        header = peek(self._past.request(logged.number)[0], self._limits)
-        return header.fields.get("forward_only") is not True
-
-    def _failure(self, logged: Logged) -> Failed:
-        assert self._past is not None
-        failure = decode(self._past.outcome(logged.number), self._limits).body
-        assert isinstance(failure, Failed)
-        return failure
-
-    def _code_of(self, logged: Logged) -> str:
-        return self._failure(logged).code
-
-    def _same(self, logged: Logged, frames: Frames) -> bool:
-        assert self._past is not None
-        return [bytes(frame) for frame in frames] == [*map(bytes, self._past.outcome(logged.number))]
-
-    def _failed(self, adapter: AdapterId, replay: _Replay, reason: str) -> Step:
+    def _failed(self, adapter: AdapterId, replay: Replay, failure: Failed, reason: str, now: float) -> Step:
+        if may_pass(failure):
+            return Step(self.put_off(adapter, reason, now), [])
         self._let_go(adapter)
         said = Say("recovery.failed", {"adapter": adapter, "reason": reason, "tries": replay.tries})
         if replay.tries < _TRIES:
-            step = self._start(adapter, replay.tries + 1)
+            step = self._start(adapter, replay.tries + 1, now)
             return Step([said, *step.decisions], step.released)
         self._broken[adapter] = reason
-        return Step([said], self._release(adapter))
+        return Step([said], self.parking.release(adapter))
 
     def _done(self, adapter: AdapterId) -> Step:
         replay = self._let_go(adapter)
         self._live.add(adapter)
-        last = [self._again(logged) for logged in replay.last] if replay is not None else []
-        return Step(last, self._release(adapter))
-
-    def _release(self, adapter: AdapterId) -> list[Ticket]:
-        released = sorted(self._parked.pop(adapter, []), key=lambda ticket: ticket.number)
-        for ticket in released:
-            ticket.parked = False
-        return released
+        self._pauses.end(adapter)
+        last = replay.last if replay is not None else ()
+        sent = [self._to_trainer(self._rerun().frames(logged)) for logged in last]
+        return Step([*self._harm.brought_back(adapter), *sent], self.parking.release(adapter))
 
     # --- small change ----------------------------------------------------------------------------
 
@@ -284,12 +269,15 @@ class Recovery:
         ticket = self._find(logged.key) if logged.order is None else None
         return ticket is None or ticket.written_version or ticket.outcome is not None
 
-    def _to_trainer(self, key: Key, body: Message) -> Decision:
-        assert self._trainer is not None
-        tenant, request = key
-        return Forward(self._trainer, encode(Envelope(request=request, tenant=tenant, body=body)))
+    def _rerun(self) -> Rerun:
+        assert self._past is not None
+        return Rerun(self._past, self._limits, self._is_over)
 
-    def _let_go(self, adapter: AdapterId) -> _Replay | None:
+    def _to_trainer(self, frames: Frames) -> Decision:
+        assert self._trainer is not None
+        return Forward(self._trainer, frames)
+
+    def _let_go(self, adapter: AdapterId) -> Replay | None:
         replay = self._replays.pop(adapter, None)
         if replay is not None:
             for key in (*replay.with_trainer, replay.asked):
@@ -303,3 +291,5 @@ class Recovery:
         self._replays.clear()
         self._keys.clear()
         self._broken.clear()
+        self._bugs.clear()
+        self._pauses.clear()

@@ -162,8 +162,10 @@ class Adapters:
 
         Raises:
             AdapterNotFound
+            AnotherBase: it lies on disk, and belongs to another base model.
             CheckpointMismatch: the snapshot is damaged, not there, or of something else; nothing changed.
         """
+        self._registry.check_apart(wanted)
         adapter = self._live.get(wanted)
         if adapter is None:
             raise AdapterNotFound(f"there is no adapter {wanted!r}")

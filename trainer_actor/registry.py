@@ -8,14 +8,14 @@ to `publishing`.
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from ..bus.errors import AdapterExists, AdapterNotFound, InvalidRequest
+from ..bus.errors import AdapterExists, AdapterNotFound, AnotherBase, InvalidRequest
 from ..bus.ids import NO_ADAPTER, AdapterId, TenantId, checked_name, new_adapter_id
 from ..bus.layout import StateLayout
 from ..bus.messages import LoraSpec, ModelDetails
@@ -53,12 +53,27 @@ class AdapterRecord:
     last_version: int = 0
 
 
-class Registry:
-    """Adapters of one base model. Those that belong to another stay on disk, untouched."""
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """An adapter on disk that is none of ours, and why. tenant: whose, None where nobody can read it."""
 
-    def __init__(self, layout: StateLayout, base: str, records: Iterable[AdapterRecord] = ()) -> None:
+    tenant: TenantId | None
+    why: str
+
+
+class Registry:
+    """Adapters of one base model. Those that belong to another stay on disk, untouched: they are `apart`."""
+
+    def __init__(
+        self,
+        layout: StateLayout,
+        base: str,
+        records: Iterable[AdapterRecord] = (),
+        apart: Mapping[AdapterId, Apart] | None = None,
+    ) -> None:
         self._layout = layout
         self._base = base
+        self._apart = {**(apart or {})}
         self._records: dict[AdapterId, AdapterRecord] = {}
         # Per tenant, by name: thousands of adapters are looked up one by one.
         self._named: dict[TenantId, dict[str, AdapterId]] = {}
@@ -84,7 +99,9 @@ class Registry:
 
         Raises:
             AdapterExists, InvalidName
+            AnotherBase: the id is that of an adapter apart.
         """
+        self.check_apart(adapter, tenant)
         checked_name(name, what="an adapter")
         if name in self._named.get(tenant, ()):
             raise AdapterExists(f"you have an adapter named {name!r} already; choose another name")
@@ -103,11 +120,18 @@ class Registry:
         self._store(record)
 
     def owned(self, tenant: TenantId, adapter: AdapterId) -> AdapterRecord:
-        """Raises AdapterNotFound, the same for an adapter of another tenant as for none."""
+        """Raises AdapterNotFound, the same for an adapter of another tenant as for none; AnotherBase."""
+        self.check_apart(adapter, tenant)
         record = self._records.get(adapter)
         if record is None or record.tenant != tenant:
             raise AdapterNotFound(f"there is no adapter {adapter!r}; `loractl adapters list` shows yours")
         return record
+
+    def check_apart(self, adapter: AdapterId, tenant: TenantId | None = None) -> None:
+        """Raises AnotherBase: the adapter lies on disk, and not for us. tenant: who asks, if anybody does."""
+        apart = self._apart.get(adapter)
+        if apart is not None and (tenant is None or apart.tenant in (None, tenant)):
+            raise AnotherBase(f"adapter {adapter!r} is on disk, but {apart.why}")
 
     def of(self, tenant: TenantId, name: str | None = None) -> list[AdapterRecord]:
         """The tenant's adapters, oldest first, or the one with this name.
@@ -167,16 +191,20 @@ def open_registry(layout: StateLayout, base: str) -> Registry:
         layout.adapters.mkdir(parents=True, exist_ok=True)
     sweep(layout.adapters)
     records: list[AdapterRecord] = []
+    apart: dict[AdapterId, Apart] = {}
     for directory in sorted(own_directories(layout.adapters, layout.adapters)):
         record = _read(directory)
         if record is not None and record.base == base:
             records.append(record)
         elif record is not None:
             log.info("registry.adapter_of_another_base", adapter=record.adapter, base=record.base)
-        elif _OUR_DIRECTORY.fullmatch(directory.name) and not (directory / _FILE).exists():
+            apart[record.adapter] = Apart(record.tenant, _of_another_base(record.base, base))
+        elif (directory / _FILE).exists():
+            apart[AdapterId(directory.name)] = Apart(None, f"its {_FILE} cannot be read: the log says why")
+        elif _OUR_DIRECTORY.fullmatch(directory.name):
             # A crash in the middle of a creation or a deletion: there is no adapter here.
             shutil.rmtree(directory, ignore_errors=True)
-    return Registry(layout, base, records)
+    return Registry(layout, base, records, apart)
 
 
 def exists_on_disk(layout: StateLayout, adapter: AdapterId) -> bool:
@@ -191,6 +219,12 @@ def base_signature(model: ModelDetails) -> str:
     """
     shape = f"{model.family}/{model.vocab_size}/{model.parameters}"
     return f"{model.name} {hashlib.sha256(shape.encode()).hexdigest()[:16]}"
+
+
+def _of_another_base(theirs: str, ours: str) -> str:
+    return (
+        f"belongs to base model {theirs!r}, and this is {ours!r}: start the daemon with the model that it had"
+    )
 
 
 def _read(directory: Path) -> AdapterRecord | None:

@@ -25,7 +25,8 @@ class RecoverAdapter(Message):
 
     Comes before anything else of the adapter after a trainer's start. snapshot: its name; "" is the
     adapter's beginning, from its seed. Answered with Recovered; with CheckpointMismatch where the snapshot
-    is damaged or gone (the broker takes an older one), with AdapterNotFound where there is no such adapter.
+    is damaged or gone (the broker takes an older one), with AdapterNotFound where there is no such adapter,
+    with AnotherBase where there is one that this trainer cannot serve.
     """
 
     kind: ClassVar[str] = "recover_adapter"

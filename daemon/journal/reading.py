@@ -1,6 +1,6 @@
 """What the journal holds, as the broker reads it (`records.Past`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -95,6 +95,9 @@ class Reader:
             for logged in self._logged(where, adapter, each.lane, each.next_seq)
         ]
         return sorted(found, key=_by_end)
+
+    def harmed(self) -> Mapping[AdapterId, int]:
+        return {AdapterId(each): weight for each, weight in self.tables.rows("SELECT * FROM harmed")}
 
     def owner(self, adapter: AdapterId) -> TenantId | None:
         # Anybody may name an adapter; that a request succeeded says whose it is.

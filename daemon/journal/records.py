@@ -4,7 +4,7 @@ A request has a number, given in the order of arrival, and an outcome later. Out
 one order of their own, the order in which the broker heard of them: an adapter's operations ended in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +88,14 @@ class Crashed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Harmed:
+    """The trainer died while it brought this adapter back. weight: of all its deaths so far; 0 forgets them."""
+
+    adapter: AdapterId
+    weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionDeleted:
     """A published version that is to go, also if its directory turns up again."""
 
@@ -103,7 +111,9 @@ class Numbered:
     last_event: int
 
 
-Record = Received | Ended | Forgotten | Snapshot | Damaged | Gone | Crashed | VersionDeleted | Numbered
+Record = (
+    Received | Ended | Forgotten | Snapshot | Damaged | Gone | Crashed | Harmed | VersionDeleted | Numbered
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +163,9 @@ class Past(Protocol):
     def after(self, adapter: AdapterId) -> Sequence[Logged]:
         """The adapter's operations that its newest snapshot does not hold: first those with an outcome,
         in the order of their outcomes, then the others in order of arrival."""
+
+    def harmed(self) -> Mapping[AdapterId, int]:
+        """The adapters that trainers died of while they brought them back (`Harmed`), and their weights."""
 
     def owner(self, adapter: AdapterId) -> TenantId | None:
         """Whose the adapter is; None where the journal has nothing of it."""

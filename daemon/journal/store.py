@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 
 from ...bus.crash_points import crash_point
+from ...bus.errors import StorageFailed
+from ...bus.messages import PublishAdapter
 from ..decisions import Frames
 from .known_ids import id_of
 from .reading import Reader, decode_packed
@@ -22,6 +24,7 @@ from .records import (
     Ended,
     Forgotten,
     Gone,
+    Harmed,
     Numbered,
     Received,
     Record,
@@ -112,6 +115,7 @@ class Store(Reader):
             case Forgotten(number=number):
                 self.delete([number])
             case Snapshot():
+                self._check_told(record)
                 positions = _encode([(each.lane, each.next_seq) for each in record.positions])
                 row = (record.order, record.adapter, record.name, record.step, record.digest, positions)
                 run("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)", *row)
@@ -120,18 +124,45 @@ class Store(Reader):
                 run("DELETE FROM snapshots WHERE adapter = ? AND name = ?", adapter, name)
             case Gone(adapter=adapter):
                 run("DELETE FROM snapshots WHERE adapter = ?", adapter)
+                run("DELETE FROM harmed WHERE adapter = ?", adapter)
                 run("INSERT OR IGNORE INTO gone VALUES (?)", adapter)
             case Crashed(numbers=numbers, weight=weight):
                 rows = [(number, weight) for number in numbers]
                 more = "ON CONFLICT (number) DO UPDATE SET weight = weight + excluded.weight"
                 self.tables.run_for_each("INSERT INTO crashes", rows, more)
+            case Harmed() | VersionDeleted() | Numbered():
+                self._note(record)
+            case Received() | Ended():
+                raise AssertionError("these are written many at once")
+
+    def _note(self, record: Harmed | VersionDeleted | Numbered) -> None:
+        """What is no part of a request."""
+        run = self.tables.run
+        match record:
+            case Harmed(adapter=adapter, weight=weight):
+                run("DELETE FROM harmed WHERE adapter = ?", adapter)
+                if weight:
+                    run("INSERT INTO harmed VALUES (?, ?)", adapter, weight)
             case VersionDeleted(tenant=tenant, adapter=adapter, version=version):
                 run("INSERT OR REPLACE INTO deleted_versions VALUES (?, ?, ?)", tenant, adapter, version)
             case Numbered(last_event=last):
                 # One that was refused and is tried again comes behind later ones.
                 run("UPDATE events SET last = max(last, ?)", last)
-            case Received() | Ended():
-                raise AssertionError("these are written many at once")
+
+    def _check_told(self, snapshot: Snapshot) -> None:
+        """Refuse one that holds what has no outcome yet: that would run again on a lane which is past it. A
+        publish may be over for its lane long before it is for whoever waits for a sampler."""
+        held = {each.lane: each.next_seq for each in snapshot.positions}
+        # The unfinished ones are few; the plus keeps SQLite from looking through all of the adapter's requests.
+        waiting = (
+            "SELECT lane, seq FROM requests WHERE number IN (SELECT number FROM unfinished)"
+            " AND +adapter = ? AND seq > 0 AND kind != ?"
+        )
+        for lane, seq in self.tables.rows(waiting, snapshot.adapter, PublishAdapter.kind):
+            if seq < held.get(lane, 0):
+                raise StorageFailed(
+                    f"snapshot {snapshot.name} holds operation {seq}, whose outcome is not here yet"
+                )
 
     def _count(self, records: Sequence[Record]) -> None:
         """Numbers are never given twice, also where what had them is deleted."""

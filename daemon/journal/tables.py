@@ -18,7 +18,7 @@ from typing import Any
 
 from ...bus.errors import StorageFailed
 
-FORMAT = 2
+FORMAT = 3
 # Value lists of one statement. Each statement gives Python's lock away and has to get it back from the
 # broker's loop; so many rows at once cost that once.
 _ROWS_AT_ONCE = 64
@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS outcomes (
     frames BLOB NOT NULL, adapter TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS outcomes_of_adapter ON outcomes (adapter, ord);
 CREATE TABLE IF NOT EXISTS crashes (number INTEGER PRIMARY KEY, weight INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS harmed (adapter TEXT PRIMARY KEY, weight INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS payloads (
     digest BLOB PRIMARY KEY, refs INTEGER NOT NULL, place INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS payload_bytes (place INTEGER PRIMARY KEY, bytes BLOB NOT NULL);

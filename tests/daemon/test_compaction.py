@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from loractl.bus.ids import AdapterId, LaneId
-from loractl.bus.messages import DeleteAdapter
+from loractl.bus.messages import DeleteAdapter, PublishAdapter
 from loractl.bus.settings import JournalConfig
 from loractl.daemon.journal.compaction import Compaction
 from loractl.daemon.journal.records import Gone, Record
@@ -139,7 +139,7 @@ def test_an_adapter_with_one_snapshot_keeps_its_whole_way_from_its_creation(keep
 
 def test_what_has_no_outcome_stays_however_old(keeper: Keeper):
     keeper.create()
-    numbers = keeper.run(1, end=False)
+    numbers = keeper.run(1, end=False, kind=PublishAdapter.kind)  # it waits for a sampler
     keeper.snapshots(2, 3)
     keeper.now += 10 * KEEP_S
 

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
-import numpy as np
 import pytest
 from loractl.bus.codec import encode, peek
 from loractl.bus.config import Config
 from loractl.bus.errors import RequestConflict
 from loractl.bus.ids import AdapterId, LaneId, RequestId
 from loractl.bus.messages import (
-    AdapterCreated,
     CreateAdapter,
     DeleteAdapter,
     Done,
@@ -23,20 +21,26 @@ from loractl.bus.messages import (
     LanePosition,
     Message,
     OpenLane,
-    OptimStep,
-    PassResult,
     RecoverAdapter,
-    Recovered,
     RefuseOperation,
     SaveCheckpoint,
     SkipOperation,
     SnapshotTaken,
-    StepResult,
     Waiting,
 )
-from loractl.daemon.decisions import Decision, Tell, WriteDown
-from loractl.tests.daemon.journalled_office import JournalledOffice, forwarded, told
-from loractl.tests.daemon.office import ALICE, BEN, LORA, TRAINER, details_of, forward_backward
+from loractl.daemon.decisions import Tell, WriteDown
+from loractl.tests.daemon.journalled_office import (
+    JournalledOffice,
+    created,
+    forwarded,
+    gather,
+    passed,
+    recover,
+    step,
+    stepped,
+    told,
+)
+from loractl.tests.daemon.office import ALICE, BEN, LORA, TRAINER
 
 
 @pytest.fixture
@@ -44,32 +48,6 @@ def office(tmp_path: Path) -> JournalledOffice:
     office = JournalledOffice(file=tmp_path / "journal.sqlite")
     office.settled(office.ready(TRAINER))
     return office
-
-
-def created(office: JournalledOffice) -> tuple[AdapterId, LaneId]:
-    """An adapter with a lane, as the broker named them."""
-    (sent,) = forwarded(office.settled(office.ask(CreateAdapter(name="pirate", lora=LORA), request="c")))
-    assert isinstance(sent, CreateAdapter)
-    reply = AdapterCreated(details=details_of(sent.adapter), lane=sent.lane)
-    office.settled(office.answer(TRAINER, reply, request="c"))
-    return sent.adapter, sent.lane
-
-
-def gather(adapter: AdapterId, lane: LaneId, seq: int) -> ForwardBackward:
-    return forward_backward(seq, adapter=adapter, lane=lane)
-
-
-def step(adapter: AdapterId, lane: LaneId, seq: int) -> OptimStep:
-    return OptimStep(adapter=adapter, lane=lane, seq=seq, learning_rate=0.1)
-
-
-def passed() -> PassResult:
-    one = np.ones(1, dtype=np.float32)
-    return PassResult(logprobs=one, loss_terms=one, metrics={"loss:sum": 1.0})
-
-
-def stepped(number: int) -> StepResult:
-    return StepResult(applied=True, step=number, grad_norm=1.0, learning_rate=0.1, tokens=2)
 
 
 def test_a_request_is_forwarded_once_it_is_written_down(office: JournalledOffice) -> None:
@@ -120,14 +98,6 @@ def test_what_was_unfinished_runs_after_a_restart_and_answers_whoever_asks_again
 
     assert sent == [step(adapter, lane, 1)]
     assert told(again.settled(again.answer(TRAINER, stepped(1), request="s1"))) == [stepped(1)]
-
-
-def recover(office: JournalledOffice, *, number: int = 1, body: object = None) -> list[Decision]:
-    """Answer the number-th RecoverAdapter."""
-    answer = body or Recovered(step=0)
-    return office.settled(
-        office.answer(TRAINER, answer, request=f"recover-{number}", tenant="(broker)")  # type: ignore[arg-type]
-    )
 
 
 def test_a_dead_trainer_costs_a_pause_what_had_ended_runs_again_and_what_had_not_runs(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from loractl.bus.errors import StorageFailed
 from loractl.bus.ids import AdapterId, LaneId, RequestId
-from loractl.bus.messages import DeleteAdapter, LanePosition
+from loractl.bus.messages import DeleteAdapter, LanePosition, PublishAdapter
 from loractl.daemon.journal.known_ids import KnownIds, id_of
 from loractl.daemon.journal.reading import Reader
 from loractl.daemon.journal.records import (
@@ -181,6 +181,24 @@ def test_the_two_newest_snapshots_are_remembered(store: Store, past: Reader):
 
     assert past.snapshots(ADAPTER, 10) == [snapshot(3), snapshot(2)]
     assert past.snapshots(OTHER, 10) == [other]
+
+
+def test_a_snapshot_that_holds_what_has_no_outcome_yet_is_refused(store: Store, past: Reader):
+    store.commit([received(1), received(2), received(3)])
+
+    for early in ([snapshot(5, ln_1=3)], [ended(1, 4), snapshot(5, ln_1=3)]):
+        with pytest.raises(StorageFailed, match="whose outcome is not here yet"):
+            store.commit(early)
+    assert past.snapshot(ADAPTER) is None
+
+    store.commit([snapshot(8, ln_1=3), ended(1, 6), ended(2, 7)])  # number 3 is none of it
+    assert past.snapshot(ADAPTER) is not None
+
+
+def test_a_publish_may_wait_for_its_sampler_while_snapshots_go_on(store: Store, past: Reader):
+    store.commit([received(1, kind=PublishAdapter.kind), snapshot(2, ln_1=2)])
+
+    assert past.snapshot(ADAPTER) is not None
 
 
 def test_of_a_deleted_adapter_only_the_outcomes_are_left(store: Store, past: Reader):

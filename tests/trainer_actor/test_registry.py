@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loractl.bus.errors import AdapterExists, AdapterNotFound, InvalidName, StorageFailed
+from loractl.bus.errors import AdapterExists, AdapterNotFound, AnotherBase, InvalidName, StorageFailed
 from loractl.bus.ids import AdapterId, TenantId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import LoraSpec
@@ -117,6 +117,32 @@ def test_adapters_of_another_base_model_wait_untouched(layout: StateLayout) -> N
 
     assert other.all() == []
     assert open_registry(layout, BASE).all() == [record]
+
+
+def test_whoever_asks_for_an_adapter_of_another_base_hears_where_it_is_and_nobody_else_does(
+    layout: StateLayout,
+) -> None:
+    record = created(open_registry(layout, BASE), "poet")
+
+    other = open_registry(layout, "another 4567")
+
+    for refused in (
+        lambda: other.owned(ME, record.adapter),
+        lambda: other.check_apart(record.adapter),
+        lambda: other.draft(ME, "new", LORA, now_unix_s=2.0, adapter=record.adapter),
+    ):
+        with pytest.raises(AnotherBase, match="start the daemon with the model that it had"):
+            refused()
+    with pytest.raises(AdapterNotFound):
+        other.owned(OTHER, record.adapter)
+
+
+def test_an_adapter_that_cannot_be_read_is_not_taken_for_one_that_is_gone(layout: StateLayout) -> None:
+    record = created(open_registry(layout, BASE), "poet")
+    (layout.adapter(record.adapter) / "adapter.json").write_text("{")
+
+    with pytest.raises(AnotherBase, match=r"adapter\.json cannot be read"):
+        open_registry(layout, BASE).owned(ME, record.adapter)
 
 
 def test_an_adapter_that_cannot_be_written_does_not_exist(layout: StateLayout) -> None:

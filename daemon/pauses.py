@@ -1,0 +1,64 @@
+"""Adapters that could not be brought back for now, as on a full disk, and when each is tried again. Pure."""
+
+import math
+from dataclasses import dataclass, field
+
+from ..bus.errors import ActorRestarting, ActorStopping, OutOfSlots
+from ..bus.ids import AdapterId
+from ..bus.messages import Failed
+
+# Answers of a trainer that leaves: the operation did not run, and will.
+PARTING = frozenset({ActorStopping.code, ActorRestarting.code})
+_FIRST_S, _LONGEST_S = 1.0, 30.0
+
+
+def may_pass(failure: Failed) -> bool:
+    """Whether it says nothing about the adapter: a full disk, no room."""
+    return failure.retryable or failure.fault == "server" or failure.code == OutOfSlots.code
+
+
+@dataclass(slots=True)
+class _Pause:
+    """over: the pause, because its end was reached; what it knows counts for the next one."""
+
+    until: float
+    length_s: float
+    reason: str
+    over: bool = False
+
+
+@dataclass(slots=True)
+class Pauses:
+    _pauses: dict[AdapterId, _Pause] = field(default_factory=dict)
+
+    def begin(self, adapter: AdapterId, reason: str, now: float) -> None:
+        """Each pause of an adapter is twice as long as the one before."""
+        before = self._pauses.get(adapter)
+        length_s = min(2 * before.length_s, _LONGEST_S) if before is not None else _FIRST_S
+        self._pauses[adapter] = _Pause(now + length_s, length_s, reason)
+
+    def reason(self, adapter: AdapterId) -> str:
+        """Why the adapter could not be brought back; "" where nothing stood in the way."""
+        pause = self._pauses.get(adapter)
+        return pause.reason if pause is not None else ""
+
+    def lasts(self, adapter: AdapterId) -> bool:
+        pause = self._pauses.get(adapter)
+        return pause is not None and not pause.over
+
+    def take_over(self, now: float) -> list[AdapterId]:
+        """Those whose pause is over now."""
+        over = [adapter for adapter, each in self._pauses.items() if not each.over and each.until <= now]
+        for adapter in over:
+            self._pauses[adapter].over = True
+        return over
+
+    def end(self, adapter: AdapterId) -> None:
+        """It is brought back, or will never be."""
+        self._pauses.pop(adapter, None)
+
+    def clear(self) -> None:
+        self._pauses.clear()
+
+    def next_due(self) -> float:
+        return min((each.until for each in self._pauses.values() if not each.over), default=math.inf)
