@@ -27,6 +27,7 @@ from ..bus.messages import (
     RefuseOperation,
     SkipOperation,
 )
+from .compositions import as_it_ran
 from .decisions import Decision, Forward, Frames, Key, Say, WriteDown
 from .journal.records import Damaged, Logged, Past
 from .ledger import Ticket
@@ -219,7 +220,7 @@ class Recovery:
         assert self._past is not None
         assert self._trainer is not None
         if not self._is_over(logged) or self._runs_again(logged):
-            return Forward(self._trainer, self._past.request(logged.number))
+            return Forward(self._trainer, self._request(logged))
         if logged.failed:
             failure = self._failure(logged)
             refused = RefuseOperation(
@@ -232,6 +233,15 @@ class Recovery:
             return self._to_trainer(logged.key, refused)
         skipped = SkipOperation(adapter=logged.adapter, lane=logged.lane, seq=logged.seq)
         return self._to_trainer(logged.key, skipped)
+
+    def _request(self, logged: Logged) -> Frames:
+        """An operation as it came; one that ran, to run in the same passes again."""
+        assert self._past is not None
+        ticket = self._find(logged.key)  # the journal may still be at writing its outcome down
+        ended = ticket.outcome if ticket is not None else None
+        if logged.order is not None:
+            ended = self._past.outcome(logged.number)
+        return as_it_ran(self._past.request(logged.number), ended, self._limits)
 
     def _runs_again(self, logged: Logged) -> bool:
         assert self._past is not None

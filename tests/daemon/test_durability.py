@@ -25,6 +25,7 @@ from loractl.bus.messages import (
     OpenLane,
     OptimStep,
     PassResult,
+    ReadOperation,
     RecoverAdapter,
     Recovered,
     RefuseOperation,
@@ -34,7 +35,8 @@ from loractl.bus.messages import (
     StepResult,
     Waiting,
 )
-from loractl.daemon.decisions import Decision, Tell, WriteDown
+from loractl.daemon.compositions import without
+from loractl.daemon.decisions import Decision, Forward, Tell, WriteDown
 from loractl.tests.daemon.journalled_office import JournalledOffice, forwarded, told
 from loractl.tests.daemon.office import ALICE, BEN, LORA, TRAINER, details_of, forward_backward
 
@@ -318,3 +320,67 @@ def test_a_request_that_lacks_what_the_broker_fills_in_is_refused_and_forgotten(
     for _ in range(2):
         refused = told(office.broker.request(BEN, peek(broken[0], Config().limits), broken, office.now))
         assert [each.code for each in refused if isinstance(each, Failed)] == ["bad_frame"]
+
+
+NOTED = replace(passed(), composition=np.arange(5, dtype=np.uint8))
+
+
+def again_after_the_trainer_died(office: JournalledOffice) -> list[Message]:
+    """What the next trainer gets, once it has taken the adapter up."""
+    office.lose(TRAINER)
+    decisions = office.settled(office.ready(TRAINER))
+    (asked,) = [each for each in decisions if isinstance(each, Forward)]
+    request = peek(asked.frames[0], office.config.limits)
+    back = office.answer(TRAINER, Recovered(step=0), request=request.request, tenant=request.tenant)
+    return forwarded(office.settled(back))
+
+
+def test_an_operation_comes_again_with_the_composition_that_its_outcome_told(
+    office: JournalledOffice,
+) -> None:
+    adapter, lane = created(office)
+    for seq, outcome in enumerate((NOTED, passed()), start=1):
+        office.settled(office.ask(gather(adapter, lane, seq), request=f"f{seq}"))
+        office.settled(office.answer(TRAINER, outcome, request=f"f{seq}"))
+
+    first, second = again_after_the_trainer_died(office)
+
+    assert isinstance(first, ForwardBackward)
+    assert first.composition.tobytes() == NOTED.composition.tobytes()
+    assert first.tokens.tolist() == gather(adapter, lane, 1).tokens.tolist()
+    assert isinstance(second, ForwardBackward)
+    assert not second.composition.size
+
+
+def test_so_does_one_whose_outcome_the_journal_is_still_at(office: JournalledOffice) -> None:
+    adapter, lane = created(office)
+    office.settled(office.ask(gather(adapter, lane, 1), request="f1"))
+    written = office.answer(TRAINER, NOTED, request="f1")
+
+    (again,) = again_after_the_trainer_died(office)
+
+    assert isinstance(again, ForwardBackward)
+    assert again.composition.tobytes() == NOTED.composition.tobytes()
+    assert [type(each) for each in told(office.settled(written))] == [PassResult]
+
+
+def test_an_operation_is_read_with_the_composition_that_its_outcome_told(office: JournalledOffice) -> None:
+    adapter, lane = created(office)
+    office.settled(office.ask(gather(adapter, lane, 1), request="f1"))
+    office.settled(office.answer(TRAINER, NOTED, request="f1"))
+    (logged,) = [each for each in office.store.history(adapter, 0, 9) if each.kind == ForwardBackward.kind]
+
+    operation, outcome = told(office.ask(ReadOperation(adapter=adapter, number=logged.number), request="h"))
+
+    assert isinstance(operation, ForwardBackward)
+    assert isinstance(outcome, PassResult)
+    assert operation.composition.tobytes() == outcome.composition.tobytes() == NOTED.composition.tobytes()
+
+
+def test_who_is_elsewhere_hears_nothing_of_others_in_a_pass() -> None:
+    limits = Config().limits
+    told_all = encode(Envelope(request=RequestId("f1"), tenant=ALICE, body=NOTED))
+    plain = encode(Envelope(request=RequestId("f1"), tenant=ALICE, body=passed()))
+
+    assert without(told_all, limits) == plain
+    assert without(plain, limits) is plain
