@@ -37,6 +37,14 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     packed: msgspec.Raw
 
     @property
+    def names(self) -> set[str]:
+        """Of all fields. Raises BadFrame, as `fields` does."""
+        try:
+            return {*_field_map.decode(self.packed)}
+        except MALFORMED as error:
+            raise _bad(f"{self.kind}: fields", error) from error
+
+    @property
     def fields(self) -> dict[str, object]:
         """Those fields that are text, numbers, booleans or None, decoded at each use.
 

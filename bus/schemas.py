@@ -3,7 +3,7 @@
 For every message class a struct is made that mirrors it with nothing left open: no unknown and no
 missing field, no value of another type, no list longer than `MAX_ITEMS`. msgspec decodes straight
 into it, so the nesting of hostile bytes never matters and nothing large is built before its length
-has been checked.
+has been checked. Only arrays that are `LATE` may be missing, and are where they are empty.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import msgspec
 
 from .arrays import ARRAY_HINTS, Buffer, DTypeCode, pack_array, unpack_array
 from .errors import BadFrame
-from .messages import Message
+from .messages import LATE, Message
 
 # Of a list or a map in a header. Large data travels as arrays, which have frames of their own.
 MAX_ITEMS = 65_536
@@ -25,11 +25,13 @@ Hint = Any  # a type as annotations write it; typing has no name for these
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Schema:
-    """One message class: names of its fields, dtype codes of its arrays, fields with dataclasses."""
+    """One message class: names of its fields, dtype codes of its arrays, which of those are late, fields
+    with dataclasses."""
 
     message: type[Message]
     names: tuple[str, ...]
     arrays: Mapping[str, DTypeCode]
+    late: frozenset[str]
     nested: Mapping[str, Hint]
     decoder: msgspec.msgpack.Decoder[msgspec.Struct]
 
@@ -39,7 +41,10 @@ class Schema:
             return body
         fields = {name: getattr(body, name) for name in self.names}
         for name, code in self.arrays.items():
-            fields[name] = pack_array(fields[name], code, frames, what=f"{body.kind}.{name}")
+            if name in self.late and getattr(fields[name], "shape", None) == (0,):
+                del fields[name]
+            else:
+                fields[name] = pack_array(fields[name], code, frames, what=f"{body.kind}.{name}")
         return fields
 
     def unpack(self, fields: Buffer | msgspec.Raw, frames: Sequence[Buffer]) -> Message:
@@ -53,7 +58,10 @@ class Schema:
         values = {name: getattr(mirror, name) for name in self.names}
         used: set[int] = set()
         for name, code in self.arrays.items():
-            values[name] = unpack_array(values[name], code, frames, used)
+            if values[name] is msgspec.UNSET:
+                del values[name]
+            else:
+                values[name] = unpack_array(values[name], code, frames, used)
         if len(used) != len(frames) - 1:
             raise BadFrame(f"{len(frames)} frames, of which {len(used) + 1} belong to the message")
         for name, hint in self.nested.items():
@@ -90,6 +98,7 @@ def _schema(message: type[Message]) -> Schema:
         message=message,
         names=tuple(hints),
         arrays={name: ARRAY_HINTS[hint] for name, hint in hints.items() if _is_array(hint)},
+        late=_late(message),
         nested={name: hint for name, hint in hints.items() if _holds_dataclass(hint)},
         decoder=msgspec.msgpack.Decoder(_mirror(message)),
     )
@@ -97,12 +106,21 @@ def _schema(message: type[Message]) -> Schema:
 
 def _mirror(cls: Hint) -> type[msgspec.Struct]:
     hints = {name: hint for name, hint in get_type_hints(cls).items() if name != "kind"}
+    late = _late(cls)
     return msgspec.defstruct(
         cls.__name__,
-        [(name, _mirrored(hint)) for name, hint in hints.items()],
+        [_late_field(name) if name in late else (name, _mirrored(hint)) for name, hint in hints.items()],
         kw_only=True,
         forbid_unknown_fields=True,
     )
+
+
+def _late(cls: Hint) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(cls) if field.metadata == LATE)
+
+
+def _late_field(name: str) -> tuple[str, Hint, Hint]:
+    return name, msgspec.msgpack.Ext | msgspec.UnsetType, msgspec.UNSET
 
 
 def _mirrored(hint: Hint) -> Hint:

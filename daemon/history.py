@@ -21,6 +21,7 @@ from ..bus.messages import (
     StateLoaded,
     StepResult,
 )
+from .compositions import as_it_ran
 from .decisions import ClientId, Decision, Frames, Reply
 from .journal.records import Logged, Past
 
@@ -51,7 +52,8 @@ class Histories:
             raise InvalidRequest(
                 f"of operation {body.number} the journal keeps the outcome only (journal.keep_bytes)"
             )
-        parts = (past.request(logged.number), past.outcome(logged.number))
+        outcome = past.outcome(logged.number)
+        parts = (as_it_ran(past.request(logged.number), outcome, self._limits), outcome)
         return [
             Reply(client, replace(asked, body=self._body(frames), last=last))
             for frames, last in zip(parts, (False, True), strict=True)

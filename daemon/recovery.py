@@ -263,15 +263,9 @@ class Recovery:
 
     # --- small change ----------------------------------------------------------------------------
 
-    def _is_over(self, logged: Logged) -> bool:
-        """Whether the trainer is done with it, also where the journal has no outcome yet. All others come by
-        themselves, from where they wait."""
-        ticket = self._find(logged.key) if logged.order is None else None
-        return ticket is None or ticket.written_version or ticket.outcome is not None
-
     def _rerun(self) -> Rerun:
         assert self._past is not None
-        return Rerun(self._past, self._limits, self._is_over)
+        return Rerun(self._past, self._limits, self._find)
 
     def _to_trainer(self, frames: Frames) -> Decision:
         assert self._trainer is not None

@@ -19,6 +19,7 @@ from ..bus.layout import StateLayout
 from ..bus.messages import CreateAdapter, OpenLane
 from ..bus.sockets import Frames, PlainContext, PlainSocket, receive_waiting, send
 from ..bus.zap import zap_answer
+from .compositions import has_composition, without
 from .now_and_then import NowAndThen
 
 log = structlog.get_logger()
@@ -66,7 +67,8 @@ class RemoteClients:
 
     def addressed(self, frames: Frames) -> Frames:
         """Frames for a remote client as its socket takes them."""
-        return [bytes(frames[0])[len(_REMOTE) :], *frames[1:]]
+        identity, *message = frames
+        return [bytes(identity)[len(_REMOTE) :], *without(message, self._limits)]
 
     def _knows(self, public: str) -> bool:
         try:
@@ -103,3 +105,5 @@ def _check(header: Header, tenant: TenantId | None) -> None:
         raise AccessDenied(f"this key speaks for {tenant} alone, and reads what is its own")
     if any(fields.get(name) for name in _MADE_HERE.get(header.kind, ())):
         raise AccessDenied("ids are made by the daemon: leave them empty")
+    if has_composition(header):
+        raise AccessDenied("compositions of passes come from the daemon's journal alone: leave it out")

@@ -20,8 +20,10 @@ from ..bus.messages import (
     RefuseOperation,
     SkipOperation,
 )
+from .compositions import as_it_ran
 from .decisions import Frames, Key
 from .journal.records import Logged, Past
+from .ledger import Ticket
 from .replay import order_of
 
 # What changes an adapter's state; everything else is done once its outcome is known.
@@ -32,8 +34,9 @@ _RUNS_AGAIN = frozenset(
 
 @dataclass(slots=True)
 class Replay:
-    """How far an adapter is on its way back. asked: the RecoverAdapter under way. todo: to run again, with_trainer: is being run. last: follows when
-    that is done, and is not waited for. parted: the trainer leaves, so nothing more comes of this one."""
+    """How far an adapter is on its way back. asked: the RecoverAdapter under way. todo: to run again,
+    with_trainer: is being run. last: follows when that is done, and is not waited for. parted: the trainer
+    leaves, so nothing more comes of this one."""
 
     tries: int = 1
     parted: bool = False
@@ -46,17 +49,23 @@ class Replay:
 
 
 class Rerun:
-    """is_over: whether the trainer is done with an operation."""
+    """find: the ticket of a request under way."""
 
-    def __init__(self, past: Past, limits: LimitsConfig, is_over: Callable[[Logged], bool]) -> None:
+    def __init__(self, past: Past, limits: LimitsConfig, find: Callable[[Key], Ticket | None]) -> None:
         self._past = past
         self._limits = limits
-        self.is_over = is_over
+        self._find = find
+
+    def is_over(self, logged: Logged) -> bool:
+        """Whether the trainer is done with it, also where the journal has no outcome yet. All others come by
+        themselves, from where they wait."""
+        ticket = self._find(logged.key) if logged.order is None else None
+        return ticket is None or ticket.written_version or ticket.outcome is not None
 
     def frames(self, logged: Logged) -> Frames:
         """What is sent."""
         if not self.is_over(logged) or self.runs(logged):
-            return self._past.request(logged.number)
+            return as_it_ran(self._past.request(logged.number), self._outcome(logged), self._limits)
         if logged.failed:
             failure = self._failure(logged)
             refused = RefuseOperation(
@@ -86,6 +95,13 @@ class Rerun:
     def same(self, logged: Logged, frames: Frames) -> bool:
         """Whether it was answered as the first time."""
         return [bytes(frame) for frame in frames] == [*map(bytes, self._past.outcome(logged.number))]
+
+    def _outcome(self, logged: Logged) -> Frames | Message | None:
+        """What came of it, which the journal may still be at writing down."""
+        if logged.order is not None:
+            return self._past.outcome(logged.number)
+        ticket = self._find(logged.key)
+        return ticket.outcome if ticket is not None else None
 
     def _failure(self, logged: Logged) -> Failed:
         failure = decode(self._past.outcome(logged.number), self._limits).body

@@ -6,18 +6,24 @@ there was nothing, it is an exact no-op (`applied` False). Which ones run togeth
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..bus.errors import LoractlError
+import numpy as np
+import structlog
+
+from ..bus.errors import InvalidData, LoractlError
 from ..bus.failures import failed
 from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.messages import ForwardBackward, Message, OptimStep, PassResult, StepResult
 from .adapter import Adapter
 from .adapters import Adapters
+from .compositions import checked_seats, seats
 from .engine import TrainEngine
 from .part_run import PartRun
 from .passes import AdamParams, PassPart, StepOutcome
 from .windows import Event
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,16 @@ class Batches:
         self._adapters = adapters
         self._residents = adapters.residents
         self._begun: dict[tuple[LaneId, int], Begun] = {}
+
+    def checked(self, operation: ForwardBackward) -> ForwardBackward:
+        """Without a composition that it cannot have run in: it then runs in whatever passes there are."""
+        most = max(self._engine.pass_tokens, self._engine.details.max_sequence_tokens)
+        try:
+            checked_seats(operation, most)
+        except InvalidData as error:
+            log.warning("composition.ignored", adapter=operation.adapter, reason=error.message)
+            return replace(operation, composition=np.zeros(0, dtype=np.uint8))
+        return operation
 
     def begin(self, tenant: TenantId, operation: ForwardBackward) -> None:
         """Check a forward_backward and make it ready for its first pass; its adapter is pinned until it ends.
@@ -106,7 +122,12 @@ class Batches:
             begun.adapter.happened(Event.FAILED, lane=operation.lane)
             return failed(outcome)
         begun.adapter.happened(Event.GATHERED if begun.part.backward else Event.SCORED, lane=operation.lane)
-        return PassResult(logprobs=outcome.logprobs, loss_terms=outcome.loss_terms, metrics=outcome.metrics)
+        return PassResult(
+            logprobs=outcome.logprobs,
+            loss_terms=outcome.loss_terms,
+            metrics=outcome.metrics,
+            composition=outcome.composition,
+        )
 
     def _part(self, adapter: Adapter, operation: ForwardBackward) -> PassPart:
         return PassPart(
@@ -122,6 +143,7 @@ class Batches:
             loss_config=operation.loss_config,
             backward=not operation.forward_only,
             ratio_mask=operation.ratio_mask,
+            seats=seats(operation.composition),
         )
 
 

@@ -9,13 +9,16 @@ from dataclasses import fields
 
 import numpy as np
 
-from ..bus.messages import Message
+from ..bus.messages import LATE, Message
 
 
 def fingerprint(message: Message) -> bytes:
-    """BLAKE2b over the kind and every field. Equal for equal content, whatever order mappings have."""
+    """BLAKE2b over the kind and every field that says what to do. Equal for equal content, whatever order
+    mappings have."""
     digest = hashlib.blake2b(message.kind.encode(), digest_size=16)
     for field in fields(message):  # type: ignore[arg-type]  # every Message is a dataclass
+        if field.metadata == LATE:  # in which passes it ran before: a client that asks again does not know
+            continue
         digest.update(f"\n{field.name}=".encode())
         value = getattr(message, field.name)
         if isinstance(value, np.ndarray):

@@ -24,6 +24,7 @@ from ..bus.messages import (
     DropVersion,
     Echo,
     Envelope,
+    ForwardBackward,
     KeepSnapshot,
     ListAdapters,
     ListTenants,
@@ -236,6 +237,8 @@ class Intake:
         adapter = self._adapters.owned(envelope.tenant, operation.adapter)
         if not self._lanes.knows(operation):
             raise _lane_lost(adapter)
+        if isinstance(operation, ForwardBackward):
+            operation = self._batches.checked(operation)
         if (written := self._written_before(envelope, operation)) is not None:
             self._answer([Answer(envelope, written)])
             return

@@ -24,26 +24,28 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, _anchor: Tensor, weight_OI: Tensor, bias_O: Tensor | None, at: "_Place"
+        ctx: Any, x: Tensor, _anchor: Tensor | None, weight_OI: Tensor, bias_O: Tensor | None, at: "_Place"
     ) -> Tensor:
         x_TI = x.flatten(0, -2)
         y_TO = x_TI @ weight_OI.t()
         if bias_O is not None:
             y_TO += bias_O
         saved = at.lora.add(at.linear, x_TI, y_TO)
-        ctx.save_for_backward(x, weight_OI, *saved)
-        ctx.at = at
+        ctx.save_for_backward(weight_OI, *((x, *saved) if saved else ()))
+        ctx.at, ctx.shape = at, x.shape
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        x, weight_OI, *saved = ctx.saved_tensors
+        weight_OI, *kept = ctx.saved_tensors
         at: _Place = ctx.at
         dy_TO = dy.reshape(-1, len(weight_OI))
         dx_TI = back_through(dy_TO, weight_OI) if ctx.needs_input_grad[0] else None
-        at.lora.backward(at.linear, x.flatten(0, -2), saved, dy_TO, dx_TI)
+        if kept:
+            x, *saved = kept
+            at.lora.backward(at.linear, x.flatten(0, -2), saved, dy_TO, dx_TI)
         at.alive()
-        return None if dx_TI is None else dx_TI.view_as(x), None, None, None, None
+        return None if dx_TI is None else dx_TI.view(ctx.shape), None, None, None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +73,14 @@ class _LoraModule(torch.nn.Module):
     def forward(self, input_: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         self._frame.alive()
         lora = self._frame.lora
-        if lora is None or not lora.trains(self._linear):
+        if lora is None:
             base: tuple[Tensor, Tensor | None] = super().forward(input_, *args, **kwargs)
             return base
         own, left = (None, self.bias) if self.skip_bias_add else (self.bias, None)
+        # The same products whether anybody trains this linear or not: others' doing must not change my bits.
+        anchor = lora.anchor if lora.trains(self._linear) else None
         place = _Place(self._linear, lora, self._frame.alive)
-        y: Tensor = _LoraLinear.apply(input_, lora.anchor, self.weight, own, place)  # type: ignore[no-untyped-call]
+        y: Tensor = _LoraLinear.apply(input_, anchor, self.weight, own, place)  # type: ignore[no-untyped-call]
         return y, left
 
 

@@ -4,111 +4,41 @@ Several runs share it, each a piece of some operation, of the same adapter or of
 backward computes goes to scratch rows, so whoever called decides what of it joins an adapter's
 gradients. A run whose losses are not finite takes no part in the backward.
 
-Legend: T = positions of the pass, t = of one run, B = datums. Targets and what is computed of them are
-[t], or [t, K] where a position has K of them.
+Legend: T = positions of the pass, t = of one run. Targets and what is computed of them are [t], or [t, K]
+where a position has K of them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..bus.messages import LossName
 from .backbone import Backbone
+from .compositions import RunShape
 from .lora_grouped import GroupedPass
 from .lora_pass import LoraPass, LoraSegment, SegmentedPass
-from .loss_settings import checked_settings
-from .losses import WHOLE_SEQUENCE, LossInputs, terms_and_slopes
+from .losses import WHOLE_SEQUENCE, terms_and_slopes
+from .members import Member
 from .output import HeadRun, OutputHead, run_head
 from .packing import pack
-from .passes import PassPart
-from .row_views import GradientRow, RowViews
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """Whole datums of one operation, as tensors on the device."""
-
-    lengths: list[int]
-    tokens_t: Tensor
-    targets_t: Tensor
-    inputs: LossInputs
-    loss: LossName
-    settings: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """What one run brings into a pass. gradients: None to compute none."""
-
-    rows: Rows
-    scale: float
-    weights: RowViews
-    gradients: GradientRow | None
 
 
 @dataclass(frozen=True, slots=True)
 class RowsResult:
-    """logprobs [t] and terms [t] of one `Rows`; finite False: its gradients are not to be used."""
+    """logprobs [t] and terms [t] of one `Rows`; finite False: its gradients are not to be used. kept: as in
+    `compositions`."""
 
     logprobs_t: Tensor
     terms_t: Tensor
     finite: bool
-
-
-def rows_of(part: PassPart, device: torch.device) -> Rows:
-    """All datums of a part."""
-
-    def floats(values: object) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)
-
-    return Rows(
-        lengths=part.lengths.tolist(),
-        tokens_t=torch.tensor(part.tokens, device=device),
-        targets_t=torch.tensor(part.targets, device=device),
-        inputs=LossInputs(
-            weights_T=floats(part.weights),
-            old_logprobs_T=floats(part.old_logprobs),
-            advantages_T=floats(part.advantages),
-            ratio_mask_T=floats(part.ratio_mask),
-            lengths_B=torch.tensor(part.lengths, device=device),
-        ),
-        loss=part.loss,
-        settings=checked_settings(part.loss, part.loss_config),
-    )
-
-
-def split_rows(rows: Rows, budget: int) -> list[Rows]:
-    """Cut into pieces of whole datums of at most `budget` positions; a longer datum is alone."""
-    cuts: list[list[int]] = []
-    size = budget + 1
-    for length in rows.lengths:
-        if size + length > budget:
-            cuts.append([])
-            size = 0
-        cuts[-1].append(length)
-        size += length
-    pieces, position, datum = [], 0, 0
-    for cut in cuts:
-        mine = slice(position, position + sum(cut))
-        inputs = rows.inputs.rows(mine, slice(datum, datum + len(cut)))
-        position, datum = mine.stop, datum + len(cut)
-        pieces.append(
-            replace(
-                rows,
-                lengths=cut,
-                tokens_t=rows.tokens_t[mine],
-                targets_t=rows.targets_t[mine],
-                inputs=inputs,
-            )
-        )
-    return pieces
+    kept: tuple[int, ...]
 
 
 def run_members(backbone: Backbone, head: OutputHead, members: Sequence[Member]) -> list[RowsResult]:
     """Run them as one pass. Nothing but their gradient rows changes. Those of one layout stand side by side."""
-    lora = _lora_pass(members)
+    segments = _segments(members)
+    lora = _lora_pass(segments)
     lengths = [length for member in members for length in member.rows.lengths]
     tokens_T = torch.cat([member.rows.tokens_t for member in members])
     missing = head.floor - len(tokens_T)
@@ -116,12 +46,12 @@ def run_members(backbone: Backbone, head: OutputHead, members: Sequence[Member])
         # A sequence of fillers (see `row_floor`), of no adapter.
         lengths.append(missing)
         tokens_T = torch.cat([tokens_T, tokens_T[-1:].expand(missing)])
-    wanted = any(member.gradients is not None for member in members)
+    wanted = any(member.backward for member in members)
     packing = pack(lengths, tokens_T.device)
     with backbone.running(packing, lora), torch.set_grad_enabled(wanted):
         hidden_PH = backbone.hidden(tokens_T)
         dhidden_PH = torch.zeros_like(hidden_PH)
-        runs = [_head_run(member, segment) for member, segment in zip(members, lora.segments, strict=True)]
+        runs = _head_runs(head, members, segments)
         run_head(head, runs, hidden_PH.detach(), dhidden_PH)
         results = _results(runs, dhidden_PH)
         # An adapter on the unembedding alone has its gradients already.
@@ -131,20 +61,53 @@ def run_members(backbone: Backbone, head: OutputHead, members: Sequence[Member])
     return results
 
 
-def _head_run(member: Member, segment: LoraSegment) -> HeadRun:
+def _head_runs(
+    head: OutputHead, members: Sequence[Member], segments: Sequence[LoraSegment | None]
+) -> list[HeadRun]:
+    runs, start = [], 0
+    for member, segment in zip(members, segments, strict=True):
+        targets_t = member.rows.targets_t
+        if member.filler is not None:
+            runs.append(_filler_run(head, member.filler, start, targets_t))
+        else:
+            runs.append(_head_run(member, segment, start))
+        start += len(targets_t)
+    return runs
+
+
+def _head_run(member: Member, segment: LoraSegment | None, start: int) -> HeadRun:
     rows = member.rows
-    backward = member.gradients is not None
     if rows.loss in WHOLE_SEQUENCE:
 
         def of_all(logprobs_t: Tensor) -> tuple[Tensor, Tensor]:
             return terms_and_slopes(rows.loss, logprobs_t, rows.inputs, rows.settings)
 
-        return HeadRun(segment=segment, targets_t=rows.targets_t, backward=backward, whole=of_all)
+        return HeadRun(start, segment, rows.targets_t, member.backward, whole=of_all)
 
     def of_rows(chunk: slice, logprobs_c: Tensor) -> tuple[Tensor, Tensor]:
         return terms_and_slopes(rows.loss, logprobs_c, rows.inputs.rows(chunk), rows.settings)
 
-    return HeadRun(segment=segment, targets_t=rows.targets_t, backward=backward, loss=of_rows)
+    return HeadRun(start, segment, rows.targets_t, member.backward, loss=of_rows)
+
+
+def _filler_run(head: OutputHead, shape: RunShape, start: int, targets_t: Tensor) -> HeadRun:
+    """It walks back from as many positions as what it stands for; adapters on the unembedding multiply
+    their own rows only, so that it needs none."""
+
+    def slopes(logprobs_c: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        slopes_c = torch.zeros_like(logprobs_c)
+        slopes_c[: shape.kept[chunk] if chunk < len(shape.kept) else 0] = 1
+        return torch.zeros_like(logprobs_c), slopes_c
+
+    if shape.whole:
+        return HeadRun(start, None, targets_t, shape.backward, whole=lambda logprobs_t: slopes(logprobs_t, 0))
+    return HeadRun(
+        start,
+        None,
+        targets_t,
+        shape.backward,
+        loss=lambda rows, logprobs_c: slopes(logprobs_c, rows.start // head.chunk),
+    )
 
 
 def _results(runs: Sequence[HeadRun], dhidden_PH: Tensor) -> list[RowsResult]:
@@ -155,17 +118,23 @@ def _results(runs: Sequence[HeadRun], dhidden_PH: Tensor) -> list[RowsResult]:
     for run, finite in zip(runs, flags, strict=True):
         if not finite:
             # What is NaN here stays NaN on its own rows; zeros keep the way back short of surprises.
-            dhidden_PH[run.segment.rows] = 0
-    return [RowsResult(run.logprobs_t, run.terms_t, finite) for run, finite in zip(runs, flags, strict=True)]
+            dhidden_PH[run.rows] = 0
+    return [
+        RowsResult(run.logprobs_t, run.terms_t, finite, tuple(run.kept) if run.backward else ())
+        for run, finite in zip(runs, flags, strict=True)
+    ]
 
 
-def _lora_pass(members: Sequence[Member]) -> LoraPass:
-    """On CUDA several adapters are multiplied at once; on a CPU, and one adapter, plainly."""
-    segments, start = [], 0
+def _segments(members: Sequence[Member]) -> list[LoraSegment | None]:
+    """The rows of each one's adapter; None: it has none."""
+    segments: list[LoraSegment | None] = []
+    start = 0
     for member in members:
         stop = start + len(member.rows.tokens_t)
         segments.append(
-            LoraSegment(
+            None
+            if member.weights is None
+            else LoraSegment(
                 start=start,
                 stop=stop,
                 scale=member.scale,
@@ -174,6 +143,12 @@ def _lora_pass(members: Sequence[Member]) -> LoraPass:
             )
         )
         start = stop
-    if len(segments) > 1 and segments[0].weights.row_N.is_cuda:
-        return GroupedPass(segments)
-    return SegmentedPass(segments)
+    return segments
+
+
+def _lora_pass(segments: Sequence[LoraSegment | None]) -> LoraPass:
+    """On CUDA several adapters are multiplied at once; on a CPU, and one adapter, plainly."""
+    present = [segment for segment in segments if segment is not None]
+    if len(segments) > 1 and present[0].weights.row_N.is_cuda:
+        return GroupedPass(present)
+    return SegmentedPass(present)

@@ -16,7 +16,7 @@ D = of those with a derivative, K = targets of a position, H = hidden, V = vocab
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Self
 
 import torch
@@ -60,20 +60,29 @@ def _no_loss(_: slice, logprobs_c: Tensor) -> tuple[Tensor, Tensor]:
     return nothing_c, nothing_c
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class HeadRun:
-    """One run's positions, and their loss; or whole: one that needs all of them at once.
+    """One run's positions, from `start` of the pass on, and their loss; or whole: one that needs all of them
+    at once. segment: of its adapter, if it has one.
 
-    logprobs, terms: filled by `run_head`, float32, in the shape of targets.
+    logprobs, terms: filled by `run_head`, float32, in the shape of targets. kept: positions that were walked
+    back from, of each chunk, or of all where the loss needs whole sequences.
     """
 
-    segment: LoraSegment
+    start: int
+    segment: LoraSegment | None
     targets_t: Tensor
     backward: bool
+    _: KW_ONLY
     loss: Loss = _no_loss
     whole: WholeLoss | None = None
     logprobs_t: Tensor = field(init=False)
     terms_t: Tensor = field(init=False)
+    kept: list[int] = field(init=False, default_factory=list)
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + len(self.targets_t))
 
     def __post_init__(self) -> None:
         for name in ("logprobs_t", "terms_t"):
@@ -94,7 +103,11 @@ def run_head(head: OutputHead, runs: Sequence[HeadRun], hidden_PH: Tensor, dhidd
         if run.whole is not None:
             terms_t, slopes_t = run.whole(run.logprobs_t)
             run.terms_t.copy_(terms_t)
-            if run.backward and len(kept_D := slopes_t.nonzero().squeeze(1)):
+            if not run.backward:
+                continue
+            kept_D = slopes_t.nonzero().squeeze(1)
+            run.kept[:] = [len(kept_D)]
+            if len(kept_D):
                 again.append((run, kept_D, terms_t[kept_D], slopes_t[kept_D]))
     if again:
         _walk_back(head, again, hidden_PH, dhidden_PH)
@@ -109,18 +122,10 @@ def _walk_back(
     """Over positions with a derivative only, which is known by now."""
     runs, start = [], 0
     for run, kept_D, terms_D, slopes_D in again:
-        stop = start + len(kept_D)
-        runs.append(
-            replace(
-                run,
-                segment=replace(run.segment, start=start, stop=stop),
-                targets_t=run.targets_t[kept_D],
-                loss=_known(terms_D, slopes_D),
-                whole=None,
-            )
-        )
-        start = stop
-    rows_D = torch.cat([run.segment.start + kept_D for run, kept_D, _, _ in again])
+        loss = _known(terms_D, slopes_D)
+        runs.append(replace(run, start=start, targets_t=run.targets_t[kept_D], loss=loss, whole=None))
+        start += len(kept_D)
+    rows_D = torch.cat([run.start + kept_D for run, kept_D, _, _ in again])
     hidden_DH = rows_at_least(head.floor, hidden_PH[rows_D])
     dhidden_DH = torch.zeros_like(hidden_DH)
     run_head(head, runs, hidden_DH, dhidden_DH)
@@ -146,14 +151,17 @@ class _Chunk:
     @property
     def first(self) -> int:
         """Its first row in the pass."""
-        return self.run.segment.start + self.start
+        return self.run.start + self.start
 
     @property
     def last(self) -> int:
-        return self.run.segment.start + self.stop
+        return self.run.start + self.stop
 
-    def adapter(self, linear: Linear) -> SiteViews | None:
-        return self.run.segment.weights.at(linear)
+    def adapter(self, linear: Linear) -> tuple[LoraSegment, SiteViews] | None:
+        """Whose adapter is on a linear, and its matrices."""
+        segment = self.run.segment
+        views = segment.weights.at(linear) if segment is not None else None
+        return (segment, views) if segment is not None and views is not None else None
 
 
 def _side_by_side(runs: Sequence[HeadRun], size: int) -> Iterator[list[_Chunk]]:
@@ -191,6 +199,8 @@ class _Chunks:
             run.terms_t[chunk.rows], slopes_c = run.loss(chunk.rows, logprobs_c)
             slopes.append(_columns(slopes_c))
         kept = [_kept(chunk.run, slopes_cK) for chunk, slopes_cK in zip(self._chunks, slopes, strict=True)]
+        for chunk, each in zip(self._chunks, kept, strict=True):
+            chunk.run.kept.append(len(each))
         if any(map(len, kept)):
             self._back(logits_CV, normalizer_C1, slopes, kept, dhidden_PH)
 
@@ -204,10 +214,10 @@ class _Chunks:
         torch.mm(self._hidden_PH[low:high], self._head.weight_VH.t(), out=logits_CV)
         logits_CV = logits_CV[self._first - low : last - low]
         for chunk in self._chunks:
-            adapter = chunk.adapter(self._head.linear)
-            if adapter is not None:
+            if (found := chunk.adapter(self._head.linear)) is not None:
+                segment, adapter = found
                 logits_CV = logits_CV.float()
-                mid_cR = _mid(self._hidden_PH[chunk.first : chunk.last], adapter, chunk.run.segment.scale)
+                mid_cR = _mid(self._hidden_PH[chunk.first : chunk.last], adapter, segment.scale)
                 add_product(logits_CV[self._within(chunk)], mid_cR, adapter.b_RO[0])
         return logits_CV
 
@@ -242,10 +252,10 @@ class _Chunks:
         for chunk, each, gradient_dV, dhidden_dH in zip(
             self._chunks, kept, torch.split(dlogits_DV, sizes), torch.split(dhidden_DH, sizes), strict=True
         ):
-            adapter = chunk.adapter(self._head.linear)
-            if adapter is None or not len(each):
+            found = chunk.adapter(self._head.linear)
+            if found is None or not len(each):
                 continue
-            segment = chunk.run.segment
+            segment, adapter = found
             assert segment.gradients is not None
             into, add = segment.gradients.gather(self._head.linear)
             # Adapters may have another type than the model.

@@ -11,8 +11,11 @@ import torch
 
 from ..bus.errors import LoractlError, NotFinite
 from .bank import Row
+from .compositions import PassShape, Seat, composition
 from .loss_metrics import loss_metrics
-from .model_pass import Member, RowsResult, rows_of, split_rows
+from .losses import WHOLE_SEQUENCE
+from .members import Member, cut, rows_of, split_rows
+from .model_pass import RowsResult
 from .passes import PartOutcome, PartResult, PassPart
 from .row_memory import RowMemory
 from .row_views import GradientRow
@@ -22,6 +25,7 @@ class PartRun:
     """pieces: positions of each. outcome: None until all have run, or it failed.
 
     alone: the device had no room for it beside others, so it has passes of its own.
+    whole: its loss needs whole sequences.
     """
 
     def __init__(self, part: PassPart, row: Row, memory: RowMemory, pass_tokens: int) -> None:
@@ -31,9 +35,12 @@ class PartRun:
         self._row = row
         self._memory = memory
         self._rows = rows_of(part, memory.device)
-        self._cut = split_rows(self._rows, pass_tokens)
+        counts = [len(seat.mine.lengths) for seat in part.seats] or cut(self._rows.lengths, pass_tokens)
+        self._cut = split_rows(self._rows, counts)
+        self.whole = part.loss in WHOLE_SEQUENCE
         self.pieces = tuple(len(piece.tokens_t) for piece in self._cut)
         self._results: list[RowsResult] = []
+        self._seats: list[bytes] = []
         self._scratch: GradientRow | None = None
 
     @property
@@ -46,6 +53,17 @@ class PartRun:
         """Equal for adapters of one geometry."""
         return self._row.layout.number
 
+    @property
+    def seat(self) -> Seat | None:
+        """Where the next piece runs again; None: it runs as it comes."""
+        seats = self.part.seats
+        return seats[len(self._results)] if seats and not self.alone and self.left else None
+
+    @property
+    def shape(self) -> PassShape | None:
+        """The pass in which the next piece runs again."""
+        return self.seat.shape if self.seat is not None else None
+
     def member(self) -> Member:
         """The next piece. Raises torch.OutOfMemoryError."""
         if self.part.backward and self._scratch is None:
@@ -57,8 +75,11 @@ class PartRun:
             gradients=self._scratch,
         )
 
-    def ran(self, result: RowsResult) -> None:
+    def ran(self, result: RowsResult, seat: bytes | None) -> None:
+        """seat: to be noted, packed; None: what else was in the pass changes nothing."""
         self._results.append(result)
+        if seat is not None:
+            self._seats.append(seat)
         if not result.finite:
             self.fail(NotFinite("the loss is NaN or infinite; the adapter is as it was before"))
         elif not self.left:
@@ -66,19 +87,16 @@ class PartRun:
 
     def restart(self) -> None:
         """From the first piece: a pass broke off, and nobody knows how far it wrote."""
-        self._give_scratch_back()
-        self._results.clear()
+        self._forget()
         self.alone = True
 
     def fail(self, error: LoractlError) -> None:
-        self._give_scratch_back()
-        self._results.clear()
+        self._forget()
         self.outcome = error
 
     def abandon(self) -> None:
         """Nobody asks for the outcome; the adapter is as it was before."""
-        self._give_scratch_back()
-        self._results.clear()
+        self._forget()
 
     def _settle(self) -> None:
         """Let the gradients join the adapter's, all or none of them."""
@@ -98,10 +116,15 @@ class PartRun:
             self._row.join(self._scratch.views, tokens=len(self.part.tokens))
             self._scratch = None
         self.outcome = PartResult(
-            logprobs=logprobs_t.cpu().numpy(), loss_terms=terms_t.cpu().numpy(), metrics=metrics
+            logprobs=logprobs_t.cpu().numpy(),
+            loss_terms=terms_t.cpu().numpy(),
+            metrics=metrics,
+            composition=composition(self._seats),
         )
 
-    def _give_scratch_back(self) -> None:
+    def _forget(self) -> None:
+        self._results.clear()
+        self._seats.clear()
         if self._scratch is not None:
             self._memory.give(self._scratch.views)
             self._scratch = None

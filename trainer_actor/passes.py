@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..bus.errors import LoractlError
-from ..bus.messages import Floats, Ints, LoraSpec, LossName
+from ..bus.messages import Bytes, Floats, Ints, LoraSpec, LossName
+from .compositions import Seat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassPart:
     """One operation's share of a pass: its datums, its loss, and the slot its adapter lies in.
 
-    Fields as in `messages.ForwardBackward`. With `backward` False nothing of the slot changes.
+    Fields as in `messages.ForwardBackward`. With `backward` False nothing of the slot changes. seats: in the
+    passes in which it runs again; none: it is cut, and runs, as it comes.
     """
 
     slot: int
@@ -35,15 +37,18 @@ class PassPart:
     loss_config: Mapping[str, float]
     backward: bool
     ratio_mask: Floats = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    seats: tuple[Seat, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartResult:
-    """What one part computed: logprobs and loss_terms in the order and shape of its targets, [T] or [T, K]."""
+    """What one part computed: logprobs and loss_terms in the order and shape of its targets, [T] or [T, K].
+    composition: as in `messages.PassResult`."""
 
     logprobs: Floats
     loss_terms: Floats
     metrics: Mapping[str, float]
+    composition: Bytes
 
 
 # A part that fails (NaN, bad data) leaves its slot as it was and harms no other part of the pass.

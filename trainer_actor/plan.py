@@ -8,6 +8,8 @@ Whose turn it is leads: the turn is of its kind, and it is always part of it. Ot
 within the pass's positions and the device's room. First those whose turn it is as well, if they lie on
 the device, or if no one has to leave it who waits too, or if bringing that one back costs less than the
 pass that is saved (`Costs`). Then others that lie on the device, who ride along on what is left.
+
+What runs again in a pass that is noted (`compositions`) does so with those who were in it, and nobody else.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 from ..bus.ids import AdapterId
 from ..bus.messages import ForwardBackward, OptimStep, RefuseOperation, SkipOperation
 from .budgets import Room
+from .compositions import PassShape
 from .costs import Costs
 from .queues import Operation, Queued
 
@@ -52,7 +55,8 @@ class Candidate:
     """An adapter with work: `steps` light operations, behind them `heavy`, the first that is not light.
 
     pieces: positions of what may run of it in one pass. begins_long: its first piece is not its last,
-    and none has run yet. alone: the one operation it stands for runs with no other.
+    and none has run yet. alone: the one operation it stands for runs with no other. shape: of the pass in
+    which they run again, if they do.
     """
 
     adapter: AdapterId
@@ -61,6 +65,7 @@ class Candidate:
     pieces: tuple[int, ...]
     begins_long: bool
     alone: bool = False
+    shape: PassShape | None = None
 
 
 def candidate(adapter: AdapterId, queue: Iterable[Queued], most: int) -> Candidate:
@@ -82,12 +87,15 @@ def candidate(adapter: AdapterId, queue: Iterable[Queued], most: int) -> Candida
         left = queued.left
         if not isinstance(queued.operation, ForwardBackward) or (pieces and len(left) > 1):
             break
+        if queued.shape != heavy.shape:
+            break
         pieces.append(left[0])
         tokens += left[0]
         if len(left) > 1 or tokens >= most:  # what is behind a longer one waits until its last piece has run
             break
     long = heavy is not None and len(heavy.pieces) > 1 and not heavy.ran
-    return Candidate(adapter, steps, heavy.operation if heavy else None, tuple(pieces), long, alone)
+    shape = heavy.shape if heavy is not None else None
+    return Candidate(adapter, steps, heavy.operation if heavy else None, tuple(pieces), long, alone, shape)
 
 
 def is_light(operation: Operation) -> bool:
@@ -110,6 +118,7 @@ class Plan:
     _late: list[Share] = field(default_factory=list)
     _long: set[AdapterId] = field(default_factory=set)
     _tokens: int = 0
+    _shape: PassShape | None = None
 
     def turn(
         self,
@@ -127,6 +136,7 @@ class Plan:
             self._brought(leader)
             single = leader.adapter if leader.heavy is not None and self.disk_is_free else None
             return Turn(steps, tuple(self._late), (), single)
+        self._shape = leader.shape
         self._join(leader)
         if self.fuse:
             self._fill(lying, eligible, riders)
@@ -168,7 +178,7 @@ class Plan:
 
     def _try(self, each: Candidate) -> None:
         fits = each.pieces and self._tokens + each.pieces[0] <= self.pass_tokens
-        if fits and each.adapter not in self._members and self.placeable(each):
+        if each.shape == self._shape and fits and each.adapter not in self._members and self.placeable(each):
             self._join(each)
 
     def _join(self, each: Candidate) -> None:

@@ -23,6 +23,7 @@ from ..bus.messages import (
     SaveCheckpoint,
     SkipOperation,
 )
+from .compositions import PassShape, Seat, seats
 
 Operation = (
     ForwardBackward
@@ -42,14 +43,15 @@ Operation = (
 class Queued:
     """An operation that waits or runs, and all who asked for it: a resend joins the first.
 
-    pieces: positions of each part in which a forward_backward runs, of which `ran` have run.
-    alone: nothing else may run with it.
+    pieces: positions of each part in which a forward_backward runs, of which `ran` have run. seats: where in
+    which passes they run again, if they do. alone: nothing else may run with it.
     """
 
     operation: Operation
     fingerprint: bytes
     askers: list[Envelope]
     pieces: tuple[int, ...] = ()
+    seats: tuple[Seat, ...] = ()
     ran: int = 0
     alone: bool = False
 
@@ -60,6 +62,11 @@ class Queued:
     @property
     def left(self) -> tuple[int, ...]:
         return self.pieces[self.ran :]
+
+    @property
+    def shape(self) -> PassShape | None:
+        """The pass in which its next piece runs again, if it does."""
+        return self.seats[self.ran].shape if self.seats else None
 
 
 class Queues:
@@ -103,7 +110,9 @@ class Queues:
     def put(self, queued: Queued) -> None:
         operation = queued.operation
         if isinstance(operation, ForwardBackward):
-            queued.pieces = pieces(operation.lengths, self.pass_tokens)
+            queued.seats = seats(operation.composition)
+            noted = tuple(seat.mine.positions for seat in queued.seats)
+            queued.pieces = noted or pieces(operation.lengths, self.pass_tokens)
             self.tokens += sum(queued.pieces)
         if (aside := self._aside.get(operation.adapter)) is not None:
             aside.append(queued)

@@ -5,7 +5,9 @@ alone as soon as x has 16 rows; with fewer, other kernels run. In x @ W, the way
 while W [K, N] has at most about 1000 rows; with more it may take 200 rows of x. So on a CPU products that
 adapters share, those with the frozen model, never have fewer rows than 16 (fillers are not looked at),
 and the way back goes over 512 rows of W at a time, which costs nothing that could be measured for layers.
-Elsewhere, and on several threads, shared and alone agree within a tolerance.
+Elsewhere, and on several threads, a row's bits depend on the shape of the product and on its place there:
+shared and alone agree within a tolerance. So what else was in a pass is noted (`compositions`), and who
+runs again in a pass of the same shape gets the same bits.
 """
 
 import torch
@@ -18,6 +20,11 @@ _CPU_BLOCK = 512
 def floor_of(device: torch.device) -> int:
     """The fewest rows of a product with the frozen model."""
     return _CPU_ROWS if device.type == "cpu" else 1
+
+
+def neighbours_matter(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a row's bits depend on what else is in its pass."""
+    return device.type != "cpu" or dtype is not torch.float32 or torch.get_num_threads() > 1
 
 
 def rows_at_least(floor: int, rows: Tensor) -> Tensor:

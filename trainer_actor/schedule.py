@@ -4,7 +4,7 @@ Reads the queues, asks `fairness` whose turn it is, and lets `plan` make a turn 
 turns out says what became of them with `ran`, `charge` and `gone`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 
@@ -107,10 +107,14 @@ class Schedule:
             return None
         if self.lease.exclusive or leader.alone:
             return self._turn_of(leader.adapter, device, disk_is_free)
+        leader = _first_that_ran(leader, filter(plan.placeable, candidates))
         candidates, lying = ([each for each in group if not each.alone] for group in (candidates, lying))
         others = [each for each in lying if each.adapter != leader.adapter]
         eligible = [
-            each for each in candidates if each.adapter != leader.adapter and self._credit_ms(each) > 0
+            each
+            for each in candidates
+            # Its positions are part of a pass that runs again, whether it is there or not.
+            if each.adapter != leader.adapter and (leader.shape or self._credit_ms(each) > 0)
         ]
         # A rider is not free: its positions lengthen the pass. Nobody gets ahead by more than one.
         deepest = -self._costs.pass_of(self._pass_tokens)
@@ -175,3 +179,16 @@ class Schedule:
         if self._gather_s and any(share.count == len(self._queues.of(share.adapter)) for share in turn.steps):
             missing.append(now)
         return max(missing) + self._gather_s if missing else None
+
+
+def _first_that_ran(leader: Candidate, candidates: Iterable[Candidate]) -> Candidate:
+    """Of passes that run again the one that ran first, so that all who were in it are there."""
+    if leader.shape is None:
+        return leader
+    again = (each for each in candidates if each.shape is not None and not each.alone)
+    return min((leader, *again), key=_number)
+
+
+def _number(each: Candidate) -> int:
+    assert each.shape is not None
+    return each.shape.number

@@ -23,6 +23,7 @@ from .adapters import (
     UnloadAdapter,
 )
 from .base import (
+    LATE,
     ActorPhase,
     ActorRole,
     Bytes,
@@ -98,6 +99,7 @@ from .training import (
 )
 
 __all__ = [
+    "LATE",
     "Abort",
     "ActorPhase",
     "ActorReady",

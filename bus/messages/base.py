@@ -1,5 +1,6 @@
 """What all messages share: the base class, the envelope, the array types."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -7,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ids import RequestId, TenantId
+
+# Metadata of an array that is left out where it is empty: journals have messages that do not know it.
+LATE: Mapping[str, bool] = {"late": True}
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -49,7 +49,8 @@ class History(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOperation(Message):
-    """An operation of the journal as it came (with `last` False), then its outcome."""
+    """An operation of the journal as it came (with `last` False), but for the passes in which it ran, then its
+    outcome."""
 
     kind: ClassVar[str] = "read_operation"
     adapter: AdapterId

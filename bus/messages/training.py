@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..ids import AdapterId, LaneId, TenantId
-from .base import Bytes, Floats, Ints, LossName, Message
+from .base import LATE, Bytes, Floats, Ints, LossName, Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,8 @@ class ForwardBackward(Message):
     ratio_mask [T] belongs to gspo: positions other than 0 make the sequence's ratio; empty stands for
     those of weight other than 0 that have an old_logprob or an advantage.
     loss_config: named settings of the loss, such as clip_low_threshold; unknown ones are refused.
+    composition [bytes]: of the passes in which it ran before (see `PassResult`), to run in the same again.
+    The broker fills it in from its journal; clients of other machines may not.
     """
 
     kind: ClassVar[str] = "forward_backward"
@@ -41,6 +43,7 @@ class ForwardBackward(Message):
     loss_config: Mapping[str, float] = field(default_factory=dict)
     forward_only: bool = False
     ratio_mask: Floats = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    composition: Bytes = field(default_factory=lambda: np.zeros(0, dtype=np.uint8), metadata=LATE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,12 +176,15 @@ class PassResult(Message):
 
     loss_terms: each one's part of the summed loss. Both in the shape of targets, [T] or [T, K].
     metrics: `name:reduction` keys, always with `loss:sum`.
+    composition [bytes]: what else was in its passes, where that changes bits; empty elsewhere, and for
+    clients of other machines. For the trainer alone to read (`trainer_actor/compositions`).
     """
 
     kind: ClassVar[str] = "pass_result"
     logprobs: Floats
     loss_terms: Floats
     metrics: Mapping[str, float]
+    composition: Bytes = field(default_factory=lambda: np.zeros(0, dtype=np.uint8), metadata=LATE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from loractl.bus.messages import (
     Envelope,
     Floats,
     Ints,
+    PassResult,
     Sample,
     SampleChunk,
 )
@@ -157,3 +158,17 @@ def test_the_digest_tells_payloads_apart_and_stays_the_same() -> None:
     assert codec.payload_digest([b"ab", b"c"]) != codec.payload_digest([b"a", b"bc"])
     # Stored outcomes outlive a process, so this value never changes.
     assert codec.payload_digest([b"ab", b"c"]).hex().startswith("43ee655579de01ca")
+
+
+def test_an_array_that_came_late_is_left_out_where_it_is_empty() -> None:
+    one = np.ones(1, np.float32)
+    plain = PassResult(logprobs=one, loss_terms=one, metrics={})
+    noted = dataclasses.replace(plain, composition=np.arange(3, dtype=np.uint8))
+
+    for body, frames in ((plain, 3), (noted, 4)):
+        sent = codec.encode(Envelope(request=RequestId("r"), tenant=LOCAL_TENANT, body=body))
+        assert len(sent) == frames
+        assert ("composition" in codec.peek(sent[0], LIMITS).names) == (frames == 4)
+        back = codec.decode(sent, LIMITS).body
+        assert isinstance(back, PassResult)
+        assert back.composition.tobytes() == body.composition.tobytes()

@@ -35,6 +35,7 @@ from loractl.bus.messages import (
 )
 from loractl.bus.remote_daemon import RemoteDaemon, remote_daemon
 from loractl.tests.daemon.conftest import settings_for, short_lived_directory
+from loractl.tests.daemon.office import forward_backward
 from loractl.tests.daemon.real_daemon import RealDaemon, actor_argv, ask, echo, until
 
 ALICE, BOB = TenantId("alice"), TenantId("bob")
@@ -210,6 +211,7 @@ def test_the_tenant_of_a_message_is_that_of_its_key_whatever_it_says(served: Rea
         Shutdown(),
         CreateAdapter(name="a", lora=LoraSpec(rank=1, alpha=1.0, seed=0), adapter=VICTIM),
         OpenLane(adapter=VICTIM, lane=LaneId("ln-chosen")),
+        replace(forward_backward(), composition=np.ones(1, np.uint8)),
     ],
     ids=lambda body: body.kind,
 )

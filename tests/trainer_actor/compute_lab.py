@@ -55,6 +55,13 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_COMMON, head_dim=16, tie_word_embeddings=True)),
     "qwen3-untied": lambda: Qwen3ForCausalLM(Qwen3Config(**_COMMON, head_dim=32)),
 }
+MODELS = {
+    **FAMILIES,
+    # Large enough for threads to share its sums.
+    "wide": lambda: LlamaForCausalLM(
+        LlamaConfig(**{**_COMMON, "hidden_size": 256, "intermediate_size": 1024})
+    ),
+}
 
 
 @dataclass
@@ -70,7 +77,7 @@ class Lab:
         path = self.root / family
         if not path.exists():
             torch.manual_seed(7)
-            model = FAMILIES[family]().float().eval()
+            model = MODELS[family]().float().eval()
             with torch.no_grad():
                 for parameter in model.parameters():
                     # Norms near 1 and biases away from 0, so that a wrong or missing one shows.

@@ -198,3 +198,17 @@ def test_adapters_share_a_pass_in_bfloat16_within_its_rounding(lab: Lab) -> None
         assert state.gradients is not None
         assert other.gradients is not None
         assert (state.gradients - other.gradients).norm() < 0.05 * other.gradients.norm()
+
+
+def test_what_others_train_changes_no_bit_where_sums_are_long_either(lab: Lab) -> None:
+    engine = lab.engine("wide", dtype="float32", pass_tokens=512)
+    mine = batch(0, [20, 30], slot=1, lora=LORAS[1])
+    other = batch(1, [60, 100], slot=2, lora=LORAS[2])
+    started(engine, [mine, other])
+    (expected,) = run(engine, mine)
+    wanted = state_in(engine, 1)
+    started(engine, [mine, other])
+
+    result, _ = run(engine, mine, other)
+
+    assert_same([result], [state_in(engine, 1)], [expected], [wanted])

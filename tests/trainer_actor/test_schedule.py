@@ -1,12 +1,14 @@
 """When what runs: many tenants over the real queues, with a clock and a device that the tests lay out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from loractl.bus.config import Config, FairnessConfig, TrainerConfig
 from loractl.bus.ids import AdapterId, LaneId, RequestId, TenantId
-from loractl.bus.messages import Done, Envelope, ForwardBackward, OptimStep, SaveCheckpoint
+from loractl.bus.messages import Bytes, Done, Envelope, ForwardBackward, OptimStep, SaveCheckpoint
 from loractl.trainer_actor.budgets import Room
+from loractl.trainer_actor.compositions import PassShape, RunShape, composition, packed_seats
 from loractl.trainer_actor.costs import Costs
 from loractl.trainer_actor.lanes import Lanes
 from loractl.trainer_actor.plan import Turn
@@ -363,3 +365,39 @@ def test_a_priority_does_not_wait_for_those_between_it_and_whoever_holds_its_pla
     floor.send("m", *[100] * 20)
 
     assert floor.turns(5) == ["l"] * 4 + ["h"]
+
+
+def again(*numbers: int, runs: Sequence[int] = (30, 30), place: int = 0) -> Bytes:
+    """Of an operation that ran in passes of these numbers, each time as run `place` of them."""
+    shapes = [RunShape((positions,), 0, 1, True, False, ()) for positions in runs]
+    return composition([packed_seats(PassShape(number, tuple(shapes)))[place] for number in numbers])
+
+
+def resend(floor: Floor, name: str, seq: int, noted: Bytes) -> None:
+    """What ran before comes again."""
+    if seq == 1:
+        floor.lanes.open(AdapterId(name), LaneId(name))
+    floor.seqs[name] = seq
+    body = replace(operation(name, seq, 30), composition=noted)
+    envelope = Envelope(request=RequestId(f"{name}{seq}"), tenant=TenantId(name[0]), body=body)
+    floor.lanes.admit(envelope, body, f"{name}{seq}".encode(), floor.now)
+
+
+def test_who_was_in_a_pass_together_is_when_it_runs_again_and_nobody_else() -> None:
+    floor = Floor()
+    floor.send("c", 20)
+    resend(floor, "a", 1, again(7))
+    resend(floor, "b", 1, again(7, place=1))
+    resend(floor, "d", 1, again(7, runs=(30, 60)))
+
+    assert sorted(sorted(turn.split()) for turn in floor.turns(3)) == [["a", "b"], ["c"], ["d"]]
+
+
+def test_passes_run_again_in_the_order_in_which_they_ran_so_that_all_of_each_are_there() -> None:
+    floor = Floor()
+    resend(floor, "b", 1, again(3))
+    resend(floor, "b", 2, again(5, place=1))
+    resend(floor, "a", 1, again(5))
+    resend(floor, "a", 2, again(8))
+
+    assert [sorted(turn.split()) for turn in floor.turns(3)] == [["b"], ["a", "b"], ["a"]]

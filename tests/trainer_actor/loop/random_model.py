@@ -8,16 +8,16 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 VOCAB = 128
 
 
-def make_model(directory: Path) -> Path:
-    """A random Qwen3: 2 layers, hidden 32; weights drawn wide so that outputs depend on inputs."""
+def make_model(directory: Path, *, hidden: int = 32, intermediate: int = 64) -> Path:
+    """A random Qwen3 of 2 layers; weights drawn wide so that outputs depend on inputs."""
     torch.manual_seed(0)
     config = Qwen3Config(
-        hidden_size=32,
+        hidden_size=hidden,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
-        intermediate_size=64,
+        intermediate_size=intermediate,
         vocab_size=VOCAB,
         max_position_embeddings=128,
         initializer_range=0.2,

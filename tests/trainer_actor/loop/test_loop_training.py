@@ -249,3 +249,13 @@ def test_adapters_that_start_from_other_seeds_differ_and_from_the_same_seed_agre
 
     assert same(results[0], results[1])
     assert not same(results[0], results[2])
+
+
+def test_a_composition_that_cannot_have_been_changes_nothing(serve: Serve) -> None:
+    first, second = (create(serve(), name) for name in ("plain", "damaged"))
+
+    first.forward_backward(1)
+    second.forward_backward(1, composition=np.full(9, 0xC1, dtype=np.uint8))
+
+    assert same(first.results, second.results)
+    assert first.step() == second.step()
