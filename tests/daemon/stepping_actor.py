@@ -74,7 +74,7 @@ def main() -> None:
 
 def take_in_hand(config: Config, envelope: Envelope) -> None:
     note = Note(in_hand=((envelope.tenant, envelope.request),))
-    StateLayout(Path(config.state_dir)).in_hand.write_bytes(encode_note(1, note))
+    StateLayout(Path(config.state_dir)).in_hand.write_bytes(encode_note(SLOTS, note))  # the first slot
 
 
 def is_deadly(body: Message, brought_back: set[AdapterId]) -> bool:
