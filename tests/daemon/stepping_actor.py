@@ -15,7 +15,7 @@ import numpy as np
 from loractl.bus.actor_link import ActorLink
 from loractl.bus.config import Config, config_from_json
 from loractl.bus.ids import AdapterId
-from loractl.bus.in_hand import Note, encode_note
+from loractl.bus.in_hand import SLOTS, Note, encode_note
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import (
     AdapterCreated,
