@@ -43,7 +43,10 @@ CREATE INDEX IF NOT EXISTS futures_by_completion ON futures (completion);
 CREATE TABLE IF NOT EXISTS changes (
     tenant TEXT, what TEXT, key TEXT, done INTEGER NOT NULL, at REAL NOT NULL,
     PRIMARY KEY (tenant, what, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
+# The highest number that an end ever had: cursors outlive the rows that they point at.
+_LAST = "last completion"
 _COLUMNS = (
     "id, tenant, key, digest, session, scope, grp, decided, attempts, ended, failed, code, media_type, form,"
     " result"
@@ -160,6 +163,8 @@ class FutureTable:
                 row.id,
             ),
         )
+        sql = "INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)"
+        self._db.execute(sql, (_LAST, row.number))
 
     def _let_go(self, row: Aged) -> None:
         live = msgspec.json.encode(row.live_sessions).decode()
@@ -207,8 +212,10 @@ class FutureTable:
         return [Completion(number, id_, bool(failed), size) for number, id_, failed, size in rows]
 
     def last_completion(self) -> int:
-        (number,) = self._row("SELECT max(completion) FROM futures")
-        return number or 0
+        """The highest number that any end ever had, also one whose result is gone."""
+        (kept,) = self._row("SELECT coalesce(max(completion), 0) FROM futures")  # a file of an older version
+        (noted,) = self._row("SELECT coalesce(max(value), 0) FROM meta WHERE name = ?", _LAST)
+        return max(int(kept), int(noted))
 
     def change(self, tenant: TenantId, what: str, key: str) -> Change | None:
         sql = "SELECT done, at FROM changes WHERE tenant = ? AND what = ? AND key = ?"
