@@ -20,6 +20,7 @@ from .health_check import HealthCheck
 from .pace import Pace
 from .repeats import Repeats
 from .runs import Runs
+from .sample_room import SampleRoom
 from .samplers import Samplers
 from .sampling import Sampling
 from .sessions import Sessions
@@ -110,7 +111,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         runs=runs,
         training=training,
         samplers=samplers,
-        sampling=Sampling(bus, base, samplers, futures, pending=settings.pending_samples),
+        sampling=Sampling(bus, base, samplers, futures, room=SampleRoom(settings.pending_samples)),
         tokenizer=TokenizerThread(base),
         serving=Serving(training),
     )
