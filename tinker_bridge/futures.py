@@ -60,6 +60,7 @@ class Futures:
         self._clock = clock
         self._open: dict[str, Future] = {}
         self._recent = Recent(recent_bytes)
+        self._read: set[str] = set()  # since they were written down the last time
         self._completions = Completions(journal.table)
         self._writing = FutureWriting(journal, clock=clock, kept=self._kept)
         self._closed = False
@@ -99,6 +100,11 @@ class Futures:
             )
         return future
 
+    def has_ended(self, tenant: TenantId, key: Key) -> bool:
+        """Whether the future of this key has its outcome, also where that is no longer kept."""
+        future = self._find(self._ids.of(tenant, key))
+        return future is not None and (future.expired or future.result is not None)
+
     def start(
         self,
         asked: Asked,
@@ -121,6 +127,9 @@ class Futures:
         future = self.known(asked.tenant, key, digest)
         if future is None:
             future = self._new(asked, key, digest, session, scope, group)
+        elif future.expired:
+            future.expired = False
+            self._admit(future)
         if not future.started:
             self._run(future, work)
         return future
@@ -146,14 +155,15 @@ class Futures:
                 return future.progress
         if future.result is None:
             raise ActorStopping("the server is stopping: ask again when it runs")
+        self._read.add(future_id)
         return future.result
 
     def owned(self, tenant: TenantId, future_id: str) -> Future:
         """Raises ResultNotFound, ResultExpired: as `wait`."""
         future = self._find(future_id)
-        if future is not None and future.tenant == tenant:
+        if future is not None and future.tenant == tenant and not future.expired:
             return future
-        if future is None and self._ids.given_to(tenant, future_id):
+        if (future is None or future.expired) and self._ids.given_to(tenant, future_id):
             raise ResultExpired("this result is no longer kept: send the request again")
         raise ResultNotFound("there is no such request id")
 
@@ -179,11 +189,14 @@ class Futures:
         return await self._completions.after(group, after, timeout_s)
 
     async def forget_old(self, live_sessions: Iterable[str]) -> None:
-        """Let go of the oldest results until the bounds hold. Raises StorageFailed."""
+        """Let go of results until the bounds hold, see `future_ageing`. Raises StorageFailed."""
         before = self._clock() - self._kept_s
         live = frozenset(live_sessions)
-        aged = Aged(before_unix_s=before, live_sessions=tuple(live), most_bytes=self._kept_bytes)
-        await self._journal.write(aged)
+        read = tuple(self._read)
+        await self._journal.write(
+            Aged(before_unix_s=before, live_sessions=tuple(live), most_bytes=self._kept_bytes, read=read)
+        )
+        self._read.difference_update(read)
         self._recent.age(before, live)
 
     def unfinished(self) -> list[Future]:
@@ -235,7 +248,6 @@ class Futures:
     def _take_up(self, kept: Kept) -> None:
         future = Future.of(kept)
         self._admit(future)
-        future.progress.decided = kept.decided
         future.progress.waiting = Pause("the server was started again and takes up what was under way")
 
     def _admit(self, future: Future) -> None:
@@ -278,8 +290,9 @@ class Futures:
         if (known := self._open.get(future_id) or self._recent.find(future_id)) is not None:
             return known
         kept = self._journal.table.find(future_id)
-        if kept is None or kept.result is None:
+        if kept is None or (kept.result is None and not kept.expired):
             return None
         future = Future.of(kept)
-        self._recent.add(future)
+        if not future.expired:
+            self._recent.add(future)
         return future

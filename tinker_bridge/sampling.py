@@ -86,7 +86,8 @@ class Sampling:
         digest = hashlib.blake2b(content, digest_size=16).digest()
         key, group = ("seq_id", str(seq), "of", sampler.id), group_of(sampler.id, seq // _CLONE)
         session = sampler.parent
-        if self._futures.known(tenant, key, digest) is None:
+        known = self._futures.known(tenant, key, digest)
+        if known is None or known.expired:
             self.check_room(tenant)
         return self._futures.start(asked, key, digest, work, session=session, scope=session, group=group)
 
