@@ -1,10 +1,12 @@
 """The bridge's parts, put together once and handed to every route."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..bus.config import Config
+from ..bus.errors import StorageFailed
 from ..bus.keys import Keys
 from ..bus.layout import StateLayout
 from .apart import Apart
@@ -55,8 +57,9 @@ class Bridge:
     def close(self) -> None:
         self.futures.close()
         self.tokenizer.close()
-        self.sessions.flush()
-        self.runs.flush()
+        with suppress(StorageFailed):  # times, which a full disk may cost; what the journal holds it may not
+            self.sessions.flush()
+            self.runs.flush()
         self.journal.close()
         self.store.close()
 
