@@ -69,10 +69,9 @@ def excess(totals: Mapping[str, int], most_bytes: int) -> dict[str, int]:
 
 def _give(run: Run, tenant: str, excess_bytes: int, live: str) -> None:
     for where, leaves_row in _GIVEN:
-        if excess_bytes <= 0:
-            return
         sql = f"SELECT number, size FROM futures WHERE tenant = ? AND ended IS NOT NULL AND {where}"  # noqa: S608
-        for number, size_bytes in run(f"{sql} ORDER BY ended LIMIT ?", tenant, live, _AT_A_TIME):
+        found = run(f"{sql} ORDER BY ended LIMIT ?", tenant, live, _AT_A_TIME)
+        for number, size_bytes in found:
             if leaves_row and size_bytes > _WORTH_BYTES:
                 run(
                     "UPDATE futures SET result = NULL, read = 1, size = ? WHERE number = ?", ROW_BYTES, number
@@ -83,3 +82,5 @@ def _give(run: Run, tenant: str, excess_bytes: int, live: str) -> None:
                 excess_bytes -= size_bytes
             if excess_bytes <= 0:
                 return
+        if len(found) == _AT_A_TIME:
+            return  # the next round goes on with these, before others have to go
