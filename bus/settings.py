@@ -184,8 +184,9 @@ class ClientConfig:
 class BridgeConfig:
     """session_expiry_s: how long a session lives without a heartbeat. long_poll_s: how long a poll
     for a result waits at most. result_s, result_bytes: finished results kept on disk so that they can be
-    read again; those of a live session stay for as long as the bytes suffice. pending_samples: beyond so many,
-    clients are told to slow down (429).
+    read again; those of a live session stay for as long as the bytes suffice, and beyond them who has the most gives some.
+    pending_samples: beyond so many,
+    clients who have their share of them under way are told to slow down (429).
     ephemeral_samplers: unnamed sampler snapshots of a model that stay; older ones go.
     body_bytes: largest request body."""
 

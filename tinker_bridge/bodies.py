@@ -45,6 +45,13 @@ def _parts(value: Any) -> Iterable[Any]:
 Metadata = Annotated[dict[str, Any], AfterValidator(_modest)]
 
 
+# Kept, listed and searched, too.
+Word = Annotated[str, Field(max_length=256)]
+Title = Annotated[str, Field(max_length=1024)]
+_MOST_DETAIL = 4096
+# Said at a session's end, perhaps a whole traceback: its end is taken all the same.
+Detail = Annotated[str, AfterValidator(lambda text: text[:_MOST_DETAIL])]
+
 T = TypeVar("T")
 
 
@@ -65,6 +72,7 @@ class FirstWrong(FailFast):
 Few = Annotated[list[T], FirstWrong(), Field(max_length=_MOST_FIELDS)]
 Many = Annotated[list[T], FirstWrong(), Field(max_length=2**16)]
 Fields = Annotated[dict[str, T], BeforeValidator(_few), Field(max_length=_MOST_FIELDS)]
+Texts = Annotated[Fields[str], AfterValidator(_modest)]
 # What SQLite holds, and messages.
 Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
@@ -86,11 +94,11 @@ class ConfigBody(Body):
 
 
 class CreateSessionBody(Body):
-    tags: Few[str] = []
+    tags: Few[Word] = []
     user_metadata: Metadata | None = None
-    sdk_version: str = ""
-    project_id: str | None = None
-    display_name: str | None = None
+    sdk_version: Word = ""
+    project_id: Word | None = None
+    display_name: Title | None = None
 
 
 class HeartbeatBody(Body):
@@ -103,7 +111,7 @@ class FinishReason(Body):
 
 class FinishBody(Body):
     reason: FinishReason = FinishReason()
-    detail: str | None = None
+    detail: Detail | None = None
 
 
 class LoraConfigBody(Body):
@@ -149,7 +157,7 @@ class SaveWeightsBody(Body):
     seq_id: Int | None = None
     ttl_seconds: Int | None = None
     overwrite: bool = False
-    user_metadata: Fields[str] | None = None
+    user_metadata: Texts | None = None
 
 
 class SaveForSamplerBody(Body):
@@ -159,7 +167,7 @@ class SaveForSamplerBody(Body):
     kind: Literal["snapshot", "inflight"] = "snapshot"
     seq_id: Int | None = None
     ttl_seconds: Int | None = None
-    user_metadata: Fields[str] | None = None
+    user_metadata: Texts | None = None
 
 
 class SaveExternalBody(Body):
@@ -253,14 +261,14 @@ class TtlBody(Body):
 
 
 class ProjectBody(Body):
-    project_id: str = Field(min_length=1)
+    project_id: Word = Field(min_length=1)
 
 
 class CopyBody(Body):
     source_path: str
     session_id: str | None = None
     model_seq_id: Number | None = None
-    destination_project_id: str | None = None
+    destination_project_id: Word | None = None
     ttl_seconds: Int | None = None
     weights_access_token: str | None = None
 

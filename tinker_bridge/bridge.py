@@ -1,10 +1,12 @@
 """The bridge's parts, put together once and handed to every route."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..bus.config import Config
+from ..bus.errors import StorageFailed
 from ..bus.keys import Keys
 from ..bus.layout import StateLayout
 from .apart import Apart
@@ -20,6 +22,7 @@ from .health_check import HealthCheck
 from .pace import Pace
 from .repeats import Repeats
 from .runs import Runs
+from .sample_room import SampleRoom
 from .samplers import Samplers
 from .sampling import Sampling
 from .sessions import Sessions
@@ -54,8 +57,9 @@ class Bridge:
     def close(self) -> None:
         self.futures.close()
         self.tokenizer.close()
-        self.sessions.flush()
-        self.runs.flush()
+        with suppress(StorageFailed):  # times, which a full disk may cost; what the journal holds it may not
+            self.sessions.flush()
+            self.runs.flush()
         self.journal.close()
         self.store.close()
 
@@ -110,7 +114,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         runs=runs,
         training=training,
         samplers=samplers,
-        sampling=Sampling(bus, base, samplers, futures, pending=settings.pending_samples),
+        sampling=Sampling(bus, base, samplers, futures, room=SampleRoom(settings.pending_samples)),
         tokenizer=TokenizerThread(base),
         serving=Serving(training),
     )

@@ -67,7 +67,7 @@ async def _copied(
     progress: Progress,
     made_by: str,
 ) -> str:
-    origin = bridge.store.find(RunRecord, source.parent)
+    origin = bridge.store.owned(RunRecord, session.tenant, source.parent)
     metadata = origin.user_metadata if origin is not None else {}
     optimizer = source.kind == "training"
     record = await bridge.runs.create_from(

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 class Future:
     """begun: its row while that is not durable; writing: its way there. started: its work runs here, or has
     ended; what an earlier process left is not, until somebody starts it again. done: its result is durable,
-    or there will be none from this process.
+    or there will be none from this process. expired: its result was let go of; sent again, it is started again.
     """
 
     id: str
@@ -38,13 +38,15 @@ class Future:
     result: Result | None = None
     ended_unix_s: float = 0.0
     attempts: int = 0
+    expired: bool = False
     task: "asyncio.Task[Result | None] | None" = None
 
     @classmethod
     def of(cls, kept: Kept) -> Self:
         """As an earlier process left it, or as it ended."""
         future = cls(kept.id, kept.tenant, kept.key, kept.digest, kept.session, kept.scope, kept.group)
-        future.attempts = kept.attempts
+        future.attempts, future.expired = kept.attempts, kept.expired
+        future.progress.decided = kept.decided
         if kept.result is not None:
             future.started, future.result, future.ended_unix_s = True, kept.result, kept.ended_unix_s
             future.done.set()

@@ -74,11 +74,15 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aged:
-    """Results of no live session that are older go, and the oldest of all beyond a size."""
+    """Results of no live session that are older go, and beyond a size some of those who have the most.
+
+    read: those that were read since the last time.
+    """
 
     before_unix_s: float
     live_sessions: tuple[str, ...]
     most_bytes: int
+    read: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +111,7 @@ Row = Begun | Decided | Tried | Ended | Dropped | Aged | Change | Unchanged
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
     """A future as the table has it, without its request. attempts: see `Tried`. result: None while it has
-    none."""
+    none, and when it is expired: let go of, while the rest is kept."""
 
     id: str
     tenant: TenantId
@@ -119,4 +123,5 @@ class Kept:
     decided: bytes
     attempts: int
     result: Result | None
+    expired: bool
     ended_unix_s: float

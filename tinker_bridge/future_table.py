@@ -7,7 +7,7 @@ which the loop writes itself: it must not wait for a lock that the thread has.
 
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ from ..bus.crash_points import crash_point
 from ..bus.errors import StorageFailed
 from ..bus.ids import TenantId
 from .completions import Completion
+from .future_ageing import ROW_BYTES, let_go
 from .future_ids import Key
 from .future_rows import Aged, Asked, Begun, Change, Decided, Dropped, Ended, Kept, Row, Tried, Unchanged
 from .results import Result
 
-_FORMAT = 2
-# What a row costs beside its result.
-_ROW_BYTES = 512
-# Old rows go so many at a time: what waits for the same commit should not wait long.
-_AT_A_TIME = 4000
+_FORMAT = 3
 # Repeats come within minutes.
 _CHANGES_S = 24 * 3600.0
+# The log may grow beyond it for a large request; afterwards it is cut to this.
+_LOG_BYTES = 64 * 2**20
+# Free pages that stay for what comes next: so many, and this share of the file. And how many go at a time.
+_FREE_PAGES = 1024
+_FREE_SHARE = 0.25
+_PAGES = 2048
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS futures (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
@@ -35,15 +38,33 @@ CREATE TABLE IF NOT EXISTS futures (
     began REAL NOT NULL, route TEXT NOT NULL, content_type TEXT NOT NULL, content_encoding TEXT,
     decided BLOB NOT NULL DEFAULT x'', ended REAL, completion INTEGER, size INTEGER NOT NULL DEFAULT 0,
     failed INTEGER NOT NULL DEFAULT 0, code TEXT NOT NULL DEFAULT '', media_type TEXT NOT NULL DEFAULT '',
-    form TEXT NOT NULL DEFAULT '', body BLOB, result BLOB, attempts INTEGER NOT NULL DEFAULT 0);
+    form TEXT NOT NULL DEFAULT '', body BLOB, result BLOB, attempts INTEGER NOT NULL DEFAULT 0,
+    read INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS futures_unfinished ON futures (number) WHERE ended IS NULL;
-CREATE INDEX IF NOT EXISTS futures_ended ON futures (ended, session, size) WHERE ended IS NOT NULL;
+CREATE INDEX IF NOT EXISTS futures_of_session ON futures (session, ended) WHERE ended IS NOT NULL;
+CREATE INDEX IF NOT EXISTS futures_of_tenant ON futures (tenant, ended, session, read, size)
+    WHERE ended IS NOT NULL;
 CREATE INDEX IF NOT EXISTS futures_of_group ON futures (grp, completion) WHERE grp != '[]';
 CREATE INDEX IF NOT EXISTS futures_by_completion ON futures (completion);
+CREATE TABLE IF NOT EXISTS totals (tenant TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS futures_sized AFTER UPDATE OF size ON futures WHEN new.size != old.size BEGIN
+    INSERT INTO totals VALUES (new.tenant, new.size - old.size)
+    ON CONFLICT (tenant) DO UPDATE SET bytes = bytes + excluded.bytes; END;
+CREATE TRIGGER IF NOT EXISTS futures_deleted AFTER DELETE ON futures WHEN old.size > 0 BEGIN
+    UPDATE totals SET bytes = bytes - old.size WHERE tenant = old.tenant; END;
 CREATE TABLE IF NOT EXISTS changes (
     tenant TEXT, what TEXT, key TEXT, done INTEGER NOT NULL, at REAL NOT NULL,
     PRIMARY KEY (tenant, what, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
+# The highest number that an end ever had: cursors outlive the rows that they point at.
+_LAST = "last completion"
+# What files of older versions lack, by the version that added it.
+_ADDED = {
+    2: "ALTER TABLE futures ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;",
+    3: "ALTER TABLE futures ADD COLUMN read INTEGER NOT NULL DEFAULT 0; DROP INDEX IF EXISTS futures_ended;",
+}
+_SUMS = "INSERT INTO totals SELECT tenant, sum(size) FROM futures GROUP BY tenant;"
 _COLUMNS = (
     "id, tenant, key, digest, session, scope, grp, decided, attempts, ended, failed, code, media_type, form,"
     " result"
@@ -61,22 +82,30 @@ class FutureTable:
         try:
             self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
             file.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            (found,) = self._db.execute("PRAGMA user_version").fetchone()
-            if found > _FORMAT:
-                raise StorageFailed(
-                    f"{file} was written by a newer loractl: upgrade, or choose another state directory"
-                )
-            self._db.executescript(_SCHEMA)
-            if found == 1:
-                self._db.execute("ALTER TABLE futures ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0")
-            self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+            self._prepare(file)
         except (sqlite3.Error, OSError) as error:
             raise StorageFailed(f"cannot open {file}: {error}") from error
 
     def close(self) -> None:
         self._db.close()
+
+    def _prepare(self, file: Path) -> None:
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found > _FORMAT:
+            raise StorageFailed(
+                f"{file} was written by a newer loractl: upgrade, or choose another state directory"
+            )
+        for setting in (
+            "auto_vacuum = INCREMENTAL",  # heeded before the first table is made, not later
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            f"journal_size_limit = {_LOG_BYTES}",
+        ):
+            self._db.execute(f"PRAGMA {setting}").close()
+        if found < _FORMAT:
+            added = "".join(sql for version, sql in _ADDED.items() if 0 < found < version)
+            version = f"PRAGMA user_version = {_FORMAT};"
+            self._db.executescript(f"BEGIN IMMEDIATE; {added} {_SCHEMA} {_SUMS} {version} COMMIT")
 
     # --- writing, in one thread ------------------------------------------------------------------
 
@@ -97,6 +126,8 @@ class FutureTable:
                 raise
         except sqlite3.Error as error:
             raise StorageFailed(f"results cannot be written to the state directory: {error}") from error
+        if any(isinstance(row, Aged) for row in rows):
+            self._give_back()
 
     def _write(self, row: Row) -> None:
         match row:
@@ -113,7 +144,8 @@ class FutureTable:
                 sql = "DELETE FROM futures WHERE id = ? AND tenant = ? AND ended IS NOT NULL"
                 self._db.executemany(sql, [(id_, tenant) for id_ in ids])
             case Aged():
-                self._let_go(row)
+                let_go(lambda sql, *values: self._db.execute(sql, values).fetchall(), row)
+                self._db.execute("DELETE FROM changes WHERE at < ?", (row.before_unix_s - _CHANGES_S,))
             case Change():
                 values = (row.tenant, row.what, row.key, row.done, row.unix_s)
                 self._db.execute("INSERT OR REPLACE INTO changes VALUES (?, ?, ?, ?, ?)", values)
@@ -143,15 +175,15 @@ class FutureTable:
         )
 
     def _end(self, row: Ended) -> None:
-        """The request is not needed any more."""
+        """The request is not needed any more; what was decided is if it is sent again without its result."""
         result = row.result
         self._db.execute(
             "UPDATE futures SET ended = ?, completion = ?, size = ?, failed = ?, code = ?, media_type = ?,"
-            " form = ?, result = ?, body = NULL, decided = x'' WHERE id = ?",
+            " form = ?, result = ?, body = NULL, read = 0 WHERE id = ?",
             (
                 row.ended_unix_s,
                 row.number,
-                _ROW_BYTES + len(result.body),
+                ROW_BYTES + len(result.body),
                 result.failed,
                 result.code,
                 result.media_type,
@@ -160,22 +192,19 @@ class FutureTable:
                 row.id,
             ),
         )
+        sql = "INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)"
+        self._db.execute(sql, (_LAST, row.number))
 
-    def _let_go(self, row: Aged) -> None:
-        live = msgspec.json.encode(row.live_sessions).decode()
-        self._db.execute(
-            "DELETE FROM futures WHERE number IN (SELECT number FROM futures WHERE ended < ?"
-            " AND session NOT IN (SELECT value FROM json_each(?)) LIMIT ?)",
-            (row.before_unix_s, live, _AT_A_TIME),
-        )
-        (size_bytes,) = self._row("SELECT coalesce(sum(size), 0) FROM futures WHERE ended IS NOT NULL")
-        oldest = "SELECT number, size FROM futures WHERE ended IS NOT NULL ORDER BY ended LIMIT ?"
-        for number, freed in self._rows(oldest, _AT_A_TIME) if size_bytes > row.most_bytes else ():
-            if size_bytes <= row.most_bytes:
-                break
-            self._db.execute("DELETE FROM futures WHERE number = ?", (number,))
-            size_bytes -= freed
-        self._db.execute("DELETE FROM changes WHERE at < ?", (row.before_unix_s - _CHANGES_S,))
+    def _give_back(self) -> None:
+        """Cut some free pages off the file."""
+        # What was to be written is; this is tried again with the next round.
+        with suppress(sqlite3.Error):
+            ((free,), (pages,)) = (
+                self._db.execute(f"PRAGMA {name}").fetchone() for name in ("freelist_count", "page_count")
+            )
+            if free > max(_FREE_PAGES, pages * _FREE_SHARE):
+                # As a script, because Python steps a statement without columns once, and each step frees one page.
+                self._db.executescript(f"PRAGMA incremental_vacuum({_PAGES})").close()
 
     # --- reading, in the loop --------------------------------------------------------------------
 
@@ -198,7 +227,7 @@ class FutureTable:
     def completions(self, group: Key, after: int, most: int) -> list[Completion]:
         """Of one group, in the order of their ends."""
         rows = self._rows(
-            "SELECT completion, id, failed, length(result) FROM futures"
+            "SELECT completion, id, failed, coalesce(length(result), 0) FROM futures"
             " WHERE grp = ? AND grp != '[]' AND completion > ? ORDER BY completion LIMIT ?",
             _text(group),
             after,
@@ -207,8 +236,10 @@ class FutureTable:
         return [Completion(number, id_, bool(failed), size) for number, id_, failed, size in rows]
 
     def last_completion(self) -> int:
-        (number,) = self._row("SELECT max(completion) FROM futures")
-        return number or 0
+        """The highest number that any end ever had, also one whose result is gone."""
+        (kept,) = self._row("SELECT coalesce(max(completion), 0) FROM futures")  # a file of an older version
+        (noted,) = self._row("SELECT coalesce(max(value), 0) FROM meta WHERE name = ?", _LAST)
+        return max(int(kept), int(noted))
 
     def change(self, tenant: TenantId, what: str, key: str) -> Change | None:
         sql = "SELECT done, at FROM changes WHERE tenant = ? AND what = ? AND key = ?"
@@ -245,6 +276,7 @@ def _kept(row: Any) -> Kept:
         group=_key_of(group),
         decided=decided,
         attempts=attempts,
-        result=None if ended is None else Result(body, media_type, bool(failed), form, code),
+        result=None if body is None else Result(body, media_type, bool(failed), form, code),
+        expired=ended is not None and body is None,
         ended_unix_s=ended or 0.0,
     )

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from ..bus.crash_points import crash_point
 from ..bus.errors import (
     ActorStopping,
     LoractlError,
@@ -24,7 +23,8 @@ from .completions import Completion, Completions
 from .future import Future, outcome
 from .future_ids import FutureIds, Key, Origin
 from .future_journal import FutureJournal
-from .future_rows import Aged, Asked, Begun, Decided, Dropped, Ended, Kept, Tried
+from .future_rows import Aged, Asked, Begun, Dropped, Kept, Tried
+from .future_writing import FutureWriting
 from .progress import Pause, Progress, Work
 from .recent import Recent
 from .results import Result, failed_result, failed_text
@@ -33,8 +33,6 @@ log = structlog.get_logger()
 
 # Results in memory; all of them are on disk.
 _RECENT_BYTES = 64 * 2**20
-_TRY_AGAIN_S = 1.0
-
 
 _CANCELLED = failed_text("the request was cancelled", "user", "aborted")
 
@@ -62,8 +60,9 @@ class Futures:
         self._clock = clock
         self._open: dict[str, Future] = {}
         self._recent = Recent(recent_bytes)
+        self._read: set[str] = set()  # since they were written down the last time
         self._completions = Completions(journal.table)
-        self._ends = journal.table.last_completion()
+        self._writing = FutureWriting(journal, clock=clock, kept=self._kept)
         self._closed = False
         for kept in journal.table.unfinished():
             self._take_up(kept)
@@ -101,6 +100,11 @@ class Futures:
             )
         return future
 
+    def has_ended(self, tenant: TenantId, key: Key) -> bool:
+        """Whether the future of this key has its outcome, also where that is no longer kept."""
+        future = self._find(self._ids.of(tenant, key))
+        return future is not None and (future.expired or future.result is not None)
+
     def start(
         self,
         asked: Asked,
@@ -123,19 +127,16 @@ class Futures:
         future = self.known(asked.tenant, key, digest)
         if future is None:
             future = self._new(asked, key, digest, session, scope, group)
+        elif future.expired:
+            future.expired = False
+            self._admit(future)
         if not future.started:
             self._run(future, work)
         return future
 
     async def durable(self, future: Future) -> None:
         """Wait until the future's id may be told. Raises StorageFailed: it may not be."""
-        if future.begun is None:
-            return
-        if future.writing is None:  # it could not be written before
-            self._write_begun(future)
-        assert future.writing is not None
-        await asyncio.shield(future.writing)
-        crash_point("bridge.acknowledged")
+        await self._writing.durable(future)
 
     async def wait(self, tenant: TenantId, future_id: str, timeout_s: float) -> Result | Progress:
         """The result; or, when there is none yet after timeout_s, what it waits for.
@@ -154,14 +155,15 @@ class Futures:
                 return future.progress
         if future.result is None:
             raise ActorStopping("the server is stopping: ask again when it runs")
+        self._read.add(future_id)
         return future.result
 
     def owned(self, tenant: TenantId, future_id: str) -> Future:
         """Raises ResultNotFound, ResultExpired: as `wait`."""
         future = self._find(future_id)
-        if future is not None and future.tenant == tenant:
+        if future is not None and future.tenant == tenant and not future.expired:
             return future
-        if future is None and self._ids.given_to(tenant, future_id):
+        if (future is None or future.expired) and self._ids.given_to(tenant, future_id):
             raise ResultExpired("this result is no longer kept: send the request again")
         raise ResultNotFound("there is no such request id")
 
@@ -187,11 +189,14 @@ class Futures:
         return await self._completions.after(group, after, timeout_s)
 
     async def forget_old(self, live_sessions: Iterable[str]) -> None:
-        """Let go of the oldest results until the bounds hold. Raises StorageFailed."""
+        """Let go of results until the bounds hold, see `future_ageing`. Raises StorageFailed."""
         before = self._clock() - self._kept_s
         live = frozenset(live_sessions)
-        aged = Aged(before_unix_s=before, live_sessions=tuple(live), most_bytes=self._kept_bytes)
-        await self._journal.write(aged)
+        read = tuple(self._read)
+        await self._journal.write(
+            Aged(before_unix_s=before, live_sessions=tuple(live), most_bytes=self._kept_bytes, read=read)
+        )
+        self._read.difference_update(read)
         self._recent.age(before, live)
 
     def unfinished(self) -> list[Future]:
@@ -210,11 +215,12 @@ class Futures:
         """End a future whose work could not even be started again."""
         future = self._open.get(future_id)
         if future is not None and not future.started:
-            self._keep(future, failed_result(error))
+            self._writing.end(future, failed_result(error))
 
     def close(self) -> None:
         """End all work. Nobody is told of an outcome: the next process goes on."""
         self._closed = True
+        self._writing.close()
         for future in self._open.values():
             if future.task is not None:
                 future.task.cancel()
@@ -234,29 +240,20 @@ class Futures:
             asked=asked,
             began_unix_s=self._clock(),
         )
-        future = Future(begun.id, asked.tenant, key, digest, session, scope, group, begun=begun)
+        future = Future(begun.id, asked.tenant, key, digest, session, scope, group)
         self._admit(future)
-        self._write_begun(future)
+        self._writing.begin(future, begun)
         return future
 
     def _take_up(self, kept: Kept) -> None:
         future = Future.of(kept)
         self._admit(future)
-        future.progress.decided = kept.decided
         future.progress.waiting = Pause("the server was started again and takes up what was under way")
 
     def _admit(self, future: Future) -> None:
         self._open[future.id] = future
         future.progress.origin = Origin(self._secret, ("work", future.tenant, *future.key))
-        future.progress.write = lambda decided: self._decide(future, decided)
-
-    async def _decide(self, future: Future, decided: bytes) -> None:
-        await self._journal.write(Decided(id=future.id, decided=decided))
-
-    def _write_begun(self, future: Future) -> None:
-        assert future.begun is not None
-        future.writing = self._journal.write(future.begun)
-        future.writing.add_done_callback(future.begun_written)
+        future.progress.write = lambda decided: self._writing.decide(future, decided)
 
     def _run(self, future: Future, work: Work) -> None:
         future.progress.waiting = None
@@ -270,7 +267,7 @@ class Futures:
         if future.task is not None:
             future.task.cancel()
         elif not future.started:
-            self._keep(future, _CANCELLED)
+            self._writing.end(future, _CANCELLED)
 
     def _end(self, future: Future, task: "asyncio.Task[Result | None]") -> None:
         future.task = None
@@ -281,29 +278,9 @@ class Futures:
         if result is None:
             self.gone.set()
             return
-        self._keep(future, result)
+        self._writing.end(future, result)
 
-    def _keep(self, future: Future, result: Result) -> None:
-        """Write a result down, until that succeeds."""
-        if self._closed:
-            return
-        future.started = True
-        future.progress.made.set()
-        if future.begun is not None and future.writing is None:
-            self._write_begun(future)
-        self._ends += 1
-        ended = Ended(id=future.id, number=self._ends, result=result, ended_unix_s=self._clock())
-        written = self._journal.write(ended)
-        written.add_done_callback(lambda done: self._kept(future, ended, done))
-
-    def _kept(self, future: Future, ended: Ended, written: "asyncio.Future[None]") -> None:
-        refused = written.exception()
-        if refused is not None or future.begun is not None:
-            future.progress.waiting = Pause(f"its result cannot be written down: {refused}")
-            asyncio.get_running_loop().call_later(_TRY_AGAIN_S, self._keep, future, ended.result)
-            return
-        future.result, future.ended_unix_s = ended.result, ended.ended_unix_s
-        future.done.set()
+    def _kept(self, future: Future) -> None:
         del self._open[future.id]
         self._recent.add(future)
         if future.group:
@@ -313,8 +290,9 @@ class Futures:
         if (known := self._open.get(future_id) or self._recent.find(future_id)) is not None:
             return known
         kept = self._journal.table.find(future_id)
-        if kept is None or kept.result is None:
+        if kept is None or (kept.result is None and not kept.expired):
             return None
         future = Future.of(kept)
-        self._recent.add(future)
+        if not future.expired:
+            self._recent.add(future)
         return future

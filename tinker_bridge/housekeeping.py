@@ -48,17 +48,26 @@ async def keep_house(bridge: Bridge) -> None:
 
 async def one_round(bridge: Bridge) -> None:
     """Raises LoractlError: the rest is left to the next round."""
-    bridge.sessions.flush(late_s=_LATE_S)
-    bridge.runs.flush(late_s=_LATE_S)
-    await bridge.futures.forget_old(bridge.sessions.live())
+    await _later_if_it_fails(_write_down(bridge))
+    # It makes room on the disk: what else cannot be written must not keep it from that.
+    await _later_if_it_fails(bridge.futures.forget_old(bridge.sessions.live()))
     for session in bridge.sessions.expired():
-        log.info("session.expired", session=session.id, tenant=session.tenant)
-        end_session(bridge, session, finished=False)
+        await _later_if_it_fails(_expire(bridge, session))
     await free_ended(bridge)
     for checkpoint in bridge.checkpoints.expired():
         log.info("checkpoint.expired", path=checkpoint.id, tenant=checkpoint.tenant)
         await _later_if_it_fails(delete_checkpoint(bridge, checkpoint))
     bridge.exports.delete_orphans()
+
+
+async def _write_down(bridge: Bridge) -> None:
+    bridge.sessions.flush(late_s=_LATE_S)
+    bridge.runs.flush(late_s=_LATE_S)
+
+
+async def _expire(bridge: Bridge, session: SessionRecord) -> None:
+    end_session(bridge, session, finished=False)
+    log.info("session.expired", session=session.id, tenant=session.tenant)
 
 
 async def delete_checkpoint(bridge: Bridge, checkpoint: CheckpointRecord) -> None:

@@ -1,7 +1,7 @@
 """Runs and checkpoints as the API lists them, and who may read which.
 
 A run is its owner's; one with a public checkpoint can be read by everyone, and shows others no more
-than its public checkpoints.
+than its public checkpoints and what it takes to use them.
 """
 
 import json
@@ -27,7 +27,11 @@ class Checkpoint(Body):
 
 
 class TrainingRun(Body):
-    """corrupted: what it had not saved was lost in a restart of the trainer."""
+    """corrupted: what it had not saved was lost in a restart of the trainer.
+
+    For others than its owner: last_request_time is when its newest public checkpoint was made, and the
+    rest of what its owner does is left out (model_owner is empty then).
+    """
 
     training_run_id: str
     base_model: str
@@ -76,8 +80,11 @@ def runs_page(
     return found[offset : offset + limit], len(found)
 
 
-def run_shown(bridge: Bridge, record: RunRecord, checkpoints: Sequence[CheckpointRecord]) -> TrainingRun:
-    return TrainingRun(
+def run_shown(
+    bridge: Bridge, tenant: TenantId, record: RunRecord, checkpoints: Sequence[CheckpointRecord]
+) -> TrainingRun:
+    """checkpoints: as far as this tenant may see them."""
+    shown = TrainingRun(
         training_run_id=record.id,
         base_model=record.base_model,
         model_owner=record.tenant,
@@ -88,6 +95,11 @@ def run_shown(bridge: Bridge, record: RunRecord, checkpoints: Sequence[Checkpoin
         last_sampler_checkpoint=_last(checkpoints, "sampler"),
         user_metadata=texts(record.user_metadata),
     )
+    if record.tenant == tenant:
+        return shown
+    newest = max(each.created_unix_s for each in checkpoints)
+    public = {"model_owner": "", "corrupted": False, "user_metadata": None}
+    return shown.model_copy(update={**public, "last_request_time": moment(newest)})
 
 
 def checkpoint_shown(record: CheckpointRecord) -> Checkpoint:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ..bus.errors import (
     AdapterNotFound,
+    CheckpointNotFound,
     InvalidRequest,
     LoractlError,
     NotSupported,
@@ -120,7 +121,8 @@ class Samplers:
         """What to sample from; a training checkpoint is published first.
 
         Raises:
-            VersionNotFound: the snapshot went because newer ones of its run were kept.
+            VersionNotFound: the snapshot went because newer ones of its run were kept, or another tenant's
+                checkpoint is not there for everyone any more.
             LoractlError: what kept the checkpoint from being published.
         """
         record = self.owned(tenant, sampler)
@@ -131,7 +133,21 @@ class Samplers:
             )
         if record.model_path is not None and record.version == 0:
             record = await self._published(record)
+        if record.owner is not None:
+            self._check_still_public(record)
         return Source(record.adapter, record.version or None, record.owner)
+
+    def _check_still_public(self, record: SamplerRecord) -> None:
+        """Raises VersionNotFound: it is not, or is another checkpoint by now."""
+        assert record.model_path is not None
+        with suppress(CheckpointNotFound):
+            found = self._checkpoints.find(record.tenant, record.model_path)
+            if (found.adapter, found.version) == (record.adapter, record.version):
+                return
+        raise VersionNotFound(
+            f"what sampling session {record.id} sampled from is gone: {record.model_path} was deleted, expired, "
+            "or is not public any more"
+        )
 
     async def add_snapshot(
         self, run: RunRecord, number: int, version: VersionRecord, *, inflight: bool, made_by: str

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import structlog
 
-from ..bus.errors import ActorRestarting, ActorStopping, EngineFailed, VersionNotFound
+from ..bus.errors import ActorRestarting, ActorStopping, EngineFailed, QuotaExceeded, VersionNotFound
 from ..bus.ids import RequestId, TenantId
 from ..bus.messages import Abort, Sample, SampleResult
 from .base import BaseModel, Bus
@@ -17,6 +17,7 @@ from .futures import Futures
 from .progress import Pause, Progress
 from .records import SamplerRecord
 from .results import PROTOBUF, Result
+from .sample_room import SampleRoom
 from .samplers import Samplers
 from .wire import decode_sample, encode_sample
 
@@ -34,22 +35,21 @@ _CLONE = 1_000_000_000
 
 
 class Sampling:
-    """pending: samples under way at which clients are told to slow down."""
+    """room: text samples take it, too."""
 
     def __init__(
-        self, bus: Bus, base: BaseModel, samplers: Samplers, futures: Futures, *, pending: int
+        self, bus: Bus, base: BaseModel, samplers: Samplers, futures: Futures, *, room: SampleRoom
     ) -> None:
         self._bus = bus
         self._base = base
         self._samplers = samplers
         self._futures = futures
-        self._most_pending = pending
-        self._pending = 0
+        self.room = room
 
-    @property
-    def full(self) -> bool:
-        """Whether no more samples should come for a moment."""
-        return self._pending >= self._most_pending
+    def check_room(self, tenant: TenantId) -> None:
+        """Raises QuotaExceeded: too many are under way; the same request is welcome a moment later."""
+        if self.room.full(tenant):
+            raise QuotaExceeded("too many samples are waiting: slow down, and try again in a moment")
 
     def submit(self, asked: Asked, sampler: SamplerRecord, seq: int) -> Future:
         """Start a sample, or join the one that came under its number before.
@@ -58,11 +58,11 @@ class Sampling:
 
         Raises:
             RequestConflict: the number was used for something else.
+            QuotaExceeded: too many are under way; one that came before is joined all the same.
         """
 
         async def work(progress: Progress) -> Result:
-            self._pending += 1
-            try:
+            with self.room.taken(tenant):
                 progress.waiting = self._base
                 progress.made.set()  # a sample's body is JSON, and grows to nothing much
                 context_tokens = (await self._base.details()).max_sequence_tokens
@@ -81,13 +81,14 @@ class Sampling:
                 except VersionNotFound as error:
                     raise _gone(sampler) from error
                 return Result(encode_sample(result, call), PROTOBUF, form="sample")
-            finally:
-                self._pending -= 1
 
         tenant, content = asked.tenant, asked.body
         digest = hashlib.blake2b(content, digest_size=16).digest()
         key, group = ("seq_id", str(seq), "of", sampler.id), group_of(sampler.id, seq // _CLONE)
         session = sampler.parent
+        known = self._futures.known(tenant, key, digest)
+        if known is None or known.expired:
+            self.check_room(tenant)
         return self._futures.start(asked, key, digest, work, session=session, scope=session, group=group)
 
     async def _sampled(self, tenant: TenantId, sample: Sample, progress: Progress) -> SampleResult:

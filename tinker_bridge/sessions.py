@@ -96,14 +96,19 @@ class Sessions:
             self._live[record.id] = record
 
     def end(self, record: SessionRecord, *, finished: bool, reason: str = "", detail: str = "") -> bool:
-        """Mark a session as ended; False when it was already: the first word stands."""
-        if self._live.pop(record.id, None) is None:
+        """Mark a session as ended; False when it was already: the first word stands.
+
+        Raises:
+            StorageFailed: it goes on.
+        """
+        if record.id not in self._live:
             return False
-        last_seen_unix_s = self._seen.pop(record.id)
+        last_seen_unix_s = self._seen[record.id]
         status: Literal["finished", "expired"] = "finished" if finished else "expired"
         self._store.put(
             replace(record, status=status, reason=reason, detail=detail, last_seen_unix_s=last_seen_unix_s)
         )
+        del self._live[record.id], self._seen[record.id]
         return True
 
     def live(self) -> list[str]:

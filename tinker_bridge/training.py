@@ -34,6 +34,7 @@ from .future import Future
 from .future_ids import Key
 from .future_rows import Asked
 from .futures import Futures
+from .held import Held
 from .progress import Pause, Progress, Work
 from .records import RunRecord
 from .results import Result, error_of
@@ -68,7 +69,7 @@ class Training:
         self._again_s = again_s
         self._held_bytes = held_bytes
         self._arrays = ArrayRoom(held_bytes)
-        self._held: Counter[TenantId] = Counter()  # bytes of their operations under way
+        self._held = Held()
 
     def submit(
         self,
@@ -115,8 +116,8 @@ class Training:
             return self._futures.start(asked, key, digest, _failing(error), session=record.parent)
         if record.parent:
             self._sessions.active(tenant, record.parent)
-        if known is None:
-            self._check_room(tenant, size_bytes)
+        if known is None or known.expired:
+            self._check_room(tenant, run, seq, size_bytes)
         if not key:
             key = self._unnumbered_of(record).next_key()
         work = self._work(record, key, call, size_bytes)
@@ -162,7 +163,8 @@ class Training:
 
     def _work(self, record: RunRecord, key: Key, call: Call, size_bytes: int) -> Work:
         lane, number = self._placed(record, key)
-        self._held[record.tenant] += size_bytes
+        seq = number if key[0] == _NUMBERED else None
+        self._held.add(record.tenant, record.id, seq, size_bytes)
 
         async def work(progress: Progress) -> Result:
             try:
@@ -171,7 +173,7 @@ class Training:
                 return await call.finish(answer, progress.origin.token("made by"))
             finally:
                 call.close()
-                self._let_go(record.tenant, size_bytes)
+                self._held.remove(record.tenant, record.id, seq, size_bytes)
 
         return work
 
@@ -197,19 +199,20 @@ class Training:
             )
         return found
 
-    def _check_room(self, tenant: TenantId, size_bytes: int) -> None:
-        """One that is larger than the bound is taken when it is the only one."""
-        held = self._held[tenant]
+    def _check_room(self, tenant: TenantId, run: str, seq: int | None, size_bytes: int) -> None:
+        """One that is larger than the bound is taken when it is the only one, or the one that others wait for."""
+        held = self._held.of_tenant(tenant)
         if self._held_bytes and held and held + size_bytes > self._held_bytes:
+            if seq is not None and self._held.below_all(run, seq) and self._is_next(tenant, run, seq):
+                return
             raise QuotaExceeded(
                 f"{held:,} bytes of operations are under way for you, and this one has {size_bytes:,}: "
                 f"{self._held_bytes:,} may be (quotas.held_bytes); send it again in a moment"
             )
 
-    def _let_go(self, tenant: TenantId, size_bytes: int) -> None:
-        self._held[tenant] -= size_bytes
-        if not self._held[tenant]:
-            del self._held[tenant]
+    def _is_next(self, tenant: TenantId, run: str, seq: int) -> bool:
+        """Not only lower than the others: numbers could come in falling order without an end."""
+        return seq == 1 or self._futures.has_ended(tenant, _key(run, seq - 1))
 
     async def _answered(self, record: RunRecord, place: Place, call: Call, progress: Progress) -> Message:
         """What has grown is not held while there is no room for it, here or with the daemon."""

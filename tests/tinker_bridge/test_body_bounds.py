@@ -108,3 +108,47 @@ def test_a_rank_that_no_message_can_carry_is_the_callers_mistake(tmp_path: Path)
         assert refused["category"] == "user"
 
     with_bridge(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"tags": ["x" * 257]},
+        {"sdk_version": "x" * 257},
+        {"project_id": "x" * 257},
+        {"display_name": "x" * 1025},
+    ],
+)
+def test_what_is_kept_of_a_session_is_short(tmp_path: Path, field: dict[str, Any]) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        answer = await User(bridge, "ann").post("/create_session", 422, **field)
+
+        assert next(iter(field)) in answer["detail"]
+
+    with_bridge(tmp_path, test)
+
+
+def test_a_long_word_at_the_end_of_a_session_is_cut(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        user = User(bridge, "ann")
+        session = await user.session()
+        await user.post(f"/sessions/{session}/finish", reason={"type": "errored"}, detail="x" * 10_000)
+
+        (found,) = (await user.post("/sessions/search"))["sessions"]
+        assert len(found["status"]["detail"]) == 4096
+
+    with_bridge(tmp_path, test)
+
+
+def test_what_is_attached_to_a_checkpoint_is_modest(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        user = User(bridge, "ann")
+        run = await user.run()
+
+        saved = await user.work(
+            "/save_weights", model_id=run, seq_id=1, path="a", user_metadata={"x": "x" * 300_000}
+        )
+
+        assert "user_metadata" in saved["error"]
+
+    with_bridge(tmp_path, test)

@@ -193,7 +193,9 @@ def test_a_public_checkpoint_can_be_read_by_others_and_shows_no_more_than_itself
             "optimizer_config": {"type": "adamw"},
         }
         assert seen["last_checkpoint"]["tinker_path"] == public
-        assert seen["user_metadata"] == {"renderer": "qwen3"}
+        assert (seen["user_metadata"], seen["model_owner"], seen["corrupted"]) == (None, "", False)
+        assert seen["last_request_time"] == seen["last_checkpoint"]["time"]
+        assert (await ann.get(f"/training_runs/{run}"))["user_metadata"] == {"renderer": "qwen3"}
         assert [each["tinker_path"] for each in listed["checkpoints"]] == [public]
         await ben.post("/weights_info", 404, tinker_path=private)
         await ben.ask("DELETE", rest(public), 404)

@@ -158,13 +158,26 @@ def test_a_copy_is_a_checkpoint_of_a_run_of_its_own(tmp_path: Path, kind: str) -
         assert (shown["tinker_path"], shown["public"]) == (copy, False)
         assert shown["expires_at"] is not None
         (listed,) = (await ben.get("/training_runs", project_id="archive"))["training_runs"]
-        assert listed["user_metadata"] == {"renderer": "qwen3"}
+        assert listed["user_metadata"] is None  # the run's is its owner's
         (adapter,) = [each for each in bus.adapters.values() if each.details.tenant == "ben"]
         assert not adapter.loaded
         stepped = await ben.http.post(
             "/api/v1/optim_step", json={"model_id": listed["training_run_id"], "seq_id": 1}
         )
         assert stepped.status_code == 410
+
+    with_bridge(tmp_path, test)
+
+
+def test_a_copy_of_ones_own_keeps_what_was_said_of_its_run(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, bus: InMemoryBus) -> None:
+        ann = User(bridge, "ann")
+        source = await ann.save(await ann.run(user_metadata={"renderer": "qwen3"}), 1, "a")
+
+        await ann.post("/copy_weights", source_path=source, destination_project_id="archive")
+
+        (listed,) = (await ann.get("/training_runs", project_id="archive"))["training_runs"]
+        assert listed["user_metadata"] == {"renderer": "qwen3"}
 
     with_bridge(tmp_path, test)
 

@@ -6,11 +6,13 @@ import json
 import resource
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from loractl.bus.config import load_config
+from loractl.bus.errors import InvalidRequest
 from loractl.bus.ids import RequestId, TenantId
 from loractl.bus.messages import Message, Sample
 from loractl.tests.tinker_bridge import raw as wire
@@ -18,7 +20,7 @@ from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
 from loractl.tests.tinker_bridge.in_memory import User
 from loractl.tests.tinker_bridge.served import Served
 from loractl.tinker_bridge.base import Pending
-from loractl.tinker_bridge.bridge import open_bridge
+from loractl.tinker_bridge.bridge import Bridge, open_bridge
 
 POLLS = 2000
 BEATS = 300
@@ -196,31 +198,90 @@ class Unanswered:
         raise AssertionError("nobody answers")
 
 
-def test_beyond_the_bound_clients_are_told_to_slow_down(tmp_path: Path):
+@contextlib.asynccontextmanager
+async def never_sampled(tmp_path: Path):
+    """A bridge with room for two samples, none of which ever ends."""
     config = load_config(
         state_dir=str(tmp_path / "s"),
         environ={},
         overrides=["model.path=/models/tiny", "model.name=tiny", "bridge.pending_samples=2"],
     )
     (tmp_path / "s").mkdir()
+    bridge = open_bridge(config, NeverSampled())
+    with contextlib.closing(bridge):
+        yield bridge
 
+
+async def opened(user: User) -> str:
+    session = {"session_id": await user.session(), "sampling_session_seq_id": 0}
+    return (await user.post("/create_sampling_session", **session, base_model="tiny"))["sampling_session_id"]
+
+
+async def begun(user: User, sampler: str, *numbers: int) -> list[str]:
+    started = [await user.post("/asample", **wire.sample(sampler, each)) for each in numbers]
+    for _ in range(10):  # their work begins in turns of the loop
+        await asyncio.sleep(0)
+    return [each["request_id"] for each in started]
+
+
+def test_beyond_the_bound_clients_are_told_to_slow_down(tmp_path: Path):
     async def test() -> None:
-        bridge = open_bridge(config, NeverSampled())
-        with contextlib.closing(bridge):
+        async with never_sampled(tmp_path) as bridge:
             user = User(bridge, "ann")
-            session = {"session_id": await user.session(), "sampling_session_seq_id": 0}
-            sampler = (await user.post("/create_sampling_session", **session, base_model="tiny"))[
-                "sampling_session_id"
-            ]
-            first, _ = [await user.post("/asample", **wire.sample(sampler, each)) for each in (0, 1)]
-            for _ in range(10):  # their work begins in turns of the loop
-                await asyncio.sleep(0)
+            sampler = await opened(user)
+            first, second = await begun(user, sampler, 0, 1)
 
             assert "slow down" in (await user.post("/asample", 429, **wire.sample(sampler, 2)))["detail"]
+            again = await user.post("/asample", **wire.sample(sampler, 1))
+            assert again["request_id"] == second
 
-            await user.post("/cancel_future", request_id=first["request_id"])
-            assert (await user.post("/retrieve_future", request_id=first["request_id"]))["error"]
+            await user.post("/cancel_future", request_id=first)
+            assert (await user.post("/retrieve_future", request_id=first))["error"]
             assert await user.post("/asample", **wire.sample(sampler, 2))
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_one_tenants_samples_leave_others_their_share_of_the_room(tmp_path: Path):
+    async def test() -> None:
+        async with never_sampled(tmp_path) as bridge:
+            ann, ben = User(bridge, "ann"), User(bridge, "ben")
+            with bridge.sampling.room.taken(TenantId("ann"), 2):  # as those of a text request
+                sampler = await opened(ben)
+
+                await begun(ben, sampler, 0)
+
+                await ben.post("/asample", 429, **wire.sample(sampler, 1))
+                await ann.post("/asample", 429, **wire.sample(await opened(ann), 0))
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+class Watching:
+    """A tokenizer that looks who has room for samples, and reads nothing."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._room = bridge.sampling.room
+        self.full = False
+
+    async def run(self, _work: object) -> None:
+        self.full = self._room.full(TenantId("ann"))
+        raise InvalidRequest("nothing is read here")
+
+
+def test_text_samples_take_room_and_are_refused_without_it(tmp_path: Path):
+    async def test() -> None:
+        async with never_sampled(tmp_path) as bridge:
+            watching = Watching(bridge)
+            await User(replace(bridge, tokenizer=watching), "ann").post("/sample", 400, prompts=["a", "b"])
+
+            assert watching.full
+            user = User(bridge, "ben")
+            await begun(user, await opened(user), 0, 1)
+
+            refused = await user.post("/sample", 429, prompts=["a"])
+
+            assert "slow down" in refused["detail"]
 
     asyncio.run(asyncio.wait_for(test(), 20))
 

@@ -366,6 +366,22 @@ def test_a_cursor_of_an_earlier_process_passes_over_nothing(tmp_path: Path) -> N
     run(test)
 
 
+def test_a_cursor_is_good_after_a_restart_when_its_results_were_let_go_of(tmp_path: Path) -> None:
+    async def test() -> None:
+        with futures(tmp_path) as earlier:
+            ids = [await ended(earlier, str(number), SAMPLES) for number in range(3)]
+            _, cursor = await earlier.completions(SAMPLES, 0, 0)
+            await earlier.drop(ANN, ids)
+
+        with futures(tmp_path) as later:
+            future = await ended(later, "3", SAMPLES)
+
+            told, _ = await later.completions(SAMPLES, cursor, 0)
+            assert [each.future for each in told] == [future]
+
+    run(test)
+
+
 def test_a_result_is_there_after_a_restart_and_its_key_is_still_used(tmp_path: Path) -> None:
     async def test() -> None:
         runs: list[int] = []

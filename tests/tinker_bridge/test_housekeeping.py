@@ -190,6 +190,52 @@ def test_what_cannot_be_freed_keeps_nothing_else_from_being_freed(tmp_path: Path
     asyncio.run(asyncio.wait_for(whole(), 10))
 
 
+def full_disk(bridge: Bridge, condition: str) -> None:
+    """Sessions' rows of some kind cannot be written any more."""
+    bridge.store._db.execute(
+        f"CREATE TRIGGER full BEFORE INSERT ON sessions WHEN {condition}"
+        " BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+    )
+
+
+def test_a_session_whose_end_cannot_be_written_goes_on_and_keeps_nobody_elses_from_ending(
+    tmp_path: Path,
+) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        user = User(bridge, "ann")
+        stuck, other = await user.session(), await user.session()
+        bridge.sessions._expiry_s = -1.0  # all of them are due
+        full_disk(bridge, f"new.id = '{stuck}'")
+
+        await one_round(bridge)
+        assert bridge.sessions.live() == [stuck]
+        assert bridge.sessions.owned(user_id(user), other).status == "expired"
+
+        bridge.store._db.execute("DROP TRIGGER full")
+        await one_round(bridge)
+        assert bridge.sessions.owned(user_id(user), stuck).status == "expired"
+
+    with_bridge(tmp_path, test)
+
+
+def test_results_go_where_nothing_else_can_be_written(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        user = User(bridge, "ann")
+        made = await user.post(
+            "/create_model", session_id=await user.session(), model_seq_id=0, base_model="x"
+        )
+        await user.post("/retrieve_future", request_id=made["request_id"])
+        bridge.futures._kept_bytes, bridge.futures._kept_s = 0, -1.0
+        bridge.sessions._seen = {id_: seen + 1000 for id_, seen in bridge.sessions._seen.items()}
+        full_disk(bridge, "true")
+
+        await one_round(bridge)
+
+        assert bridge.journal.table._row("SELECT coalesce(sum(bytes), 0) FROM totals") == (0,)
+
+    with_bridge(tmp_path, test)
+
+
 def test_a_name_that_expired_can_be_used_again_and_the_old_version_goes(tmp_path: Path) -> None:
     async def test(bridge: Bridge, bus: InMemoryBus) -> None:
         user = User(bridge, "ann")

@@ -95,3 +95,30 @@ def test_a_sample_from_a_checkpoint_that_went_says_so_and_names_nothing_of_its_o
 
     assert "secret" not in result["error"]
     assert result["error"].endswith(f"{path} was deleted, or expired")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_not_public_any_more_is_not_sampled_from_any_more(tmp_path: Path, again: bool) -> None:
+    async def story() -> Any:
+        bus = CrashingBus()
+        async with bridge_on(tmp_path, bus) as bridge:
+            owner, reader = User(bridge, "ann"), User(bridge, "ben")
+            run = await owner.run()
+            path = await owner.save_for_sampler(run, 1, "shared")
+            await owner.post(f"{rest(path)}/publish")
+            session = await reader.session()
+            opened = await reader.post(
+                "/create_sampling_session", session_id=session, sampling_session_seq_id=0, model_path=path
+            )
+            await owner.ask("DELETE", f"{rest(path)}/publish")
+            if again:  # another one of the same name says nothing of the first
+                await owner.ask("DELETE", rest(path))
+                assert await owner.save_for_sampler(run, 2, "shared") == path
+                await owner.post(f"{rest(path)}/publish")
+            result = await sampled(reader, opened["sampling_session_id"])
+        assert "sample" not in bus.kinds()
+        return result
+
+    result = asyncio.run(asyncio.wait_for(story(), 10))
+
+    assert result["error"].endswith("is not public any more")

@@ -203,6 +203,44 @@ def test_a_tenant_with_too_many_bytes_under_way_is_told_to_come_again(tmp_path: 
     run(test)
 
 
+async def status_of(user: User, model: str, seq: int, size_bytes: int) -> int:
+    body = {"model_id": model, "seq_id": seq, "adam_params": ADAM, "_": " " * size_bytes}
+    return (await user.http.post("/api/v1/optim_step", json=body)).status_code
+
+
+def test_the_number_that_a_run_waits_for_is_always_taken_and_no_other(tmp_path: Path) -> None:
+    async def test() -> None:
+        bus = SlowBus(OptimStep)
+        async with served(tmp_path, bus, "quotas.held_bytes=400") as (_, ann):
+            model, other = await ann.run(), await ann.run()
+            assert await status_of(ann, model, 4, 100) == 200
+
+            assert await status_of(ann, model, 3, 500) == 429  # lower, and not what is waited for
+            assert await status_of(ann, other, 1, 500) == 429  # nothing of its run waits for it
+            assert await status_of(ann, model, 1, 500) == 200
+
+            for _ in range(2):
+                await asyncio.wait_for(bus.held.get(), 5)
+            assert await status_of(ann, model, 2, 500) == 429  # 1 is under way, and makes room
+
+    run(test)
+
+
+def test_what_comes_next_after_an_operation_that_has_ended_is_taken(tmp_path: Path) -> None:
+    async def test() -> None:
+        bus = SlowBus(OptimStep)
+        async with served(tmp_path, bus, "quotas.held_bytes=400") as (_, ann):
+            model = await ann.run()
+            first = await started(ann, model, 1)
+            (await bus.held.get()).free.set()
+            assert (await ann.post("/retrieve_future", request_id=first))["type"] == "optim_step"
+            assert await status_of(ann, model, 3, 100) == 200
+
+            assert await status_of(ann, model, 2, 500) == 200
+
+    run(test)
+
+
 def test_an_operation_that_the_daemon_has_no_room_for_is_sent_again_and_keeps_its_number(
     tmp_path: Path,
 ) -> None:

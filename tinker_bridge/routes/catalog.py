@@ -89,7 +89,7 @@ async def training_runs(
     project_id: str | None = None,
 ) -> TrainingRuns:
     page, total = runs_page(bridge, tenant, project_id, limit=limit, offset=offset)
-    shown = [run_shown(bridge, run, bridge.checkpoints.of_run(run.id)) for run in page]
+    shown = [run_shown(bridge, tenant, run, bridge.checkpoints.of_run(run.id)) for run in page]
     return TrainingRuns(training_runs=shown, cursor=Cursor(offset=offset, limit=limit, total_count=total))
 
 
@@ -97,7 +97,7 @@ async def training_runs(
 async def training_run(run: str, bridge: BridgeIn, tenant: TenantIn) -> TrainingRun:
     """The tenant's own run, or one with a public checkpoint."""
     record, checkpoints = readable_run(bridge, tenant, run)
-    return run_shown(bridge, record, checkpoints)
+    return run_shown(bridge, tenant, record, checkpoints)
 
 
 @router.get("/training_runs/{run}/checkpoints")

@@ -9,19 +9,19 @@ import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from ...bus.errors import Aborted, InvalidRequest, NotSupported, QuotaExceeded
+from ...bus.errors import Aborted, InvalidRequest, NotSupported
 from ...bus.ids import TenantId, checked_name
 from ...bus.messages import AdapterList, ListAdapters, LoraSpec, SampleResult
 from ..bodies import OptimStepBody
 from ..bridge import Bridge
-from ..founding.bodies import AddLoraBody, ModelIdBody, ResultBody, RowsBody, SampleBody, StepBody
+from ..founding.bodies import AddLoraBody, ModelIdBody, Prompt, ResultBody, RowsBody, SampleBody, StepBody
 from ..founding.datums import prompt_tokens
 from ..founding.facts import adapters_facts, losses_facts, run_facts
 from ..founding.samples import prompts_of, result_of, sample_of
 from ..future_rows import Asked
 from ..operations import Step
 from ..progress import Progress
-from ..records import Json
+from ..records import Json, RunRecord
 from ..results import JSON, Result
 from ..training import PUBLICATION
 from .reading import (
@@ -161,8 +161,16 @@ async def sample(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Facts:
 async def _sampled(bridge: Bridge, tenant: TenantId, body: SampleBody) -> Facts:
     bridge.base.check(body.base_model)
     prompts = prompts_of(body)
-    _check_room(bridge, len(prompts) * body.sampling_params.num_samples)
+    _check_count(bridge, len(prompts) * body.sampling_params.num_samples)
+    bridge.sampling.check_room(tenant)
     run = None if body.model_id is None else bridge.runs.live(tenant, body.model_id)
+    with bridge.sampling.room.taken(tenant, len(prompts)):
+        return await _answered(bridge, tenant, body, prompts, run)
+
+
+async def _answered(
+    bridge: Bridge, tenant: TenantId, body: SampleBody, prompts: list[Prompt], run: RunRecord | None
+) -> Facts:
     tokens = await bridge.tokenizer.run(
         lambda loaded: [prompt_tokens(loaded, prompt, raw=body.raw) for prompt in prompts]
     )
@@ -184,12 +192,6 @@ def _check_count(bridge: Bridge, count: int) -> None:
     most = bridge.config.bridge.pending_samples
     if count > most:
         raise InvalidRequest(f"{count} samples at once: at most {most} (bridge.pending_samples)")
-
-
-def _check_room(bridge: Bridge, count: int) -> None:
-    _check_count(bridge, count)
-    if bridge.sampling.full:
-        raise QuotaExceeded("too many samples are waiting: try again in a moment")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

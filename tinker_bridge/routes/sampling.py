@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ...bus.errors import InvalidRequest
+from ...bus.errors import InvalidRequest, QuotaExceeded
 from ..bodies import CreateSamplingSessionBody, SampleBody, SamplingSessionBody
 from ..bridge import Bridge
 from ..future_rows import Asked
@@ -48,9 +48,11 @@ async def join_sampling_session(
 async def asample(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Response:
     """Start a sample. 429 asks a client to slow down: the same request is welcome a moment later."""
     asked = await asked_of(request, tenant)
-    if bridge.sampling.full:
-        return JSONResponse({"detail": "too many samples are waiting: slow down"}, status_code=429)
-    return JSONResponse(await told(bridge, await begin_sample(bridge, asked)))
+    try:
+        begun = await begin_sample(bridge, asked)
+    except QuotaExceeded as error:
+        return JSONResponse({"detail": error.message}, status_code=429)
+    return JSONResponse(await told(bridge, begun))
 
 
 async def begin_sample(bridge: Bridge, asked: Asked) -> Begun:
