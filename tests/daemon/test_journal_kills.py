@@ -66,7 +66,7 @@ def test_what_was_told_durable_outlives_kill_9_and_nothing_is_there_by_half(tmp_
             count, last = count + len(told), past.last_number()
         assert contradictions(file, every_page=seed % 10 == 9) == []
 
-    assert count > 10 * KILLS, "hardly anything was written"
+    assert count > KILLS, "hardly anything was written"
 
 
 @pytest.mark.parametrize(
