@@ -14,7 +14,7 @@ import structlog
 
 from ..bus.errors import Aborted, LaneLost, NotSupported, StorageFailed
 from ..bus.failures import failed
-from ..bus.ids import AdapterId
+from ..bus.ids import AdapterId, TenantId
 from ..bus.messages import (
     CreateAdapter,
     DeleteAdapter,
@@ -93,12 +93,12 @@ class Intake:
         self._behind_disk: dict[AdapterId, deque[Envelope]] = {}
 
     def take_in(self, envelope: Envelope) -> None:
-        body = envelope.body
-        if isinstance(body, _ForDisk) and self._has_to_wait(envelope, body):
-            self._behind_disk.setdefault(body.adapter, deque()).append(envelope)
-            self._go_on(body.adapter)
-        else:
+        adapter = self._comes_after(envelope)
+        if adapter is None:
             self._carry_out(envelope)
+        else:
+            self._behind_disk.setdefault(adapter, deque()).append(envelope)
+            self._go_on(adapter)
 
     def resume(self) -> None:
         """Carry out what waited for the disk, as far as that is done."""
@@ -112,6 +112,26 @@ class Intake:
         return [Answer(each, outcome) for each in waiting]
 
     # --- what waits for the disk -------------------------------------------------------------------
+
+    def _comes_after(self, envelope: Envelope) -> AdapterId | None:
+        """The adapter with which the disk has to be done first; None: it may be carried out."""
+        match envelope.body:
+            case CreateAdapter(name=name):
+                return self._being_deleted(envelope.tenant, name)
+            case body if isinstance(body, _ForDisk) and self._has_to_wait(envelope, body):
+                return body.adapter
+            case _:
+                return None
+
+    def _being_deleted(self, tenant: TenantId, name: str) -> AdapterId | None:
+        """The tenant's adapter of this name, if its deletion waits for the disk: then the name is free."""
+        for adapter, waiting in self._behind_disk.items():
+            found = self._adapters.find(adapter)
+            if found is None or (found.record.tenant, found.record.name) != (tenant, name):
+                continue
+            if any(isinstance(each.body, DeleteAdapter) for each in waiting):
+                return adapter
+        return None
 
     def _has_to_wait(self, envelope: Envelope, request: _ForDisk) -> bool:
         """Nobody waits for what is not theirs, nor holds it up: they are told that it is not there."""
@@ -136,8 +156,7 @@ class Intake:
         waiting = self._behind_disk[adapter]
         while waiting and not self._boundary.broken:
             request = waiting[0].body
-            assert isinstance(request, _ForDisk)
-            if self._disk_has(request):
+            if isinstance(request, _ForDisk) and self._disk_has(request):
                 if isinstance(request, _Ending):
                     self._boundary.outcome(waiting[0], [adapter], partial(self._keep_still, adapter))
                 return

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 from loractl.bus.ids import TenantId
 from loractl.bus.messages import (
+    AdapterCreated,
     AdapterList,
     CheckpointSaved,
+    CreateAdapter,
     DeleteAdapter,
     DeleteCheckpoint,
     Done,
@@ -19,6 +21,7 @@ from loractl.bus.messages import (
     LanePosition,
     ListAdapters,
     LoadCheckpoint,
+    LoraSpec,
     OpenLane,
     OptimStep,
     PassResult,
@@ -172,6 +175,21 @@ def test_deleting_an_adapter_lets_its_save_end_first(stage: Stage) -> None:
     assert checked(stage.office.wait(saving), CheckpointSaved).step == 1  # type: ignore[arg-type]
     assert checked(stage.office.wait(deleting), Done) == Done()
     assert not stage.office.layout.adapter(stage.saver.id).exists()
+
+
+def test_the_name_of_who_is_being_deleted_is_free_for_whoever_asks_afterwards(stage: Stage) -> None:
+    saving = stage.save()
+    deleting = stage.office.send(DeleteAdapter(adapter=stage.saver.id))
+    lora = LoraSpec(rank=4, alpha=8.0, seed=1)
+    again = stage.office.send(CreateAdapter(name="saver", lora=lora))
+    other = create(stage.office, "fourth")
+
+    GATE.open()
+
+    checked(stage.office.wait(deleting), Done)
+    created = checked(stage.office.wait(again), AdapterCreated)
+    assert created.details.adapter not in {stage.saver.id, other.id}
+    assert saving in stage.office.arrived
 
 
 def test_nobody_waits_with_whoever_waits_to_delete_what_is_being_saved(stage: Stage) -> None:
