@@ -85,7 +85,7 @@ def test_a_case_that_does_harm_is_named_and_the_others_are_played(harm: str) -> 
 
 def test_memory_that_stays_in_use_is_a_fault() -> None:
     def case(source: Source) -> None:
-        kept.append(source.randbytes(MIB))
+        kept.append(source.randbytes(1) * (4 * MIB))
 
     played = play(subject_of(case), SEED, range(16))
     kept.clear()

@@ -12,7 +12,8 @@ from loractl.tests.trainer_actor.schedules.schedule import Schedule, draw_schedu
 from loractl.tests.trainer_actor.schedules.theatre import Theatre, pool, shared_part
 from loractl.tests.trainer_actor.schedules.trainers import VARIANTS
 
-EACH = 1000 // len(VARIANTS)
+# `make schedules` plays ten thousand.
+EACH = 320 // len(VARIANTS)
 # Of all passes. Crowds end one adapter after the other, and small passes have little room for company.
 LEAST_SHARED = {
     "shared, fused": 0.3,
