@@ -108,7 +108,7 @@ class Accidents:
                     opened.truncate(source.choice((0, 1, 10, _HUGE)))
             case 4:
                 file.unlink()
-            case 5:
+            case 5 if file.parent != self.root:  # see `_to_directory`
                 self._linked(file)
             case 6:
                 file.unlink()
