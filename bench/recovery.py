@@ -43,6 +43,8 @@ from loractl.bus.messages import (
 )
 from loractl.client.interrupts import interrupt_when_ended
 from loractl.daemon import launch
+from loractl.daemon.journal.reading import Reader
+from loractl.daemon.journal.tables import Tables
 from rich.console import Console
 from rich.table import Table
 
@@ -118,17 +120,16 @@ def measure(killed: str, adapters: int, seconds: float, *, snapshots: bool) -> R
     with served(f"journal.snapshot_s={snapshot_s}", "daemon.restart_first_s=0.1") as service:
         with Client(service.config) as client:
             trainees = [create(client, number) for number in range(adapters)]
-            trained_s, done = train(client, trainees, 2.0 if snapshots else seconds)
-        if snapshots:
-            time.sleep(5.0 + adapters * 0.2)  # each is due a second after its last step
+            trained_s = train(client, trainees, 2.0 if snapshots else seconds)
+        while snapshots and to_run_again(service.config):
+            time.sleep(0.2)
+        again = to_run_again(service.config)
         began = time.monotonic()
         kill(service, killed)
         start_s = wait_until_ready(service.config, began, killed)
         with Client(service.config) as client:
             times = [at - began for at in go_on(client, trainees)]
-    return Recovery(
-        killed, snapshots, adapters, 0 if snapshots else done, trained_s, start_s, min(times), max(times)
-    )
+    return Recovery(killed, snapshots, adapters, again, trained_s, start_s, min(times), max(times))
 
 
 def create(client: Client, number: int) -> Trainee:
@@ -138,17 +139,25 @@ def create(client: Client, number: int) -> Trainee:
     return Trainee(created.details.adapter, created.lane)
 
 
-def train(client: Client, trainees: Sequence[Trainee], seconds: float) -> tuple[float, int]:
-    """Each keeps some steps ahead, all the time. Returns how long that took, and how many operations ran."""
-    began, done = time.monotonic(), 0
+def train(client: Client, trainees: Sequence[Trainee], seconds: float) -> float:
+    """Each keeps some steps ahead, all the time. Returns how long that took."""
+    began = time.monotonic()
     while time.monotonic() - began < seconds:
         pending = [
             client.submit(body) for trainee in trainees for _ in range(_AHEAD) for body in trainee.step()
         ]
         for each in pending:
             each.result(_PATIENCE_S)
-        done += len(pending)
-    return time.monotonic() - began, done
+    return time.monotonic() - began
+
+
+def to_run_again(config: Config) -> int:
+    """Operations that no snapshot in the journal holds."""
+    reader = Reader(Tables(StateLayout(Path(config.state_dir)).journal))
+    try:
+        return sum(len(reader.after(adapter)) for adapter in reader.adapters())
+    finally:
+        reader.close()
 
 
 def kill(service: Service, killed: str) -> None:
