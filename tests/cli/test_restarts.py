@@ -12,7 +12,8 @@ from loractl.daemon.instance import is_held
 from loractl.tests.cli.conftest import Commands, Outcome
 from loractl.tests.daemon.real_daemon import until
 
-STEPS = 24
+# So many that a run is far from its end when its daemon dies, however late the machine lets us kill it.
+STEPS = 80
 SETTINGS = ("sampler.engine=torch", "trainer.threads=1", "journal.snapshot_s=0.5")
 
 
@@ -40,15 +41,19 @@ def undisturbed(loractl: Commands, train: tuple[str | Path, ...]) -> str:
     return weights_digest(loractl, "undisturbed")
 
 
-def kill_daemon(loractl: Commands) -> None:
+def daemon_pid(loractl: Commands) -> int:
+    return int(json.loads(loractl("daemon", "status", "--json").out)["daemon"]["pid"])
+
+
+def kill_daemon(loractl: Commands, pid: int) -> None:
     """Its actors notice, and end themselves."""
-    status = json.loads(loractl("daemon", "status", "--json").out)
-    os.kill(status["daemon"]["pid"], signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     assert until(lambda: not is_held(StateLayout(loractl.state_dir)))
 
 
-def steps_of(run: Outcome) -> list[str]:
-    return [line.split()[1] for line in run.err.splitlines() if line.startswith("step ")]
+def steps_of(run: Outcome) -> list[int]:
+    """Those that were shown: one in four, and what was slow."""
+    return [int(line.split()[1].split("/")[0]) for line in run.err.splitlines() if line.startswith("step ")]
 
 
 def test_a_run_outlives_a_restart_and_a_kill_of_the_daemon_to_the_same_bits(
@@ -56,11 +61,12 @@ def test_a_run_outlives_a_restart_and_a_kill_of_the_daemon_to_the_same_bits(
 ):
     settings = (loractl.state_dir / "run" / "config.json").read_text()
     run = loractl.running(*train, "disturbed")
-    run.until("step 6/")
+    run.until("step 8/")
     restarted = loractl("daemon", "restart")
     assert (loractl.state_dir / "run" / "config.json").read_text() == settings
-    run.until("step 15/")
-    kill_daemon(loractl)
+    pid = daemon_pid(loractl)
+    run.until("step 16/")
+    kill_daemon(loractl, pid)
     run.until("waiting: the daemon on ")
     started = loractl.start(tiny_model, *SETTINGS)
     ended = run.end()
@@ -69,7 +75,9 @@ def test_a_run_outlives_a_restart_and_a_kill_of_the_daemon_to_the_same_bits(
     assert f"published disturbed version 1 (step {STEPS})" in ended.out
     away = f"waiting: the daemon on {loractl.state_dir} is away: what is under way goes on when it is back"
     assert ended.err.count(away) == 2
-    assert steps_of(ended) == [f"{step}/{STEPS}" for step in range(1, STEPS + 1)]
+    shown = steps_of(ended)
+    assert shown == sorted(set(shown))
+    assert {1, *range(4, STEPS + 1, 4)} <= set(shown)
     assert weights_digest(loractl, "disturbed") == undisturbed
 
 
