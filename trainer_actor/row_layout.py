@@ -81,7 +81,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a linear's matrices lie in a row, a_offset:stop: the A's of its projections end to end, and each B.
+    """Where a linear's matrices lie in a row: the A's of its projections end to end, and each B.
 
     own: what this rank computes of the linear, with a_columns of every A and b_rows of each B.
     """
@@ -89,10 +89,13 @@ class Site:
     linear: Linear
     a_offset: int
     b_offsets: tuple[int, ...]
-    stop: int
     own: Linear
     a_columns: slice
     b_rows: tuple[slice, ...]
+
+    def end(self, rank: int) -> int:
+        """Where the next one begins, in rows of this rank."""
+        return self.b_offsets[-1] + self.linear.projections[-1].outputs * rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,7 +121,7 @@ class RowLayout:
     def layers_stop(self) -> int:
         """Where the matrices of the layers end: those of the unembedding come last."""
         last = self.sites[-1]
-        return last.a_offset if last.linear.section == "unembed" else last.stop
+        return last.a_offset if last.linear.section == "unembed" else last.end(self.rank)
 
     def device_row_bytes(self, weight_bytes: int) -> int:
         """The most that such an adapter takes on the device, for weights of so many bytes an element.
@@ -178,7 +181,7 @@ class RowLayouts:
             site = None
             if linear.section in sections:
                 site = _place(linear, own, self._shard, rank, offset)
-                offset = site.stop
+                offset = site.end(rank)
             by_linear.append(site)
         return RowLayout(
             number=len(self._made),
@@ -214,7 +217,7 @@ def _place(linear: Linear, own: Linear, shard: Shard, rank: int, offset: int) ->
         shard.of(each.outputs) if cut and linear.kind in _CUT_BY_OUTPUTS else slice(0, each.outputs)
         for each in linear.projections
     )
-    return Site(linear, offset, tuple(b_offsets), end, own, inputs, outputs)
+    return Site(linear, offset, tuple(b_offsets), own, inputs, outputs)
 
 
 def _own(linear: Linear, shard: Shard) -> Linear:

@@ -75,13 +75,13 @@ class GradientRow:
         if len(self._written) < len(sites):
             for site in sites:
                 if site.linear.index not in self._written:
-                    row_N[site.a_offset : site.stop].zero_()
+                    row_N[site.a_offset : site.end(self.views.layout.rank)].zero_()
                     self._written.add(site.linear.index)
         return row_N
 
     def gather_sites(self, sites: Sequence[Site], gradients_N: Tensor) -> None:
         """Gather the first sites of another row, one range. They are always gathered together."""
-        end = sites[-1].stop
+        end = sites[-1].end(self.views.layout.rank)
         target_n, source_n = self.views.row_N[:end], gradients_N[:end]
         if sites[0].linear.index in self._written:
             target_n.add_(source_n)

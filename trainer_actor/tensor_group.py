@@ -1,8 +1,8 @@
 """The processes that compute one pass over one model together, each with its shard, and what they tell each
 other.
 
-Whoever starts several initialises torch.distributed and megatron-core's parallel state first; else this
-process is a group of its own, and nothing here does anything. Written for gloo and nccl alike; nccl never ran.
+Whoever starts several initialises torch.distributed first; else this process is a group of its own, and nothing
+here does anything. Written for gloo and nccl alike; nccl never ran.
 """
 
 from dataclasses import dataclass
@@ -41,13 +41,14 @@ class TensorGroup:
             dist.broadcast(tensor, group=self.group, group_src=0)
 
 
-def tensor_group() -> TensorGroup:
-    """The one of this process, made if there is none: of one process, with no port and no other to wait for."""
+def tensor_group(size: int = 1) -> TensorGroup:
+    """The one that this process is in. Where megatron-core knows of none yet it is made, of `size` neighbouring
+    ranks; where torch.distributed has none either, of this process, with no port and nobody to wait for."""
     if not dist.is_initialized():
         store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel()
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=size)
     shard = Shard(
         parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
     )
