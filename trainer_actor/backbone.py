@@ -38,7 +38,7 @@ from .tensor_group import TensorGroup, tensor_group
 
 
 class Backbone:
-    """Call `hidden`, and the backward of what it returned, within `running`."""
+    """Call `hidden`, and the backward of what it returned, within `running`. group: who shares the model."""
 
     def __init__(
         self,
@@ -144,8 +144,7 @@ def _gpt_model(
     model = GPTModel(
         _transformer_config(base, dtype, device, shard),
         spec,
-        vocab_size=-(-base.shape.vocab // shard.count)
-        * shard.count,  # fillers at the end are never looked up
+        vocab_size=shard.most(base.shape.vocab) * shard.count,  # it has to be shared evenly
         max_sequence_length=base.max_positions,
         share_embeddings_and_output_weights=base.tied or several,  # several: it allocates none of its own
         position_embedding_type="none",  # positions are the attention's

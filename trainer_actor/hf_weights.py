@@ -95,9 +95,12 @@ def _gate_up(take: Take, _groups: int) -> Tensor:
 
 
 def _embedding(source: "_Tensors", base: BaseModel) -> Tensor:
-    """Where the vocabulary cannot be divided evenly, the last ranks' rows end in zeros."""
-    rows_vH = source.take_rows(_EMBEDDING, source.shard.of(base.shape.vocab), of=base.shape.vocab)
-    return F.pad(rows_vH, (0, 0, 0, -(-base.shape.vocab // source.shard.count) - len(rows_vH)))
+    """Where the vocabulary cannot be shared evenly, the last ranks' rows end in zeros, which nobody looks up."""
+    shard, vocab = source.shard, base.shape.vocab
+    mine = shard.of(vocab)
+    rows_vH = source.take_rows(_EMBEDDING, mine, of=vocab)
+    missing = shard.most(vocab) - (mine.stop - mine.start)
+    return F.pad(rows_vH, (0, 0, 0, missing)) if missing else rows_vH
 
 
 def _output(source: "_Tensors", base: BaseModel) -> Tensor:
@@ -156,8 +159,10 @@ class _Tensors:
     def take_rows(self, name: str, rows: slice, *, of: int) -> Tensor:
         """Some rows of a tensor that must have so many."""
         shape = self._shape(name)
-        if shape[:1] != [of] or (rows.start, rows.stop) == (0, of):
+        if rows == slice(0, of):
             return self._whole(name)
+        if shape[:1] != [of]:
+            raise InvalidConfig(f"{self._path}: {name} has the shape {tuple(shape)} and not {of} rows")
         part: Tensor = self._opened[name].get_slice(name)[rows]  # type: ignore[no-untyped-call]
         return part
 

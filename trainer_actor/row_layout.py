@@ -211,13 +211,10 @@ def _place(linear: Linear, own: Linear, shard: Shard, rank: int, offset: int) ->
     for projection in linear.projections:
         b_offsets.append(end)
         end += rank * projection.outputs
-    cut = own is not linear
-    inputs = shard.of(linear.inputs) if cut and linear.kind in _CUT_BY_INPUTS else slice(0, linear.inputs)
-    outputs = tuple(
-        shard.of(each.outputs) if cut and linear.kind in _CUT_BY_OUTPUTS else slice(0, each.outputs)
-        for each in linear.projections
-    )
-    return Site(linear, offset, tuple(b_offsets), own, inputs, outputs)
+    columns = shard if linear.kind in _CUT_BY_INPUTS else WHOLE
+    rows = shard if linear.kind in _CUT_BY_OUTPUTS else WHOLE
+    b_rows = tuple(rows.of(each.outputs) for each in linear.projections)
+    return Site(linear, offset, tuple(b_offsets), own, columns.of(linear.inputs), b_rows)
 
 
 def _own(linear: Linear, shard: Shard) -> Linear:

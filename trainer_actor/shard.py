@@ -14,9 +14,13 @@ class Shard:
     def first(self) -> bool:
         return self.index == 0
 
+    def most(self, size: int) -> int:
+        """The largest part of so many rows or columns; where they cannot be shared evenly, the last have fewer."""
+        return -(-size // self.count)
+
     def of(self, size: int) -> slice:
-        """Its part of so many rows or columns; where they cannot be divided evenly, the last has fewer."""
-        step = -(-size // self.count)
+        """Its part of them."""
+        step = self.most(size)
         return slice(min(self.index * step, size), min((self.index + 1) * step, size))
 
 
