@@ -1,13 +1,14 @@
 """Two tensor parallel ranks compute what one process computes, and their states are the same kind of state."""
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from loractl.bus.config import subprocess_environment
 from loractl.bus.errors import InvalidConfig
 from loractl.tests.trainer_actor.compute_lab import Lab, spec
 from loractl.tests.trainer_actor.tensor_ranks import (
@@ -30,6 +31,7 @@ from loractl.trainer_actor.row_views import GradientRow, RowViews
 from loractl.trainer_actor.shard import WHOLE, Shard
 from safetensors.torch import load_file, save_file
 
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = ModelShape(layers=1, hidden=64, ffn=96, heads=8, kv_heads=4, head_dim=16, vocab=320)
 
 
@@ -43,7 +45,8 @@ def ranks(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace
     save_file(checkpoint, files / "alone.safetensors", metadata)
     command = [sys.executable, "-m", "loractl.tests.trainer_actor.tensor_ranks", str(lab.root), str(files)]
     # Nothing is compiled there, and loading the compiler costs seconds.
-    with subprocess.Popen(command, env={**os.environ, "TORCHDYNAMO_DISABLE": "1"}) as process:
+    extra = {"PYTHONPATH": str(ROOT / ".pkg"), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    with subprocess.Popen(command, env=subprocess_environment(extra)) as process:
         try:
             alone = found_by(lab)
             assert process.wait(300) == 0
