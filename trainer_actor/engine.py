@@ -35,6 +35,7 @@ from .peft_files import read_peft, write_peft
 from .row_floor import floor_of
 from .row_layout import RowLayouts
 from .seeds import fresh_weights
+from .tensor_group import tensor_group
 
 
 class TrainEngine:
@@ -63,9 +64,9 @@ class TrainEngine:
 
     def __init__(self, config: Config, base: BaseModel, dtype: torch.dtype, device: torch.device) -> None:
         settings = config.trainer
-        self._layouts = RowLayouts(base.shape)
+        self._layouts = RowLayouts(base.shape, tensor_group().shard)
         self._max_rank = settings.max_rank
-        linears = self._layouts.linears
+        linears = self._layouts.own
         self._backbone = Backbone(base, linears, dtype, device, recompute=settings.recompute)
         self._dtype = dtype
         # Small products in bfloat16 take ten times as long on a CPU: adapters stay float32 there.

@@ -78,7 +78,8 @@ class PassRunner:
             present = {places[id(run)]: run.member() for run in runs}
             members = _filled(shape, present, self._memory.device)
         results = run_members(self._backbone, self._head, members)
-        if shape is None and neighbours_matter(self._memory.device, self._head.weight_VH.dtype):
+        ranks = self._backbone.group.shard.count
+        if shape is None and neighbours_matter(self._memory.device, self._head.weight_VH.dtype, ranks):
             shape = self._shape(ordered, members, results)
         seats = packed_seats(shape) if shape is not None else None
         for run in runs:
