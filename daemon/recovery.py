@@ -22,7 +22,7 @@ from ..bus.messages import Failed, RecoverAdapter
 from .answers import left_alone, notice, recovery_failed
 from .decisions import Decision, Forward, Frames, Key, Say, WriteDown
 from .harm import Harm
-from .journal.records import Damaged, Logged, Past
+from .journal.records import Damaged, Harmed, Logged, Past
 from .ledger import Ticket
 from .parking import Parking
 from .pauses import PARTING, Pauses, may_pass
@@ -89,6 +89,10 @@ class Recovery:
             return left_alone()
         reason = self._broken.get(adapter)
         return recovery_failed(reason) if reason is not None else None
+
+    def harmed(self, adapter: AdapterId) -> Harmed:
+        """What is to be written down of the trainer's deaths with it, as it stands now."""
+        return self._harm.record(adapter)
 
     def waits(self, adapter: AdapterId) -> str:
         """What requests wait for until then, in words."""
