@@ -16,13 +16,13 @@ import msgspec
 import numpy as np
 import structlog
 
+from ..bus.disk_room import check_free_for_tenant
 from ..bus.errors import CheckpointMismatch, NotFinite, VersionNotFound
 from ..bus.ids import AdapterId, RequestId
 from ..bus.layout import StateLayout
 from ..bus.messages import VersionRecord
 from .disk_quota import DiskQuota
 from .durable_files import (
-    check_free_for_tenant,
     file_digest,
     file_size,
     is_linked,
