@@ -191,7 +191,7 @@ class Durability:
     def answered(self, ticket: Ticket, failure: Failed, *, draining: bool, now: float) -> list[Decision]:
         """The trainer refused a durable request in a way that is no outcome of it; else nothing."""
         if ticket.retried and failure.code == AnotherBase.code and ticket.adapter != NO_ADAPTER:
-            put_off = self._recovery.put_off(ticket.adapter, failure.message, now)
+            put_off = self._recovery.put_off(ticket.adapter, failure.message, failure.code, now)
             return [*put_off, *self._dispatch.park(ticket)]
         if failure.code not in PARTING:
             return []

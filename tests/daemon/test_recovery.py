@@ -301,8 +301,12 @@ def test_with_another_base_model_nothing_ends_and_everything_waits(office: Journ
 
     assert isinstance(waits, Waiting)
     assert "belongs to base model 'tiny'" in waits.reason
+    status = wrong.broker.status(wrong.now)
+    assert (status.put_off, status.another_base) == (1, 1)
     right = wrong.restarted()
     assert asked(right.come()) == [adapter]
+    recover(right)
+    assert right.broker.status(right.now).put_off == 0
 
 
 def test_a_deletion_is_not_done_because_another_base_model_runs(office: JournalledOffice) -> None:
