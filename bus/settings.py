@@ -72,9 +72,9 @@ class QuotasConfig:
     """What one tenant may have at one time; 0 is no bound. Beyond it requests wait, and are told why,
     adapter creations for at most wait_s. adapters, state_bytes: registered adapters, and the training
     states of all of them. checkpoint_bytes: what is kept on disk until it is deleted, saved training states and
-    published versions (Tinker's sampler weights) together; a save or publish beyond it is refused.
-    queued_tokens: positions of its forward_backwards that the trainer holds.
-    held_bytes: requests that wait in the broker; a request beyond it is refused.
+    published versions (Tinker's sampler weights) together; a save or publish beyond it is refused. External
+    weights count by themselves, up to as many bytes again. queued_tokens: positions of its forward_backwards
+    that the trainer holds. held_bytes: requests that wait in the broker; a request beyond it is refused.
     requests_per_s, request_bytes_per_s: over HTTP, what comes faster for more than some seconds is told
     to come again later (429); polls for results and heartbeats do not count."""
 

@@ -109,7 +109,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         futures=futures,
         sessions=sessions,
         checkpoints=checkpoints,
-        exports=Exports(store, layout, clock=time.time),
+        exports=Exports(store, layout, most_bytes=config.quotas.checkpoint_bytes, clock=time.time),
         repeats=Repeats(journal, clock=time.time),
         runs=runs,
         training=training,

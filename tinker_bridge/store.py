@@ -20,6 +20,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 _FORMAT = 1
 _EXPIRY = "json_extract(body, '$.expires_unix_s')"
+_KIND, _SIZE = "json_extract(body, '$.kind')", "json_extract(body, '$.size_bytes')"
 _TABLES = (SessionRecord, RunRecord, CheckpointRecord, SamplerRecord)
 
 
@@ -94,6 +95,12 @@ class Store:
     def expired(self, kind: type[CheckpointRecord], now_unix_s: float) -> list[CheckpointRecord]:
         """Those that were to end by now, oldest first."""
         return self._select(kind, f"WHERE {_EXPIRY} <= ? ORDER BY created, id", now_unix_s)
+
+    def exported_bytes(self, tenant: TenantId) -> int:
+        """On disk, of all of a tenant's external checkpoints."""
+        sql = f"SELECT coalesce(sum({_SIZE}), 0) FROM checkpoints WHERE tenant = ? AND {_KIND} = 'external'"  # noqa: S608
+        ((size_bytes,),) = self._rows(CheckpointRecord.table, sql, tenant)
+        return int(size_bytes)
 
     def delete(self, record: Record) -> None:
         sql = f"DELETE FROM {record.table} WHERE id = ?"  # noqa: S608
