@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from ...bus.errors import StorageFailed
 
 FORMAT = 3
 # Value lists of one statement. Each statement gives Python's lock away and has to get it back from the
-# broker's loop; so many rows at once cost that once.
+# broker's loop; so many rows at once cost that once. Every number of rows has its own statement, and all
+# stay prepared: some 6 MB (measured).
 _ROWS_AT_ONCE = 64
+_PREPARED = 8 * _ROWS_AT_ONCE
 # The log may grow beyond it for a large request; afterwards it is cut to this.
 _LOG_BYTES = 64 * 2**20
 _SCHEMA = """
@@ -68,7 +71,9 @@ class Tables:
         """
         self._directory = file.parent
         try:
-            self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(
+                file, isolation_level=None, check_same_thread=False, cached_statements=_PREPARED
+            )
             try:
                 file.chmod(0o600)
                 self._prepare(file)
@@ -98,13 +103,9 @@ class Tables:
 
     def run_for_each(self, head: str, rows: Sequence[Sequence[object]], tail: str = "") -> None:
         """One statement, `head VALUES (...), (...) tail`, for many rows."""
-        done = 0
-        while done < len(rows):
-            # Powers of two, so that there are few different statements and all of them stay prepared.
-            count = min(_ROWS_AT_ONCE, 1 << ((len(rows) - done).bit_length() - 1))
-            some = rows[done : done + count]
-            self.run(_statement(head, tail, len(some[0]), count), *[value for row in some for value in row])
-            done += count
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[first : first + _ROWS_AT_ONCE]
+            self.run(_statement(head, tail, len(some[0]), len(some)), *chain.from_iterable(some))
 
     def give_back(self, pages: int) -> None:
         """Cut so many free pages off the file."""
@@ -138,6 +139,8 @@ class Tables:
             "auto_vacuum = INCREMENTAL",  # heeded before the first table is made, not later
             "journal_mode = WAL",
             "synchronous = FULL",
+            # A statement of many rows keeps aside what it changes. In a file that would be written as often as the log.
+            "temp_store = MEMORY",
             "wal_autocheckpoint = 0",  # the writer's thread does it, when nobody waits for a commit
             f"journal_size_limit = {_LOG_BYTES}",
         ):
