@@ -48,7 +48,10 @@ class KnownIds:
             place = (place + stride) & mask
 
     def __contains__(self, one: int) -> bool:
-        return any(_has(bits, mask, one) for bits, mask in self._filters)
+        for bits, mask in self._filters:  # noqa: SIM110  # `any` takes twice as long
+            if _has(bits, mask, one):
+                return True
+        return False
 
     def _add_all(self, ids: "npt.NDArray[np.int64]") -> None:
         """As `add`, a hundred times as fast: a start with a million of them takes no second."""

@@ -24,7 +24,7 @@ from ...bus.errors import StorageFailed
 from ...bus.settings import JournalConfig
 from .compaction import Compaction
 from .known_ids import KnownIds, id_of
-from .records import Ended, Received, Record
+from .records import WITH_FRAMES, Received, Record
 from .store import Store
 from .tables import free_bytes
 
@@ -37,8 +37,6 @@ _LOOK_AGAIN_S = 1.0
 _WAKES = 4096
 # Of frames, in one commit.
 _COMMIT_BYTES = 16 * 2**20
-
-_WITH_FRAMES = (Received, Ended)
 
 # A record, and why the journal did not take it; "" when it is durable.
 Done = tuple[Record, str]
@@ -203,4 +201,4 @@ def _commits_of(batch: list[Record]) -> Iterator[list[Record]]:
 
 
 def _frame_bytes(records: Sequence[Record]) -> int:
-    return sum(sum(map(len, each.frames)) for each in records if isinstance(each, _WITH_FRAMES))
+    return sum(sum(map(len, each.frames)) for each in records if isinstance(each, WITH_FRAMES))
