@@ -29,17 +29,18 @@ def open_database(
     newest: int,
     changes: Callable[[int], str],
     settings: Sequence[str] = (),
+    prepared: int = 128,
 ) -> sqlite3.Connection:
     """Open or make a file. The connection may be handed from one thread to another, and is used by one at a time.
 
     newest: the format that we write. changes: the statements that bring a file of an older format to it; 0 is
-    that of a new file. settings: PRAGMAs besides those of every file.
+    that of a new file. settings: PRAGMAs besides those of every file. prepared: statements that stay compiled.
 
     Raises:
         StorageFailed: it cannot be opened, or was written by a newer version.
     """
     try:
-        db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(file, isolation_level=None, check_same_thread=False, cached_statements=prepared)
         try:
             file.chmod(0o600)
             _prepare(db, file, newest, changes, (*_DURABLE, *settings))

@@ -128,7 +128,8 @@ class Durability:
             ticket.adapter = new_adapter_id()
             self._fill_in(ticket, adapter=ticket.adapter, lane=lane)
         else:
-            ticket.adapter = self._own(ticket.key[0], concerned(header))
+            named = ticket.place.adapter if ticket.place is not None else concerned(header)
+            ticket.adapter = self._own(ticket.key[0], named)
             if ticket.kind == OpenLane.kind:
                 self._fill_in(ticket, lane=lane)
         return lane

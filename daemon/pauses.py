@@ -68,4 +68,6 @@ class Pauses:
         self._pauses.clear()
 
     def next_due(self) -> float:
+        if not self._pauses:  # the usual case, after every turn
+            return math.inf
         return min((each.until for each in self._pauses.values() if not each.over), default=math.inf)

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,16 @@ from ...bus.sqlite_file import give_back, open_database, transaction
 
 FORMAT = 3
 # Value lists of one statement. Each statement gives Python's lock away and has to get it back from the
-# broker's loop; so many rows at once cost that once.
+# broker's loop; so many rows at once cost that once. Every number of rows has its own statement, and all
+# stay prepared: some 6 MB (measured).
 _ROWS_AT_ONCE = 64
-# The writer's thread does it, when nobody waits for a commit.
-_SETTINGS = ("wal_autocheckpoint = 0",)
+_PREPARED = 8 * _ROWS_AT_ONCE
+_SETTINGS = (
+    # A statement of many rows keeps aside what it changes. In a file that would be written as often as the log.
+    "temp_store = MEMORY",
+    # The writer's thread does it, when nobody waits for a commit.
+    "wal_autocheckpoint = 0",
+)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
     number INTEGER PRIMARY KEY, id INTEGER NOT NULL, tenant TEXT NOT NULL, request TEXT NOT NULL,
@@ -68,7 +75,12 @@ class Tables:
         """
         self._directory = file.parent
         self._db = open_database(
-            file, what="the journal", newest=FORMAT, changes=lambda _: _SCHEMA, settings=_SETTINGS
+            file,
+            what="the journal",
+            newest=FORMAT,
+            changes=lambda _: _SCHEMA,
+            settings=_SETTINGS,
+            prepared=_PREPARED,
         )
 
     def close(self) -> None:
@@ -90,13 +102,9 @@ class Tables:
 
     def run_for_each(self, head: str, rows: Sequence[Sequence[object]], tail: str = "") -> None:
         """One statement, `head VALUES (...), (...) tail`, for many rows."""
-        done = 0
-        while done < len(rows):
-            # Powers of two, so that there are few different statements and all of them stay prepared.
-            count = min(_ROWS_AT_ONCE, 1 << ((len(rows) - done).bit_length() - 1))
-            some = rows[done : done + count]
-            self.run(_statement(head, tail, len(some[0]), count), *[value for row in some for value in row])
-            done += count
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[first : first + _ROWS_AT_ONCE]
+            self.run(_statement(head, tail, len(some[0]), len(some)), *chain.from_iterable(some))
 
     def give_back(self, pages: int) -> None:
         """Cut so many free pages off the file."""
