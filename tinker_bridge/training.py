@@ -71,16 +71,16 @@ class Training:
         asked: Asked,
         run: str,
         seq: int | None,
-        content: bytes,
         call: Call,
-        digest: bytes | None = None,
+        digest: bytes,
+        *,
         size_bytes: int = 0,
     ) -> Future:
         """Start an operation, or join the one that came under its number before.
 
         seq: its number in the run; None runs it behind all that came without a number before.
-        content: what makes two operations the same. digest: `digest_of` it, where that was taken already.
-        size_bytes: what it takes, where that is more than its content.
+        digest: `digest_of` what makes two operations the same. size_bytes: what it takes, where that is more
+        than its request.
 
         An operation of a run that was lost fails as those did that it was lost with: an HTTP
         error that is worth another try would be tried again for minutes.
@@ -95,8 +95,7 @@ class Training:
                 f"seq_id is {seq}: the operations of a model are numbered from 1 to 2**63 - 1"
             )
         # A finished operation is answered again even when its run takes no more.
-        digest = digest or digest_of(content)
-        size_bytes = max(size_bytes, len(content))
+        size_bytes = max(size_bytes, len(asked.route) + len(asked.body))
         tenant = asked.tenant
         record = self._runs.owned(tenant, run)
         key = _key(run, seq) if seq is not None else asked.key
@@ -134,7 +133,7 @@ class Training:
 
     def submit_publication(self, asked: Asked) -> Future:
         """Raises as `submit`."""
-        return self.submit(asked, asked.body.decode(), None, asked.body, _Publication())
+        return self.submit(asked, asked.body.decode(), None, _Publication(), digest_of(asked.body))
 
     def refuse(self, asked: Asked, digest: bytes, error: LoractlError) -> None:
         """End an operation of an earlier process with an error, without a look at its body.
@@ -143,7 +142,7 @@ class Training:
             LoractlError: there is no such run any more, or it was no operation.
         """
         run, seq = _of_key(asked.key)
-        self.submit(asked, run, seq, b"", Refused(error), digest)
+        self.submit(asked, run, seq, Refused(error), digest)
 
     def changes(self, run: str) -> int:
         """How often its weights were changed, as far as the trainer has answered."""
@@ -250,8 +249,12 @@ class _Publication:
         pass
 
 
-def digest_of(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
+def digest_of(*parts: bytes) -> bytes:
+    """Of what they are end to end, which need not be made."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _key(run: str, seq: int) -> Key:

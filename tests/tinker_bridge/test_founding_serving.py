@@ -20,6 +20,7 @@ from loractl.tinker_bridge.progress import Progress
 from loractl.tinker_bridge.records import RunRecord
 from loractl.tinker_bridge.results import Result
 from loractl.tinker_bridge.routes.founding import unless_gone
+from loractl.tinker_bridge.training import digest_of
 from starlette.requests import Request
 
 ANN = TenantId("ann")
@@ -64,7 +65,7 @@ def play(tmp_path: Path, story: Callable[[Bridge, TrainingBus, RunRecord], Await
 
 async def step(bridge: Bridge, run: RunRecord) -> Result:
     call = Step(OptimStepBody(model_id=run.id))
-    future = bridge.training.submit(Asked(ANN, "/optim_step", b""), run.id, None, b"", call)
+    future = bridge.training.submit(Asked(ANN, "/optim_step", b""), run.id, None, call, digest_of(b""))
     result = await bridge.futures.wait(ANN, future.id, 5.0)
     assert isinstance(result, Result)
     return result
