@@ -6,6 +6,7 @@ small and few (nothing is written for a training step or a sample), so they happ
 
 import secrets
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,9 +15,11 @@ import msgspec
 
 from ..bus.errors import StorageFailed
 from ..bus.ids import TenantId
+from .past_records import HAS_ENDED, LAST_SEEN
 from .records import CheckpointRecord, Record, RunRecord, SamplerRecord, SessionRecord
 
 RecordT = TypeVar("RecordT", bound=Record)
+Statement = tuple[str, tuple[object, ...]]
 
 _FORMAT = 1
 _EXPIRY = "json_extract(body, '$.expires_unix_s')"
@@ -45,22 +48,7 @@ class Store:
 
     def put(self, *records: Record) -> None:
         """Add or replace records: all of them, or none. Raises StorageFailed."""
-        if not records:
-            return
-        try:
-            # One transaction, for it is the waiting for the disk at its end that costs.
-            self._db.execute("BEGIN")
-            try:
-                for record in records:
-                    self._db.execute(*_insertion(record))
-                self._db.execute("COMMIT")
-            except BaseException:
-                # SQLite ends the transaction itself where the disk is full; what it said then is the reason.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise StorageFailed(f"cannot write {records[0].table} to the state directory: {error}") from error
+        self._write([_insertion(each) for each in records])
 
     def find(self, kind: type[RecordT], id_: str) -> RecordT | None:
         return next(iter(self._select(kind, "WHERE id = ?", id_)), None)
@@ -88,6 +76,20 @@ class Store:
         """Oldest first."""
         return self._select(kind, "WHERE parent = ? ORDER BY created, id", parent)
 
+    def ids_of_parent(
+        self, kind: type[RecordT], parent: str, *, limit: int | None = None, offset: int = 0
+    ) -> list[str]:
+        """Oldest first, `limit` of them after the first `offset`."""
+        sql = f"SELECT id FROM {kind.table} WHERE parent = ? ORDER BY created, id LIMIT ? OFFSET ?"  # noqa: S608
+        return [id_ for (id_,) in self._rows(kind.table, sql, parent, -1 if limit is None else limit, offset)]
+
+    def older(
+        self, kind: type[RecordT], tenant: TenantId, than: tuple[float, str], *, limit: int
+    ) -> list[RecordT]:
+        """Newest first, those behind a place in that order: when one was made, and its id."""
+        where = "WHERE tenant = ? AND (created, id) < (?, ?) ORDER BY created DESC, id DESC LIMIT ?"
+        return self._select(kind, where, tenant, *than, limit)
+
     def all(self, kind: type[RecordT]) -> list[RecordT]:
         return self._select(kind, "ORDER BY created, id")
 
@@ -95,12 +97,27 @@ class Store:
         """Those that were to end by now, oldest first."""
         return self._select(kind, f"WHERE {_EXPIRY} <= ? ORDER BY created, id", now_unix_s)
 
-    def delete(self, record: Record) -> None:
-        sql = f"DELETE FROM {record.table} WHERE id = ?"  # noqa: S608
+    def delete(self, *records: Record) -> None:
+        """All of them, or none. Raises StorageFailed."""
+        self._write([_deletion(each) for each in records])
+
+    def _write(self, statements: Sequence[Statement]) -> None:
+        """In one transaction, for it is the waiting for the disk at its end that costs."""
+        if not statements:
+            return
         try:
-            self._db.execute(sql, (record.id,))
+            self._db.execute("BEGIN")
+            try:
+                for statement in statements:
+                    self._db.execute(*statement)
+                self._db.execute("COMMIT")
+            except BaseException:
+                # SQLite ends the transaction itself where the disk is full; what it said then is the reason.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
         except sqlite3.Error as error:
-            raise StorageFailed(f"{record.table} cannot be changed: {error}") from error
+            raise StorageFailed(f"a record cannot be written to the state directory: {error}") from error
 
     def _select(self, kind: type[RecordT], where: str, *values: Any) -> list[RecordT]:
         sql = f"SELECT body FROM {kind.table} {where}"  # noqa: S608
@@ -135,6 +152,9 @@ class Store:
                 )
         table = CheckpointRecord.table
         self._db.execute(f"CREATE INDEX IF NOT EXISTS {table}_by_expiry ON {table} ({_EXPIRY})")
+        self._db.execute(
+            f"CREATE INDEX IF NOT EXISTS sessions_by_end ON sessions ({LAST_SEEN}) WHERE {HAS_ENDED}"
+        )
         self._db.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB)")
         self._db.execute(f"PRAGMA user_version = {_FORMAT}")
 
@@ -144,7 +164,11 @@ class Store:
         return bytes(value)
 
 
-def _insertion(record: Record) -> tuple[str, tuple[object, ...]]:
+def _deletion(record: Record) -> Statement:
+    return f"DELETE FROM {record.table} WHERE id = ?", (record.id,)  # noqa: S608
+
+
+def _insertion(record: Record) -> Statement:
     body = msgspec.json.encode(record).decode()
     row = (record.id, record.tenant, record.parent, record.created_unix_s, body)
     return f"INSERT OR REPLACE INTO {record.table} VALUES (?, ?, ?, ?, ?)", row  # noqa: S608  # our own names
