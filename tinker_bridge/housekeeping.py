@@ -41,6 +41,8 @@ async def keep_house(bridge: Bridge) -> None:
     records_at = time.monotonic()
     while True:
         await asyncio.sleep(round_s)
+        if bridge.store.settling.failure:
+            raise OSError(bridge.store.settling.failure)  # only another process can tell what is on the disk
         try:
             await one_round(bridge)
             # What runs again may be about to write down what nobody speaks of yet.
@@ -103,6 +105,7 @@ def end_session(
 
 async def free_ended(bridge: Bridge) -> None:
     """Free the adapters and snapshots of sessions that have ended; named checkpoints stay."""
+    await bridge.settled()  # whose session is there after all would miss it
     for run in bridge.runs.not_let_go():
         if not bridge.sessions.is_live(run.parent):
             bridge.training.forget(run.id)

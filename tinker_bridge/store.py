@@ -1,7 +1,8 @@
 """The bridge's memory on disk: one SQLite file of records, read and written by the bridge alone.
 
 A record is a row: its id, tenant, parent and time to look it up by, and itself as JSON. Writes are
-small and few (nothing is written for a training step or a sample), so they happen in the loop.
+small and few (nothing is written for a training step or a sample), so they happen in the loop, which does not
+wait for the disk: `settling` does.
 """
 
 import secrets
@@ -17,6 +18,7 @@ from ..bus.errors import StorageFailed
 from ..bus.ids import TenantId
 from .past_records import HAS_ENDED, LAST_SEEN
 from .records import CheckpointRecord, Record, RunRecord, SamplerRecord, SessionRecord
+from .settling import Settling
 
 RecordT = TypeVar("RecordT", bound=Record)
 Statement = tuple[str, tuple[object, ...]]
@@ -40,8 +42,12 @@ class Store:
             file.chmod(0o600)
             self._prepare(file)
             self.secret = self._secret()
+            # From here on what is written waits for `settle`.
+            for setting in ("synchronous = NORMAL", "wal_autocheckpoint = 0"):
+                self._db.execute(f"PRAGMA {setting}").close()
         except sqlite3.Error as error:
             raise StorageFailed(f"cannot open {file}: {error}") from error
+        self.settling = Settling(file)
 
     def close(self) -> None:
         self._db.close()
@@ -102,7 +108,7 @@ class Store:
         self._write([_deletion(each) for each in records])
 
     def _write(self, statements: Sequence[Statement]) -> None:
-        """In one transaction, for it is the waiting for the disk at its end that costs."""
+        """In one transaction."""
         if not statements:
             return
         try:
@@ -118,6 +124,7 @@ class Store:
                 raise
         except sqlite3.Error as error:
             raise StorageFailed(f"a record cannot be written to the state directory: {error}") from error
+        self.settling.wrote()
 
     def _select(self, kind: type[RecordT], where: str, *values: Any) -> list[RecordT]:
         sql = f"SELECT body FROM {kind.table} {where}"  # noqa: S608
@@ -132,7 +139,6 @@ class Store:
             raise StorageFailed(f"{table} cannot be read from the state directory: {error}") from error
 
     def _prepare(self, file: Path) -> None:
-        # WAL with full fsync: what was acknowledged is there after the power went.
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         (found,) = self._db.execute("PRAGMA user_version").fetchone()
