@@ -3,7 +3,9 @@
 import asyncio
 import os
 import shutil
+import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
 from loractl.tests.tinker_bridge.in_memory import User, with_bridge
 from loractl.tests.tinker_bridge.test_store import checkpoint
 from loractl.tinker_bridge.bridge import Bridge
+from loractl.tinker_bridge.future_rows import Change, Settle
 from loractl.tinker_bridge.housekeeping import keep_house
 from loractl.tinker_bridge.records import CheckpointRecord, SessionRecord
 from loractl.tinker_bridge.settling import Settling
@@ -113,6 +116,21 @@ def test_after_the_disk_refused_nothing_is_told_and_the_process_ends(tmp_path: P
         often = replace(bridge.config, bridge=replace(bridge.config.bridge, session_expiry_s=0.1))
         with pytest.raises(OSError, match="Input/output error"):
             await keep_house(replace(bridge, config=often))
+
+    with_bridge(tmp_path, test)
+
+
+def test_an_answer_does_not_need_the_results_of_others_to_be_written(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        with closing(sqlite3.connect(bridge.layout.tinker_futures)) as db:
+            db.execute("CREATE TRIGGER full BEFORE INSERT ON changes BEGIN SELECT RAISE(ABORT, 'full'); END")
+        change = Change(tenant=TenantId("ann"), what="w", key="k", done=True, unix_s=1.0)
+
+        refused, settled = bridge.journal.write(change), bridge.journal.write(Settle())
+
+        await settled
+        with pytest.raises(StorageFailed, match="full"):
+            await refused
 
     with_bridge(tmp_path, test)
 
