@@ -122,8 +122,7 @@ async def forget_past(bridge: Bridge, now_unix_s: float) -> None:
         return
     before = now_unix_s - bridge.config.bridge.record_s
     held = [each.id for each in bridge.samplers.not_let_go()]
-    file = bridge.layout.tinker_store
-    while found := await asyncio.to_thread(past_records, file, before, held, most=_AT_A_TIME):
+    while found := await asyncio.to_thread(past_records, bridge.store, before, held, most=_AT_A_TIME):
         bridge.store.delete(*found)
         log.info("records.forgotten", count=len(found))
 

@@ -6,9 +6,7 @@ without the loop waiting for it. No answer, and no result, leaves before that (`
 """
 
 import os
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing, suppress
 from pathlib import Path
 
 from ..bus.errors import StorageFailed
@@ -18,11 +16,13 @@ _LOG_COMMITS = 500
 
 
 class Settling:
-    """sync: waits until what was written to an open file is durable."""
+    """move: brings what is in the log to where it belongs. sync: waits until what was written to an open file
+    is durable."""
 
-    def __init__(self, file: Path, *, sync: Callable[[int], None] = os.fsync) -> None:
-        self._file = file
-        self._sync = sync
+    def __init__(
+        self, file: Path, *, move: Callable[[], None], sync: Callable[[int], None] = os.fsync
+    ) -> None:
+        self._file, self._move, self._sync = file, move, sync
         self._written = self._settled = self._moved = 0
         self.failure = ""
 
@@ -63,8 +63,3 @@ class Settling:
             self._sync(log)
         finally:
             os.close(log)
-
-    def _move(self) -> None:
-        """From the log into the file. What cannot be moved now is with the next."""
-        with suppress(sqlite3.Error), closing(sqlite3.connect(self._file)) as db:
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)").close()

@@ -7,8 +7,8 @@ wait for the disk: `settling` does.
 
 import secrets
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,6 @@ import msgspec
 
 from ..bus.errors import StorageFailed
 from ..bus.ids import TenantId
-from .past_records import HAS_ENDED, LAST_SEEN
 from .records import CheckpointRecord, Record, RunRecord, SamplerRecord, SessionRecord
 from .settling import Settling
 
@@ -24,6 +23,8 @@ RecordT = TypeVar("RecordT", bound=Record)
 Statement = tuple[str, tuple[object, ...]]
 
 _FORMAT = 1
+LAST_SEEN = "json_extract(body, '$.last_seen_unix_s')"
+HAS_ENDED = "json_extract(body, '$.status') != 'active'"
 _EXPIRY = "json_extract(body, '$.expires_unix_s')"
 _TABLES = (SessionRecord, RunRecord, CheckpointRecord, SamplerRecord)
 
@@ -47,7 +48,8 @@ class Store:
                 self._db.execute(f"PRAGMA {setting}").close()
         except sqlite3.Error as error:
             raise StorageFailed(f"cannot open {file}: {error}") from error
-        self.settling = Settling(file)
+        self.settling = Settling(file, move=lambda: _move_log(file))
+        self._file = file
 
     def close(self) -> None:
         self._db.close()
@@ -138,6 +140,18 @@ class Store:
         except sqlite3.Error as error:
             raise StorageFailed(f"{table} cannot be read from the state directory: {error}") from error
 
+    def found_apart(
+        self, kind: type[RecordT], where: str, values: Mapping[str, object], *, most: int
+    ) -> list[RecordT]:
+        """What may take long to find, for a thread: with a connection of its own. Raises StorageFailed."""
+        sql = f"SELECT body FROM {kind.table} WHERE {where} LIMIT {most}"  # noqa: S608
+        try:
+            with closing(sqlite3.connect(self._file)) as db:
+                rows = db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise StorageFailed(f"{kind.table} cannot be read from the state directory: {error}") from error
+        return [msgspec.json.decode(body, type=kind) for (body,) in rows]
+
     def _prepare(self, file: Path) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
@@ -168,6 +182,12 @@ class Store:
         self._db.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
         (value,) = self._db.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()
         return bytes(value)
+
+
+def _move_log(file: Path) -> None:
+    """From the log to where it belongs. What cannot be moved now is with the next."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").close()
 
 
 def _deletion(record: Record) -> Statement:

@@ -128,7 +128,7 @@ def test_a_few_at_a_time_all_of_it_goes(tmp_path: Path) -> None:
         await finish(user, bridge, session)
 
         rounds = []
-        while found := past_records(bridge.layout.tinker_store, time.time() + DAY_S, [], most=2):
+        while found := past_records(bridge.store, time.time() + DAY_S, [], most=2):
             bridge.store.delete(*found)
             rounds.append([type(each) for each in found])
 

@@ -152,7 +152,7 @@ def test_the_log_begins_anew_after_a_while(tmp_path: Path) -> None:
 
 def test_what_is_written_while_the_disk_is_at_work_waits_for_its_next_turn(tmp_path: Path) -> None:
     (tmp_path / "s-wal").touch()
-    settling = Settling(tmp_path / "s", sync=lambda _: settling.wrote())
+    settling = Settling(tmp_path / "s", move=lambda: None, sync=lambda _: settling.wrote())
 
     settling.wrote()
     settling.settle()
