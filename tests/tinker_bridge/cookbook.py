@@ -18,7 +18,7 @@ from typing import Any
 from loractl.tests.tinker_bridge.sdk import types
 from loractl.tests.tinker_bridge.served import MODEL, Served
 
-PATIENCE_S = 120.0
+PATIENCE_S = 250.0
 # What rl_loop and math_rl reward on every row; the other is as likely at first.
 RIGHT, WRONG = "\\boxed{7}", "\\boxed{8}"
 _QUESTION = "Which number?"
