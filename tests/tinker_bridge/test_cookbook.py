@@ -1,7 +1,7 @@
 """Recipes of the Tinker cookbook, unmodified, against a whole service.
 
-Each costs seconds of imports, so those that do not depend on each other run at once, except the two
-that others are compared with: they have the service to themselves.
+Those that do not depend on each other run at once, except the two that others are compared with: they have
+the service to themselves.
 """
 
 from collections.abc import Iterator
