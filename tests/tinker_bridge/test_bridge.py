@@ -211,7 +211,7 @@ class Broker:
         self._orders.put(lambda: self._actors.send_multipart([b"bridge", *encode(unsolicited(Drain()))]))
 
     def wait_until_ready(self) -> ActorReady:
-        while not isinstance(heard := self.heard.get(timeout=30), ActorReady):
+        while not isinstance(heard := self.heard.get(timeout=120), ActorReady):
             pass
         return heard
 
@@ -280,7 +280,7 @@ def test_the_bridge_serves_where_it_says_until_it_is_drained(broker: Broker, sta
         assert (ready.actor, ready.role, ready.pid) == ("bridge", "bridge", process.pid)
         assert (up.status_code, up.json()) == (200, {"status": "ok"})
         assert (down.status_code, down.json()["missing"]) == (503, ["trainer is starting"])
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_signal_ends_the_bridge_cleanly(broker: Broker, state_dir: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_signal_ends_the_bridge_cleanly(broker: Broker, state_dir: Path) -> No
 
         process.send_signal(signal.SIGTERM)
 
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_bodies_that_grew_leave_no_memory_behind(broker: Broker, state_dir: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_3(broker: Broker, state_dir: Pa
         socket.create_server(("127.0.0.1", 0)) as taken,
         bridge(state_dir, f"127.0.0.1:{taken.getsockname()[1]}") as process,
     ):
-        _, talk = process.communicate(timeout=30)
+        _, talk = process.communicate(timeout=120)
 
         assert process.returncode == 3
         assert talk.count("\n") == 1
@@ -330,7 +330,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_3(broker: Broker, state_dir: Pa
 
 def test_without_a_daemon_the_bridge_does_not_start(state_dir: Path) -> None:
     with bridge(state_dir) as process:
-        _, talk = process.communicate(timeout=30)
+        _, talk = process.communicate(timeout=120)
 
         assert process.returncode == 3
         assert "no daemon runs" in talk

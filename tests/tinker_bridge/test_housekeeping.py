@@ -213,7 +213,7 @@ def test_what_cannot_be_freed_keeps_nothing_else_from_being_freed(tmp_path: Path
             assert [run.id for run in bridge.runs.not_let_go()] == [first]
             assert second not in [run.id for run in bridge.runs.not_let_go()]
 
-    asyncio.run(asyncio.wait_for(whole(), 10))
+    asyncio.run(asyncio.wait_for(whole(), 60))
 
 
 def full_disk(bridge: Bridge, condition: str) -> None:

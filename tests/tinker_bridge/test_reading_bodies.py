@@ -142,7 +142,7 @@ def test_beyond_what_all_may_have_together_one_is_told_to_come_again() -> None:
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 10))
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 def test_a_large_body_is_not_put_together_again_for_its_route() -> None:
