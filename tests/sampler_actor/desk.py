@@ -38,7 +38,7 @@ from loractl.bus.messages import (
 from loractl.bus.sockets import bind_publisher, bind_router, close, new_context, receive_waiting
 
 LOCAL = TenantId("local")
-START_S = 120.0
+START_S = 250.0
 PROMPT = (5, 6, 7, 8, 9)
 ANSWER_S = 120.0
 

@@ -12,7 +12,7 @@ from loractl.bus.layout import StateLayout
 from loractl.bus.messages import ActorStatus, DaemonStatus, GetStatus
 from loractl.daemon import launch
 from loractl.tests.daemon.real_daemon import PATIENCE_S, until
-from loractl.tests.tinker_bridge.served import Served
+from loractl.tests.tinker_bridge.served import START_S, Served
 
 
 def actors(config: Config) -> list[ActorStatus]:
@@ -52,4 +52,4 @@ def kill_all(served: Served) -> None:
 
 def start_again(served: Served) -> None:
     assert until(lambda: not launch.running(served.config))
-    launch.start_detached(served.config, 120.0)
+    launch.start_detached(served.config, START_S)

@@ -19,6 +19,8 @@ from loractl.client.tokenizer_cache import write_tokenizer_cache
 from loractl.daemon import launch
 
 MODEL = "Qwen/Qwen3-8B"
+# vLLM's start is most of a quiet one's fifteen seconds; if it fails, so does every test here.
+START_S = 250.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def serving(*settings: str) -> Iterator[Served]:
             *settings,
         ],
     )
-    status = launch.start_detached(config, 120.0)
+    status = launch.start_detached(config, START_S)
     try:
         url = next(actor.details for actor in status.actors if actor.role == "bridge")
         key = ensure_local_key(StateLayout(Path(config.state_dir)))
