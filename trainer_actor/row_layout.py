@@ -84,6 +84,10 @@ class Site:
     a_offset: int
     b_offsets: tuple[int, ...]
 
+    def end(self, rank: int) -> int:
+        """Where the next one begins, in rows of this rank."""
+        return self.b_offsets[-1] + self.linear.projections[-1].outputs * rank
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowLayout:
@@ -102,6 +106,10 @@ class RowLayout:
 
     def site(self, linear: Linear) -> Site | None:
         return self.by_linear[linear.index]
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        return tuple(dict.fromkeys(site.linear.section for site in self.sites))
 
     def device_row_bytes(self, weight_bytes: int) -> int:
         """The most that such an adapter takes on the device, for weights of so many bytes an element.
@@ -143,7 +151,11 @@ class RowLayouts:
 
     def of(self, lora: LoraSpec) -> RowLayout:
         """The same object for every adapter of the same geometry."""
-        key = (padded_rank(lora.rank), active_sections(lora))
+        return self.at(padded_rank(lora.rank), active_sections(lora))
+
+    def at(self, rank: int, sections: tuple[Section, ...]) -> RowLayout:
+        """rank: of the row. sections: in their order."""
+        key = (rank, sections)
         if key not in self._made:
             self._made[key] = self._lay_out(*key)
         return self._made[key]
