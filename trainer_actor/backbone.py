@@ -1,7 +1,7 @@
 """The frozen base model: a stock megatron-core GPTModel with our attention and linears in it.
 
-Everything of ours goes in through the layer spec; nothing is patched. One process, tensor and pipeline parallel size 1, the same on CPU and CUDA. The output
-layer's product is not computed here: `output` does that in chunks.
+Everything of ours goes in through the layer spec; nothing is patched. The same on CPU and CUDA, and in each
+replica where there are several. The output layer's product is not computed here: `output` does that in chunks.
 
 Legend: T = packed positions, H = hidden.
 """
@@ -45,12 +45,15 @@ class Backbone:
         device: torch.device,
         *,
         recompute: bool = False,
+        tensor_parallel: int = 1,
     ) -> None:
-        """linears: all that adapters may train. recompute: see `_RecomputedLayer`."""
+        """linears: all that adapters may train. recompute: see `_RecomputedLayer`. tensor_parallel: so many
+        neighbours of the group that this process is in hold a part of the model each."""
         self._frame = PassFrame()
         self._dtype = dtype
         self._inverse_frequencies = base.inverse_frequencies.to(device)
         spec = _layer_spec(base, self._frame, device, recompute=recompute)
+        _join_parallel_state(tensor_parallel)
         self._model = _gpt_model(base, spec, dtype, device)
         for layer in self._model.decoder.layers:
             # Stock RMSNorms know no dtype of their own.
@@ -134,7 +137,6 @@ def refuse_trainable(model: torch.nn.Module) -> None:
 
 
 def _gpt_model(base: BaseModel, spec: ModuleSpec, dtype: torch.dtype, device: torch.device) -> GPTModel:
-    _initialize_parallel_state()
     return GPTModel(
         _transformer_config(base, dtype, device),
         spec,
@@ -146,13 +148,14 @@ def _gpt_model(base: BaseModel, spec: ModuleSpec, dtype: torch.dtype, device: to
     )
 
 
-def _initialize_parallel_state() -> None:
-    """A group of one process, with no port and no other process to wait for."""
+def _join_parallel_state(tensor_parallel: int) -> None:
+    """In the group of the trainer's ranks, where there is one (`ranks.group`); else a group of one process,
+    with no port and no other process to wait for."""
     if not dist.is_initialized():
         store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel()
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel)
 
 
 def _transformer_config(base: BaseModel, dtype: torch.dtype, device: torch.device) -> TransformerConfig:
