@@ -1,9 +1,12 @@
 """The frozen base model: a stock megatron-core GPTModel with our attention and linears in it.
 
-Everything of ours goes in through the layer spec; nothing is patched. The same on CPU and CUDA, and in each
-replica where there are several. The output layer's product is not computed here: `output` does that in chunks.
+Everything of ours goes in through the layer spec; nothing is patched. The same on CPU and CUDA. The ranks of a
+tensor parallel group each hold a shard of the layers and of the embedding; hidden states are whole on all of
+them. The output layer's product is not computed here: `output` does that in chunks, on the first rank, which
+alone holds the output weight, whole. That is the memory of a vocabulary times hidden, and the others wait for
+it: it is not cut by vocabulary yet.
 
-Legend: T = packed positions, H = hidden.
+Legend: T = packed positions, V = vocabulary, H = hidden.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -24,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..bus.errors import StartFailed
 from .attention import PackedAttention, rotation
-from .hf_config import BaseModel
+from .hf_config import BaseModel, check_shares
 from .hf_weights import load_weights
 from .layer_parts import RmsNorm, SwiGlu
 from .lora import LoraColumnParallelLinear, LoraRowParallelLinear
@@ -32,10 +33,12 @@ from .lora_pass import LoraPass
 from .packing import Packing
 from .pass_frame import PassFrame
 from .row_layout import Linear
+from .shard import Shard
+from .tensor_group import TensorGroup, tensor_group
 
 
 class Backbone:
-    """Call `hidden`, and the backward of what it returned, within `running`."""
+    """Call `hidden`, and the backward of what it returned, within `running`. group: who shares the model."""
 
     def __init__(
         self,
@@ -45,29 +48,27 @@ class Backbone:
         device: torch.device,
         *,
         recompute: bool = False,
-        tensor_parallel: int = 1,
     ) -> None:
-        """linears: all that adapters may train. recompute: see `_RecomputedLayer`. tensor_parallel: so many
-        neighbours of the group that this process is in hold a part of the model each."""
+        """linears: this rank's part of all that adapters may train. recompute: see `_RecomputedLayer`."""
+        self.group: TensorGroup = tensor_group()
+        check_shares(base, self.group.shard.count)
         self._frame = PassFrame()
         self._dtype = dtype
         self._inverse_frequencies = base.inverse_frequencies.to(device)
         spec = _layer_spec(base, self._frame, device, recompute=recompute)
-        _join_parallel_state(tensor_parallel)
-        self._model = _gpt_model(base, spec, dtype, device)
+        self._model = _gpt_model(base, spec, dtype, device, self.group.shard)
         for layer in self._model.decoder.layers:
             # Stock RMSNorms know no dtype of their own.
             layer.to(dtype=dtype, device=device)
         self._model.decoder.final_layernorm.to(dtype=dtype, device=device)
-        load_weights(self._model, base)
+        self.parameters = load_weights(self._model, base, self.group.shard)
         self._model.requires_grad_(False)
         refuse_trainable(self._model)
         self._attach(linears)
-        self.parameters = sum(each.numel() for each in self._model.parameters())
 
     @property
     def output_weight(self) -> Tensor:
-        """[V, H]; the embedding itself where the model ties them."""
+        """[V, H]; the embedding itself where the model ties them. [0, H] on ranks other than the first."""
         weight: Tensor | None = self._model.output_layer.weight
         return self._model.shared_embedding_or_output_weight() if weight is None else weight
 
@@ -91,7 +92,7 @@ class Backbone:
         for linear in linears:
             module = self._module_of(linear)
             if module is not None:
-                module.attach(self._frame, linear)
+                module.attach(self._frame, linear, self.group)
 
     def _module_of(self, linear: Linear) -> LoraColumnParallelLinear | LoraRowParallelLinear | None:
         if linear.kind == "unembed":
@@ -136,29 +137,37 @@ def refuse_trainable(model: torch.nn.Module) -> None:
         raise StartFailed(f"parameters of the base model would be trained: {', '.join(trainable[:5])}")
 
 
-def _gpt_model(base: BaseModel, spec: ModuleSpec, dtype: torch.dtype, device: torch.device) -> GPTModel:
-    return GPTModel(
-        _transformer_config(base, dtype, device),
+def _gpt_model(
+    base: BaseModel, spec: ModuleSpec, dtype: torch.dtype, device: torch.device, shard: Shard
+) -> GPTModel:
+    several = shard.count > 1
+    model = GPTModel(
+        _transformer_config(base, dtype, device, shard),
         spec,
-        vocab_size=base.shape.vocab,
+        vocab_size=shard.most(base.shape.vocab) * shard.count,  # it has to be shared evenly
         max_sequence_length=base.max_positions,
-        share_embeddings_and_output_weights=base.tied,
+        share_embeddings_and_output_weights=base.tied or several,  # several: it allocates none of its own
         position_embedding_type="none",  # positions are the attention's
         parallel_output=True,
     )
+    if several:
+        _whole_output_weight(model, base, shard)
+    return model
 
 
-def _join_parallel_state(tensor_parallel: int) -> None:
-    """In the group of the trainer's ranks, where there is one (`ranks.group`); else a group of one process,
-    with no port and no other process to wait for."""
-    if not dist.is_initialized():
-        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel)
+def _whole_output_weight(model: GPTModel, base: BaseModel, shard: Shard) -> None:
+    """For the first rank; where the embedding is tied to it, its shard of that is a view of it."""
+    embedding = model.embedding.word_embeddings
+    rows = base.shape.vocab if shard.first else 0
+    whole_VH = torch.nn.Parameter(embedding.weight.new_empty(rows, base.shape.hidden))
+    model.output_layer.weight = whole_VH
+    if base.tied and shard.first:
+        embedding.weight = torch.nn.Parameter(whole_VH.detach()[: len(embedding.weight)])
 
 
-def _transformer_config(base: BaseModel, dtype: torch.dtype, device: torch.device) -> TransformerConfig:
+def _transformer_config(
+    base: BaseModel, dtype: torch.dtype, device: torch.device, shard: Shard
+) -> TransformerConfig:
     return TransformerConfig(
         num_layers=base.shape.layers,
         hidden_size=base.shape.hidden,
@@ -186,6 +195,7 @@ def _transformer_config(base: BaseModel, dtype: torch.dtype, device: torch.devic
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         pipeline_dtype=dtype,
+        tensor_model_parallel_size=shard.count,
     )
 
 

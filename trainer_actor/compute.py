@@ -48,22 +48,15 @@ class OneProcess:
         device: torch.device,
     ) -> Self:
         """Raises torch.OutOfMemoryError: the model does not fit on the device."""
-        linears = layouts.linears
-        backbone = Backbone(
-            base,
-            linears,
-            dtype,
-            device,
-            recompute=settings.recompute,
-            tensor_parallel=settings.tensor_parallel,
-        )
-        unembed = next(linear for linear in linears if linear.kind == "unembed")
+        backbone = Backbone(base, layouts.own, dtype, device, recompute=settings.recompute)
+        unembed = next(linear for linear in layouts.own if linear.kind == "unembed")
         head = OutputHead.of(backbone.output_weight, unembed, settings.logits_chunk, floor_of(device))
         return cls(backbone, head)
 
     @property
     def neighbours_matter(self) -> bool:
-        return neighbours_matter(self.head.weight_VH.device, self.head.weight_VH.dtype)
+        weight_VH, ranks = self.head.weight_VH, self.backbone.group.shard.count
+        return neighbours_matter(weight_VH.device, weight_VH.dtype, ranks)
 
     def run(self, members: Sequence[Member]) -> list[RowsResult]:
         return run_members(self.backbone, self.head, members)

@@ -36,6 +36,7 @@ from .ranks.sizes import check_sizes
 from .row_layout import RowLayouts
 from .row_memory import fits
 from .seeds import fresh_weights
+from .tensor_group import tensor_group
 from .threads import threads_of
 
 
@@ -58,7 +59,7 @@ class TrainEngine:
         if device.type == "cpu":
             torch.set_num_threads(threads_of(config.trainer))
         base = read_base_model(model_directory(config))
-        check_sizes(config.trainer, base.shape, device)
+        check_sizes(config.trainer, base, device)
         # The others load the model at the same time.
         group = Group.start(config, device) if config.trainer.ranks > 1 else None
         try:
@@ -79,7 +80,7 @@ class TrainEngine:
         group: Group | None = None,
     ) -> None:
         settings = config.trainer
-        self._layouts = RowLayouts(base.shape)
+        self._layouts = RowLayouts(base.shape, tensor_group(settings.tensor_parallel).shard)
         self._max_rank = settings.max_rank
         self._dtype = dtype
         self._bank = Bank(self._layouts, settings.slots, adapter_dtype_of(device, dtype), device)

@@ -85,6 +85,20 @@ def read_base_model(path: Path) -> BaseModel:
     )
 
 
+def check_shares(base: BaseModel, ranks: int) -> None:
+    """Raises InvalidConfig: tensor parallel ranks cannot share the model."""
+    shape = base.shape
+    if shape.kv_heads % ranks:
+        raise InvalidConfig(
+            f"{base.path}: {ranks} tensor parallel ranks cannot share {shape.kv_heads} key-value heads evenly"
+        )
+    if shape.ffn % (8 * ranks):
+        raise InvalidConfig(
+            f"{base.path}: {ranks} tensor parallel ranks cannot share an intermediate_size of {shape.ffn} in "
+            "multiples of 8"
+        )
+
+
 def _check_architecture(file: Path, plain: dict[str, object]) -> None:
     names = plain.get("architectures")
     name = names[0] if isinstance(names, list) and len(names) == 1 else names

@@ -101,7 +101,9 @@ class _Block:
 
     def _gather(self, site: Site) -> Tensor:
         if self._gradients_GN is None:
-            self._gradients_GN = torch.empty_like(self._weights_GN, dtype=torch.float32)
+            # Where ranks share linears, this one gathers a part of each.
+            empty = torch.empty_like if self.layout.shard.count == 1 else torch.zeros_like
+            self._gradients_GN = empty(self._weights_GN, dtype=torch.float32)
         self._gathered.append(site)
         return self._gradients_GN
 
@@ -115,21 +117,21 @@ class _Block:
     def _projections(
         self, site: Site, mid_Ts: Tensor, rows_GN: Tensor
     ) -> list[tuple[Tensor, Tensor, Projection]]:
-        projections = site.linear.projections
-        mids = each_projection(mid_Ts, site.linear)
+        projections = site.own.projections
+        mids = each_projection(mid_Ts, site.own)
         matrices = [self._b(rows_GN, site, index) for index in range(len(projections))]
         return list(zip(mids, matrices, projections, strict=True))
 
     def _a(self, rows_GN: Tensor, site: Site) -> Tensor:
         """[G, s, I], strided over the rows."""
-        size = len(site.linear.projections) * self.layout.rank * site.linear.inputs
-        part = rows_GN[:, site.a_offset : site.a_offset + size]
-        return part.view(len(part), -1, site.linear.inputs)
+        part = rows_GN[:, site.a_offset : site.b_offsets[0]]
+        part = part.view(len(part), -1, site.linear.inputs)
+        return part if site.own.inputs == site.linear.inputs else part[:, :, site.a_columns]
 
     def _b(self, rows_GN: Tensor, site: Site, index: int) -> Tensor:
         """[G, O, R], strided over the rows."""
-        offset, size = site.b_offsets[index], site.linear.projections[index].outputs * self.layout.rank
-        part = rows_GN[:, offset : offset + size]
+        offset, rows = site.b_offsets[index], site.b_rows[index]
+        part = rows_GN[:, offset + rows.start * self.layout.rank : offset + rows.stop * self.layout.rank]
         return part.view(len(part), -1, self.layout.rank)
 
 

@@ -4,6 +4,8 @@ Several runs share it, each a piece of some operation, of the same adapter or of
 backward computes goes to scratch rows, so whoever called decides what of it joins an adapter's
 gradients. A run whose losses are not finite takes no part in the backward.
 
+A tensor parallel group runs it together: its first rank alone has losses, results and the whole gradients.
+
 Legend: T = positions of the pass, t = of one run. Targets and what is computed of them are [t], or [t, K]
 where a position has K of them.
 """
@@ -22,6 +24,7 @@ from .losses import WHOLE_SEQUENCE, terms_and_slopes
 from .members import Member
 from .output import HeadRun, OutputHead, run_head
 from .packing import pack
+from .tensor_group import TensorGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,15 @@ class RowsResult:
 
 
 def run_members(backbone: Backbone, head: OutputHead, members: Sequence[Member]) -> list[RowsResult]:
-    """Run them as one pass. Nothing but their gradient rows changes. Those of one layout stand side by side."""
+    """Run them as one pass. Nothing but their gradient rows changes. Those of one layout stand side by side.
+
+    Collective: every rank of a tensor parallel group calls it with the same members, over adapters' rows that
+    are whole and equal. The first one's gradient rows then hold what one process alone would have gathered, up
+    to rounding. The others answer nothing, and theirs hold anything, before and after. What fails on one rank
+    in the middle of a pass leaves the others waiting: their processes have to end.
+    """
+    group = backbone.group
+    shared = _shared_gradients(group, members)
     segments = _segments(members)
     lora = _lora_pass(segments)
     lengths = [length for member in members for length in member.rows.lengths]
@@ -51,14 +62,35 @@ def run_members(backbone: Backbone, head: OutputHead, members: Sequence[Member])
     with backbone.running(packing, lora), torch.set_grad_enabled(wanted):
         hidden_PH = backbone.hidden(tokens_T)
         dhidden_PH = torch.zeros_like(hidden_PH)
-        runs = _head_runs(head, members, segments)
-        run_head(head, runs, hidden_PH.detach(), dhidden_PH)
-        results = _results(runs, dhidden_PH)
+        results: list[RowsResult] = []
+        if group.shard.first:
+            runs = _head_runs(head, members, segments)
+            run_head(head, runs, hidden_PH.detach(), dhidden_PH)
+            results = _results(runs, dhidden_PH)
         # An adapter on the unembedding alone has its gradients already.
         if wanted and hidden_PH.requires_grad:
+            group.tell(dhidden_PH)
             hidden_PH.backward(dhidden_PH)  # type: ignore[no-untyped-call]
     lora.finish()
+    for part_N in shared:
+        group.sum_on_first(part_N)
     return results
+
+
+def _shared_gradients(group: TensorGroup, members: Sequence[Member]) -> list[Tensor]:
+    """What the ranks will have to add up: of each gradient row what lies there of layers, all of it written.
+
+    The first rank's keeps what earlier passes gathered and the others begin at zero; so does what a rank has no
+    part in.
+    """
+    if not group.several:
+        return []
+    rows = {id(member.gradients): member.gradients for member in members if member.gradients is not None}
+    parts = [row.finish()[: row.views.layout.layers_stop] for row in rows.values()]
+    if not group.shard.first:
+        for part_N in parts:
+            part_N.zero_()
+    return [part_N for part_N in parts if len(part_N)]
 
 
 def _head_runs(

@@ -22,9 +22,12 @@ def floor_of(device: torch.device) -> int:
     return _CPU_ROWS if device.type == "cpu" else 1
 
 
-def neighbours_matter(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a row's bits depend on what else is in its pass."""
-    return device.type != "cpu" or dtype is not torch.float32 or torch.get_num_threads() > 1
+def neighbours_matter(device: torch.device, dtype: torch.dtype, ranks: int = 1) -> bool:
+    """Whether a row's bits depend on what else is in its pass.
+
+    ranks: that add up their parts of it. From three on the order depends on where a number lies among all.
+    """
+    return device.type != "cpu" or dtype is not torch.float32 or torch.get_num_threads() > 1 or ranks > 2
 
 
 def rows_at_least(floor: int, rows: Tensor) -> Tensor:

@@ -18,14 +18,17 @@ Legend: N = elements of a row, R = rank of the row, r = rank of its adapter.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..bus.messages import LoraSpec
+from .shard import WHOLE, Shard
 
 Section = Literal["attn", "mlp", "unembed"]
 SECTIONS: tuple[Section, ...] = ("attn", "mlp", "unembed")
 LinearKind = Literal["qkv", "proj", "fc1", "fc2", "unembed"]
+_CUT_BY_OUTPUTS: tuple[LinearKind, ...] = ("qkv", "fc1")
+_CUT_BY_INPUTS: tuple[LinearKind, ...] = ("proj", "fc2")
 
 _RANK_MULTIPLE = 8
 _FP32_BYTES = 4
@@ -78,11 +81,17 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a linear's matrices lie in a row: the A's of its projections end to end, and each B."""
+    """Where a linear's matrices lie in a row: the A's of its projections end to end, and each B.
+
+    own: what this rank computes of the linear, with a_columns of every A and b_rows of each B.
+    """
 
     linear: Linear
     a_offset: int
     b_offsets: tuple[int, ...]
+    own: Linear
+    a_columns: slice
+    b_rows: tuple[slice, ...]
 
     def end(self, rank: int) -> int:
         """Where the next one begins, in rows of this rank."""
@@ -94,11 +103,12 @@ class RowLayout:
     """Of all adapters of one geometry. number: in the order they were first needed.
 
     rank: R. size: N. sites: of the linears that such an adapter trains, as they follow in the row;
-    by_linear: the same by the linear's index, None for others.
+    by_linear: the same by the linear's index, None for others. shard: whose part `own` is.
     """
 
     number: int
     shape: ModelShape
+    shard: Shard
     rank: int
     size: int
     sites: tuple[Site, ...]
@@ -110,6 +120,12 @@ class RowLayout:
     @property
     def sections(self) -> tuple[Section, ...]:
         return tuple(dict.fromkeys(site.linear.section for site in self.sites))
+
+    @property
+    def layers_stop(self) -> int:
+        """Where the matrices of the layers end: those of the unembedding come last."""
+        last = self.sites[-1]
+        return last.a_offset if last.linear.section == "unembed" else last.end(self.rank)
 
     def device_row_bytes(self, weight_bytes: int) -> int:
         """The most that such an adapter takes on the device, for weights of so many bytes an element.
@@ -142,11 +158,17 @@ class RowLayout:
 
 
 class RowLayouts:
-    """The layouts of one base model, each made once. linears: all that could have an adapter."""
+    """The layouts of one base model, each made once. linears: all that could have an adapter. own: what the
+    rank with this shard computes of them.
 
-    def __init__(self, shape: ModelShape) -> None:
+    Rows are the same on every rank: whole, so that files, seeds and optimizer know nothing of shards.
+    """
+
+    def __init__(self, shape: ModelShape, shard: Shard = WHOLE) -> None:
         self.linears = tuple(_linears(shape))
+        self.own = tuple(_own(linear, shard) for linear in self.linears)
         self._shape = shape
+        self._shard = shard
         self._made: dict[tuple[int, tuple[Section, ...]], RowLayout] = {}
 
     def of(self, lora: LoraSpec) -> RowLayout:
@@ -163,14 +185,16 @@ class RowLayouts:
     def _lay_out(self, rank: int, sections: tuple[Section, ...]) -> RowLayout:
         by_linear: list[Site | None] = []
         offset = 0
-        for linear in self.linears:
+        for linear, own in zip(self.linears, self.own, strict=True):
             site = None
             if linear.section in sections:
-                site, offset = _place(linear, rank, offset)
+                site = _place(linear, own, self._shard, rank, offset)
+                offset = site.end(rank)
             by_linear.append(site)
         return RowLayout(
             number=len(self._made),
             shape=self._shape,
+            shard=self._shard,
             rank=rank,
             size=offset,
             sites=tuple(site for site in by_linear if site is not None),
@@ -188,14 +212,41 @@ def padded_rank(rank: int) -> int:
     return -(-rank // _RANK_MULTIPLE) * _RANK_MULTIPLE
 
 
-def _place(linear: Linear, rank: int, offset: int) -> tuple[Site, int]:
-    """Give a linear its offsets from `offset` on; return the site and where the next one begins."""
+def _place(linear: Linear, own: Linear, shard: Shard, rank: int, offset: int) -> Site:
+    """A linear's matrices from `offset` on."""
     end = offset + len(linear.projections) * rank * linear.inputs
     b_offsets = []
     for projection in linear.projections:
         b_offsets.append(end)
         end += rank * projection.outputs
-    return Site(linear, offset, tuple(b_offsets)), end
+    columns = shard if linear.kind in _CUT_BY_INPUTS else WHOLE
+    rows = shard if linear.kind in _CUT_BY_OUTPUTS else WHOLE
+    b_rows = tuple(rows.of(each.outputs) for each in linear.projections)
+    return Site(linear, offset, tuple(b_offsets), own, columns.of(linear.inputs), b_rows)
+
+
+def _own(linear: Linear, shard: Shard) -> Linear:
+    """Of qkv and fc1 some outputs of every projection, qkv's by key-value groups; of proj and fc2 some
+    inputs; the unembedding, which the first rank computes alone, as it is."""
+    if shard.count == 1 or linear.kind == "unembed":
+        return linear
+    projections = tuple(_own_projection(each, linear.kind, shard.count) for each in linear.projections)
+    return replace(
+        linear,
+        inputs=projections[0].inputs,
+        outputs=sum(each.outputs for each in projections),
+        projections=projections,
+    )
+
+
+def _own_projection(whole: Projection, kind: LinearKind, count: int) -> Projection:
+    if kind in _CUT_BY_INPUTS:
+        return replace(whole, inputs=whole.inputs // count)
+    if kind == "qkv":
+        return replace(whole, outputs=whole.outputs // count, groups=whole.groups // count)
+    return replace(
+        whole, outputs=whole.outputs // count, start=whole.start // count, stop=whole.stop // count
+    )
 
 
 def _linears(shape: ModelShape) -> Iterator[Linear]:

@@ -19,7 +19,8 @@ from .row_layout import Linear, RowLayout, Site
 
 @dataclass(frozen=True, slots=True)
 class SiteViews:
-    """a: the A's of all projections end to end, [k * R, I]; b [O, R] of each; and both transposed."""
+    """a: the A's of all projections end to end, [k * R, I]; b [O, R] of each; and both transposed. Of a linear
+    that ranks share, this rank's inputs and outputs."""
 
     a_sI: Tensor
     b_OR: tuple[Tensor, ...]
@@ -72,14 +73,13 @@ class GradientRow:
 
     def finish(self) -> Tensor:
         """The gradients [N], with zeros where none came."""
-        sites = self.views.layout.sites
+        row_N, sites = self.views.row_N, self.views.layout.sites
         if len(self._written) < len(sites):
             for site in sites:
                 if site.linear.index not in self._written:
-                    views, _ = self.gather(site.linear)
-                    for each in (views.a_sI, *views.b_OR):
-                        each.zero_()
-        return self.views.row_N
+                    row_N[site.a_offset : site.end(self.views.layout.rank)].zero_()
+                    self._written.add(site.linear.index)
+        return row_N
 
     @property
     def written(self) -> list[int]:
@@ -107,11 +107,9 @@ class GradientRow:
 
 
 def _site_views(row_N: Tensor, rank: int, site: Site) -> SiteViews:
-    linear = site.linear
-    a_stop = site.a_offset + len(linear.projections) * rank * linear.inputs
-    a_sI = row_N[site.a_offset : a_stop].view(-1, linear.inputs)
+    a_sI = row_N[site.a_offset : site.b_offsets[0]].view(-1, site.linear.inputs)[:, site.a_columns]
     b_OR = tuple(
-        row_N[offset : offset + projection.outputs * rank].view(-1, rank)
-        for offset, projection in zip(site.b_offsets, linear.projections, strict=True)
+        row_N[offset + rows.start * rank : offset + rows.stop * rank].view(-1, rank)
+        for offset, rows in zip(site.b_offsets, site.b_rows, strict=True)
     )
     return SiteViews(a_sI, b_OR, a_sI.t(), tuple(each.t() for each in b_OR))

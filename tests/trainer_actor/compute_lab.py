@@ -57,6 +57,11 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 }
 MODELS = {
     **FAMILIES,
+    # A vocabulary that two ranks cannot share evenly.
+    "odd": lambda: LlamaForCausalLM(LlamaConfig(**{**_COMMON, "vocab_size": VOCAB + 3})),
+    "odd-tied": lambda: LlamaForCausalLM(
+        LlamaConfig(**{**_COMMON, "vocab_size": VOCAB + 3}, tie_word_embeddings=True)
+    ),
     # Large enough for threads to share its sums.
     "wide": lambda: LlamaForCausalLM(
         LlamaConfig(**{**_COMMON, "hidden_size": 256, "intermediate_size": 1024})

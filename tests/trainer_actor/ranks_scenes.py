@@ -1,7 +1,7 @@
 """Scenes with adapters, played by one process in a test and by two as a script, and what came of each.
 
-Run as a script it is rank 0 of a trainer with data_parallel=2: a process has one group for its life, and that of the
-tests has none.
+Run as a script it is rank 0 of a trainer with two: a process has one group for its life, and that of the tests has
+none.
 """
 
 import resource
@@ -172,10 +172,11 @@ SCENES: dict[str, Callable[[TrainEngine], Came]] = {
 }
 
 
-def main(models: str, out: str) -> None:
+def main(models: str, out: str, data_parallel: str, tensor_parallel: str, *scenes: str) -> None:
     torch.set_num_threads(1)
-    engine = Lab(Path(models)).engine(FAMILY, data_parallel=2, **SETTINGS)
-    came = {f"{name}/{key}": value for name, play in SCENES.items() for key, value in play(engine).items()}
+    sizes = {"data_parallel": int(data_parallel), "tensor_parallel": int(tensor_parallel)}
+    engine = Lab(Path(models)).engine(FAMILY, **sizes, **SETTINGS)
+    came = {f"{name}/{key}": value for name in scenes for key, value in SCENES[name](engine).items()}
     (other,) = psutil.Process().children()
     engine.close()
     came["left"] = torch.tensor(other.is_running())

@@ -18,29 +18,35 @@ from loractl.tests.trainer_actor.ranks_scenes import FAMILY, SCENES, SETTINGS, C
 from loractl.trainer_actor.engine import TrainEngine
 
 ROOT = Path(__file__).resolve().parents[2]
-# Gradients of a part are added up by themselves, and then those of all parts: another order of the sums.
-TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
+# Sums of parts are added up by themselves, and then those of all parts: another order. A gradient of this model is up
+# to hundreds, and Adam makes steps of one size of what is nearly nothing.
+TOLERANCE = {"rtol": 2e-4, "atol": 3e-4}
 
 
 @pytest.fixture(scope="module")
 def two(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Came:
     """What came of the scenes on two ranks."""
-    from safetensors.torch import load_file
-
-    lab.directory(FAMILY)
-    out = tmp_path_factory.mktemp("ranks") / "came.safetensors"
-    subprocess.run(
-        [sys.executable, "-W", "ignore", ranks_scenes.__file__, str(lab.root), str(out)],
-        env=subprocess_environment({"PYTHONPATH": str(ROOT / ".pkg"), "OMP_NUM_THREADS": "1"}),
-        check=True,
-        timeout=240,
-    )
-    return load_file(out)
+    return played(lab, tmp_path_factory.mktemp("ranks"), "2", "1", *SCENES)
 
 
 @pytest.fixture(scope="module")
 def engine(lab: Lab) -> TrainEngine:
     return lab.engine(FAMILY, **SETTINGS)
+
+
+def played(lab: Lab, directory: Path, *arguments: str) -> Came:
+    """By rank 0 of others, which is a process of its own."""
+    from safetensors.torch import load_file
+
+    lab.directory(FAMILY)
+    out = directory / "came.safetensors"
+    subprocess.run(
+        [sys.executable, "-W", "ignore", ranks_scenes.__file__, str(lab.root), str(out), *arguments],
+        env=subprocess_environment({"PYTHONPATH": str(ROOT / ".pkg"), "OMP_NUM_THREADS": "1"}),
+        check=True,
+        timeout=240,
+    )
+    return load_file(out)
 
 
 def scene(came: Came, name: str) -> Came:
@@ -94,9 +100,18 @@ def test_costs_are_measured_and_no_process_is_left(two: Came) -> None:
     assert not two["left"]
 
 
+def test_tensor_parallel_ranks_compute_what_one_process_does(
+    lab: Lab, engine: TrainEngine, tmp_path: Path
+) -> None:
+    came = played(lab, tmp_path, "1", "2", "together", "few_datums")
+
+    assert not came["left"]
+    assert_close(scene(came, "together"), SCENES["together"](engine))
+    assert_close(scene(came, "few_datums"), SCENES["few_datums"](engine))
+
+
 @pytest.mark.parametrize(
-    ("family", "size", "words"),
-    [("smollm2", 2, "3 key-value heads"), ("llama", 3, "2 key-value heads"), ("llama", 2, "not there yet")],
+    ("family", "size", "words"), [("smollm2", 2, "3 key-value heads"), ("llama", 3, "2 key-value heads")]
 )
 def test_a_tensor_parallel_size_that_does_not_fit_is_refused_by_name(
     lab: Lab, family: str, size: int, words: str
@@ -106,5 +121,5 @@ def test_a_tensor_parallel_size_that_does_not_fit_is_refused_by_name(
         trainer=TrainerConfig(tensor_parallel=size),
     )
 
-    with pytest.raises(InvalidConfig, match=rf"trainer\.tensor_parallel is .*{words}"):
+    with pytest.raises(InvalidConfig, match=f"{size} tensor parallel ranks cannot share {words}"):
         TrainEngine.build(config)

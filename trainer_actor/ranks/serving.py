@@ -13,6 +13,7 @@ from ..hf_config import read_base_model
 from ..model_pass import RowsResult
 from ..row_layout import RowLayouts
 from ..row_memory import RowMemory, fits
+from ..tensor_group import tensor_group
 from ..threads import threads_of
 from .bundle import Taken, flat, told
 from .channel import Channel
@@ -32,7 +33,7 @@ class Rank:
         dtype = dtype_of(config, device)
         base = read_base_model(model_directory(config))
         join_group(meeting, rank, config.trainer.ranks, device)
-        self._layouts = RowLayouts(base.shape)
+        self._layouts = RowLayouts(base.shape, tensor_group(config.trainer.tensor_parallel).shard)
         try:
             self._compute = OneProcess.load(config.trainer, base, self._layouts, dtype, device)
         except torch.OutOfMemoryError as error:
