@@ -113,14 +113,15 @@ def _members_of(engine: TrainEngine, part: PassPart) -> Iterator[Member]:
     """Of each piece. What its gradients' memory holds before is nobody's business."""
     row, memory = engine.bank.row(part.slot), engine.bank.memory
     rows = rows_of(part, memory.device)
+    scratch = memory.take(row.layout, torch.float32)
+    scratch.row_N.fill_(torch.nan)
+    gathering = GradientRow(scratch) if part.backward else None
     for piece in split_rows(rows, cut(rows.lengths, engine.pass_tokens)):
-        scratch = memory.take(row.layout, torch.float32)
-        scratch.row_N.fill_(torch.nan)
         yield Member(
             rows=piece,
             scale=row.lora.alpha / row.lora.rank,
             weights=row.views,
-            gradients=GradientRow(scratch) if part.backward else None,
+            gradients=gathering,
         )
 
 
