@@ -11,22 +11,21 @@ that one process, its I/O thread included.
 """
 
 import argparse
-import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
 import zmq
+from rounds import CLIENTS, Clients, arguments_of, median, percentiles, print_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
 
@@ -34,18 +33,16 @@ from loractl.bus import sockets
 from loractl.bus.codec import decode, encode
 from loractl.bus.config import Config, config_from_json, load_config
 from loractl.bus.identities import unsolicited, work_identity
-from loractl.bus.ids import LOCAL_TENANT, ActorId, new_request_id
+from loractl.bus.ids import ActorId
 from loractl.bus.layout import StateLayout
-from loractl.bus.messages import ActorReady, Echo, Echoed, Envelope
+from loractl.bus.messages import ActorReady, Echo, Echoed, Envelope, Message
 from loractl.client.interrupts import interrupt_when_ended
 from loractl.daemon.launch import run_foreground
 from loractl.daemon.supervisor import ActorCommand
 
 PAYLOAD = np.zeros(100, np.uint8)
-CLIENTS = (1, 16, 64)
 TARGET = 1.5
 WAYS = ("broker", "relay", "lean relay")
-PATIENCE_MS = 30_000
 
 
 @dataclass(frozen=True)
@@ -61,13 +58,8 @@ class Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="results as JSON, on stdout")
-    parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it runs")
+    parser = arguments_of(__doc__, quick="a few seconds, to see that it runs")
     parser.add_argument("--role", choices=[*WAYS, "echo"], help=argparse.SUPPRESS)
-    parser.add_argument("--config", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--prefix", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role is None:
@@ -171,51 +163,11 @@ def running(way: str) -> Iterator[tuple[Config, psutil.Process]]:
         shutil.rmtree(directory)
 
 
-# --- the clients ---------------------------------------------------------------------------------
+# --- measuring -----------------------------------------------------------------------------------
 
 
-class Clients:
-    """Some sockets in one thread, each of which sends its next request when it has its answer."""
-
-    def __init__(self, config: Config, count: int) -> None:
-        self._config = config
-        self._context = sockets.new_context()
-        address = StateLayout(Path(config.state_dir)).client_socket
-        self._sockets = [sockets.connect_dealer(self._context, address, config.limits) for _ in range(count)]
-        self._poller = zmq.Poller()
-        for socket in self._sockets:
-            self._poller.register(socket, zmq.POLLIN)
-        self._sent_at: dict[sockets.PlainSocket, float] = {}
-
-    def run(self, requests: int) -> list[float]:
-        """Make so many requests; returns how long each took, in seconds."""
-        latencies: list[float] = []
-        waiting = left = requests
-        for socket in self._sockets[:requests]:
-            self._ask(socket)
-            left -= 1
-        while waiting:
-            ready = self._poller.poll(PATIENCE_MS)
-            assert ready, "no answer"
-            for socket, _ in ready:
-                answer = decode(socket.recv_multipart(), self._config.limits)
-                if not answer.last:  # the echo peer is still starting
-                    continue
-                assert isinstance(answer.body, Echoed), answer
-                latencies.append(time.perf_counter() - self._sent_at[socket])
-                waiting -= 1
-                if left:
-                    self._ask(socket)
-                    left -= 1
-        return latencies
-
-    def close(self) -> None:
-        sockets.close(self._context, *self._sockets)
-
-    def _ask(self, socket: sockets.PlainSocket) -> None:
-        self._sent_at[socket] = time.perf_counter()
-        asked = Envelope(request=new_request_id(), tenant=LOCAL_TENANT, body=Echo(payload=PAYLOAD))
-        socket.send_multipart(encode(asked))
+def echo(_number: int) -> Message:
+    return Echo(payload=PAYLOAD)
 
 
 def measure(*, quick: bool) -> list[Result]:
@@ -228,7 +180,7 @@ def measure(*, quick: bool) -> list[Result]:
             seen: dict[str, list[Result]] = {way: [] for way in ways}
             drivers = {way: Clients(config, clients) for way, (config, _) in ways.items()}
             for driver in drivers.values():
-                driver.run(max(50, requests // 10))  # connect, warm up
+                driver.run(max(50, requests // 10), echo, Echoed)  # connect, warm up
             for _ in range(rounds):
                 for way, (_, process) in ways.items():
                     seen[way].append(one_round(way, drivers[way], process, clients, requests))
@@ -240,30 +192,17 @@ def measure(*, quick: bool) -> list[Result]:
 
 def one_round(way: str, driver: Clients, process: psutil.Process, clients: int, requests: int) -> Result:
     cpu_before, started = process.cpu_times(), time.perf_counter()
-    latencies = np.array(driver.run(requests))
+    latencies = driver.run(requests, echo, Echoed)
     took_s, cpu = time.perf_counter() - started, process.cpu_times()
     cpu_s = cpu.user + cpu.system - cpu_before.user - cpu_before.system
+    p50_us, p99_us = percentiles(latencies, per_s=1e6)
     return Result(
         way=way,
         clients=clients,
-        p50_us=1e6 * float(np.percentile(latencies, 50)),
-        p99_us=1e6 * float(np.percentile(latencies, 99)),
+        p50_us=p50_us,
+        p99_us=p99_us,
         requests_per_s=requests / took_s,
         broker_cpu_us=1e6 * cpu_s / requests,
-    )
-
-
-def median(rounds: Sequence[Result]) -> Result:
-    def of(name: str) -> float:
-        return statistics.median(getattr(each, name) for each in rounds)
-
-    return Result(
-        way=rounds[0].way,
-        clients=rounds[0].clients,
-        p50_us=of("p50_us"),
-        p99_us=of("p99_us"),
-        requests_per_s=of("requests_per_s"),
-        broker_cpu_us=of("broker_cpu_us"),
     )
 
 
@@ -272,7 +211,7 @@ def median(rounds: Sequence[Result]) -> Result:
 
 def report(results: Sequence[Result], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps([asdict(result) for result in results], indent=1))
+        print_json(results)
         return
     print("clients  way          p50 us   p99 us   requests/s   middle's CPU us/request")
     for each in results:

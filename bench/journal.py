@@ -13,22 +13,19 @@ a virtual environment that goes when the program ends.
 """
 
 import argparse
-import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import zmq
 from celery_redis import POOLS, NotAvailable, Round, celery_with_redis
+from rounds import CLIENTS, Clients, arguments_of, median, percentiles, print_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
 
@@ -36,7 +33,7 @@ from loractl.bus import sockets
 from loractl.bus.codec import decode, encode
 from loractl.bus.config import Config, config_from_json, load_config
 from loractl.bus.identities import unsolicited, work_identity
-from loractl.bus.ids import LOCAL_TENANT, ActorId, AdapterId, LaneId, new_request_id
+from loractl.bus.ids import ActorId, AdapterId, LaneId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import (
     ActorReady,
@@ -54,10 +51,8 @@ from loractl.client.interrupts import interrupt_when_ended
 from loractl.daemon.launch import run_foreground
 from loractl.daemon.supervisor import ActorCommand
 
-CLIENTS = (1, 16, 64)
 LORA = LoraSpec(rank=8, alpha=16.0, seed=0)
 TARGET_ADDED_MS, TARGET_TIMES_CELERY = 5.0, 10.0
-PATIENCE_MS = 60_000
 SETTINGS = {"journal": [], "no journal": ["journal.enabled=false"]}
 
 
@@ -73,14 +68,9 @@ class Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="results as JSON, on stdout")
-    parser.add_argument("--quick", action="store_true", help="about a minute")
+    parser = arguments_of(__doc__, quick="about a minute")
     parser.add_argument("--celery", action="store_true", help="Celery with Redis beside it")
     parser.add_argument("--role", choices=["broker", "trainer"], help=argparse.SUPPRESS)
-    parser.add_argument("--config", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role is not None:
         config = config_from_json(arguments.config.read_text())
@@ -138,57 +128,28 @@ def details(adapter: AdapterId, asked: Envelope, name: str, lora: LoraSpec) -> A
     )
 
 
-class Clients:
-    """Some sockets in one thread, each with an adapter of its own and one step under way."""
+class Steps:
+    """Clients that step, each an adapter of its own."""
 
     def __init__(self, config: Config, count: int) -> None:
-        self._config = config
-        self._context = sockets.new_context()
-        address = StateLayout(Path(config.state_dir)).client_socket
-        self._sockets = [sockets.connect_dealer(self._context, address, config.limits) for _ in range(count)]
-        self._poller = zmq.Poller()
-        self._sent_at: dict[sockets.PlainSocket, float] = {}
-        self._lanes: dict[sockets.PlainSocket, tuple[AdapterId, LaneId, int]] = {}
-        for number, socket in enumerate(self._sockets):
-            self._poller.register(socket, zmq.POLLIN)
-            self._send(socket, CreateAdapter(name=f"bench-{number}", lora=LORA))
-            assert socket.poll(PATIENCE_MS), "no answer"
-            while not (created := decode(socket.recv_multipart(), config.limits)).last:
-                pass  # the trainer is still starting
-            assert isinstance(created.body, AdapterCreated), created
-            self._lanes[socket] = (created.body.details.adapter, created.body.lane, 0)
+        self._clients = Clients(config, count)
+        self._lanes: list[tuple[AdapterId, LaneId, int]] = []
+        for created in self._clients.each(lambda number: CreateAdapter(name=f"bench-{number}", lora=LORA)):
+            assert isinstance(created, AdapterCreated), created
+            self._lanes.append((created.details.adapter, created.lane, 0))
 
     def run(self, requests: int) -> tuple[float, list[float]]:
         began = time.perf_counter()
-        latencies: list[float] = []
-        waiting = left = requests
-        for socket in self._sockets[:requests]:
-            self._step(socket)
-            left -= 1
-        while waiting:
-            ready = self._poller.poll(PATIENCE_MS)
-            assert ready, "no answer"
-            for socket, _ in ready:
-                stepped = decode(socket.recv_multipart(), self._config.limits)
-                assert isinstance(stepped.body, StepResult), stepped
-                latencies.append(time.perf_counter() - self._sent_at[socket])
-                waiting -= 1
-                if left:
-                    self._step(socket)
-                    left -= 1
+        latencies = self._clients.run(requests, self._next, StepResult)
         return time.perf_counter() - began, latencies
 
     def close(self) -> None:
-        sockets.close(self._context, *self._sockets)
+        self._clients.close()
 
-    def _step(self, socket: sockets.PlainSocket) -> None:
-        adapter, lane, seq = self._lanes[socket]
-        self._lanes[socket] = (adapter, lane, seq + 1)
-        self._sent_at[socket] = time.perf_counter()
-        self._send(socket, OptimStep(adapter=adapter, lane=lane, seq=seq + 1, learning_rate=0.1))
-
-    def _send(self, socket: sockets.PlainSocket, body: Message) -> None:
-        socket.send_multipart(encode(Envelope(request=new_request_id(), tenant=LOCAL_TENANT, body=body)))
+    def _next(self, number: int) -> Message:
+        adapter, lane, seq = self._lanes[number]
+        self._lanes[number] = (adapter, lane, seq + 1)
+        return OptimStep(adapter=adapter, lane=lane, seq=seq + 1, learning_rate=0.1)
 
 
 @contextmanager
@@ -201,11 +162,11 @@ def broker(way: str) -> Iterator[Round]:
     (directory / "run").mkdir(mode=0o700)
     argv = [sys.executable, __file__, "--role", "broker", "--config", str(file)]
     process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
-    clients: dict[int, Clients] = {}
+    clients: dict[int, Steps] = {}
 
     def run(count: int, requests: int) -> tuple[float, Sequence[float]]:
         if count not in clients:
-            clients[count] = Clients(config, count)
+            clients[count] = Steps(config, count)
         return clients[count].run(requests)
 
     try:
@@ -251,25 +212,13 @@ def warm_up(run: Round, clients: int, seconds: float) -> int:
 
 def one_round(way: str, run: Round, clients: int, requests: int) -> Result:
     took_s, latencies = run(clients, requests)
+    p50_ms, p99_ms = percentiles(latencies, per_s=1e3)
     return Result(
         way=way,
         clients=clients,
-        p50_ms=1e3 * float(np.percentile(latencies, 50)),
-        p99_ms=1e3 * float(np.percentile(latencies, 99)),
+        p50_ms=p50_ms,
+        p99_ms=p99_ms,
         operations_per_s=len(latencies) / took_s,
-    )
-
-
-def median(rounds: Sequence[Result]) -> Result:
-    def of(name: str) -> float:
-        return statistics.median(getattr(each, name) for each in rounds)
-
-    return Result(
-        way=rounds[0].way,
-        clients=rounds[0].clients,
-        p50_ms=of("p50_ms"),
-        p99_ms=of("p99_ms"),
-        operations_per_s=of("operations_per_s"),
     )
 
 
@@ -278,7 +227,7 @@ def median(rounds: Sequence[Result]) -> Result:
 
 def report(results: Sequence[Result], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps([asdict(result) for result in results], indent=1))
+        print_json(results)
         return
     print("clients  way              p50 ms   p99 ms   operations/s")
     for each in results:

@@ -10,7 +10,6 @@ import difflib
 import json
 import math
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -18,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 from platformdirs import user_data_path
 
+from .config_files import config_files, read_toml, state_directory
 from .errors import InvalidConfig
 from .listening import http_address, tcp_address
 from .settings import (
@@ -65,8 +65,6 @@ _PREFIX = "LORACTL_"
 # Read by name below; every other LORACTL_ variable is a key of the tree.
 CRASH_AT = "LORACTL_CRASH_AT"
 _PLAIN_VARIABLES = {"LORACTL_STATE_DIR", "LORACTL_CONFIG", CRASH_AT}
-# The reader of TOML takes time by the square of a key's parts.
-_MOST_FILE_BYTES = 64 * 2**10
 # Weights and the quantum: further apart, products of them and counts of rounds need not fit into a float.
 _LEAST_SHARE, _LARGEST_SHARE = 1e-6, 1e6
 _INTEGERS_END = 2**63
@@ -87,10 +85,10 @@ def load_config(
     """
     env = os.environ if environ is None else environ
     directory = state_dir or env.get("LORACTL_STATE_DIR") or str(user_data_path("loractl"))
-    directory = _state_directory(directory)
+    directory = state_directory(directory)
     tree: dict[str, Any] = {}
-    for file in _config_files(directory, env):
-        _merge(tree, _read_toml(file), source=str(file))
+    for file in config_files(directory, env):
+        _merge(tree, read_toml(file), source=str(file))
     for name, value in sorted(env.items()):
         if name.startswith(_PREFIX) and name not in _PLAIN_VARIABLES:
             _set(tree, _key_of(name), value, source=f"environment variable {name}")
@@ -140,45 +138,6 @@ def set_process_environment(values: Mapping[str, str]) -> None:
     """Set variables that a library reads at import, in an actor's own process, keeping the user's."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
-
-
-def _state_directory(written: str) -> str:
-    try:
-        directory = Path(written).expanduser().absolute()
-        directory.lstat()
-    except FileNotFoundError:
-        pass  # it will be made
-    except (OSError, ValueError, RuntimeError) as error:  # a name without end, a NUL, ~ of nobody
-        raise InvalidConfig(f"{written[:80]!r} cannot be the state directory: {error}") from error
-    return str(directory)
-
-
-def _config_files(state_dir: str, env: Mapping[str, str]) -> list[Path]:
-    if named := env.get("LORACTL_CONFIG"):
-        if not _is_file(Path(named)):
-            raise InvalidConfig(f"LORACTL_CONFIG names {named!r}, which is not a file")
-        return [Path(named)]
-    default = Path(state_dir) / "loractl.toml"
-    return [default] if _is_file(default) else []
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name without end
-        return False
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        data = file.read_bytes()
-        if len(data) > _MOST_FILE_BYTES:
-            raise InvalidConfig(f"{file} is larger than {_MOST_FILE_BYTES} bytes: settings are few lines")
-        return tomllib.loads(data.decode("utf-8"))
-    except RecursionError as error:
-        raise InvalidConfig(f"cannot read {file}: it is nested too deeply") from error
-    except (OSError, ValueError) as error:  # no text, no TOML, or a number without end
-        raise InvalidConfig(f"cannot read {file}: {error}") from error
 
 
 def _merge(tree: dict[str, Any], new: Mapping[str, Any], *, source: str, prefix: str = "") -> None:

@@ -83,9 +83,9 @@ class QuotasConfig:
     """What one tenant may have at one time; 0 is no bound. Beyond it requests wait, and are told why,
     adapter creations for at most wait_s. adapters, state_bytes: registered adapters, and the training
     states of all of them. checkpoint_bytes: what is kept on disk until it is deleted, saved training states and
-    published versions (Tinker's sampler weights) together; a save or publish beyond it is refused.
-    queued_tokens: positions of its forward_backwards that the trainer holds.
-    held_bytes: requests that wait in the broker; a request beyond it is refused.
+    published versions (Tinker's sampler weights) together; a save or publish beyond it is refused. External
+    weights count by themselves, up to as many bytes again. queued_tokens: positions of its forward_backwards
+    that the trainer holds. held_bytes: requests that wait in the broker; a request beyond it is refused.
     requests_per_s, request_bytes_per_s: over HTTP, what comes faster for more than some seconds is told
     to come again later (429); polls for results and heartbeats do not count."""
 
@@ -196,7 +196,8 @@ class BridgeConfig:
     """session_expiry_s: how long a session lives without a heartbeat. long_poll_s: how long a poll
     for a result waits at most. result_s, result_bytes: finished results kept on disk so that they can be
     read again; those of a live session stay for as long as the bytes suffice, and beyond them who has the most gives some.
-    pending_samples: beyond so many,
+    record_s: how long what is listed of an ended session stays once nothing can be made of it any more (no checkpoint
+    nor adapter is left of a run); 0 keeps it for ever. pending_samples: beyond so many,
     clients who have their share of them under way are told to slow down (429).
     ephemeral_samplers: unnamed sampler snapshots of a model that stay; older ones go.
     body_bytes: largest request body."""
@@ -205,6 +206,7 @@ class BridgeConfig:
     long_poll_s: float = 30.0
     result_s: float = 6 * 3600.0
     result_bytes: int = 512 * 2**20
+    record_s: float = 30 * 24 * 3600.0
     pending_samples: int = 4096
     ephemeral_samplers: int = 64
     body_bytes: int = 256 * 2**20

@@ -33,6 +33,7 @@ def show_status(console: Console, status: DaemonStatus, adapters: Sequence[Adapt
             "state": status.state_dir,
             "http": status.http or "off",
             **({"chaos": status.chaos} if status.chaos else {}),
+            **({"put off": _put_off_text(status)} if status.put_off else {}),
         },
     )
     console.print()
@@ -47,6 +48,16 @@ def show_status(console: Console, status: DaemonStatus, adapters: Sequence[Adapt
         console.print(NO_ADAPTERS)
     if (others := status.adapters - len(adapters)) > 0:
         console.print(f"{counted(others, 'adapter')} of other tenants")
+
+
+def _put_off_text(status: DaemonStatus) -> str:
+    said = f"{counted(status.put_off, 'adapter')} cannot be brought back just now (`loractl logs` says why)"
+    if not status.another_base:
+        return said
+    return (
+        f"{said}, {status.another_base} of them for another base model than this: what waits of those runs "
+        "when the daemon is started with the model that they had"
+    )
 
 
 def show_actors(console: Console, actors: Sequence[ActorStatus]) -> None:

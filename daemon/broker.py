@@ -1,57 +1,43 @@
 """The broker's pure core: a request, an answer or a report comes in, decisions come out.
 
-Owns what each kind of message means to the broker; requests that it must understand before they go on
-their way are left to `admissions`. Who gets a request, and when, is `dispatch`; which versions there are
-is `publishing`. No sockets, no clock: `now` is seconds of a monotonic clock.
+Owns what each kind of request means to the broker; those that it must understand before they go on
+their way are left to `admissions`, and what actors say to `hearing`. Who gets a request, and when, is
+`dispatch`; which versions there are is `publishing`. No sockets, no clock: `now` is seconds of a monotonic clock.
 Frames are looked into only where the broker must understand them; all others pass through.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 
-from ..bus.codec import Header, check_sizes, decode, encode, payload_digest
+from ..bus.codec import Header, check_sizes, decode, payload_digest
 from ..bus.config import Config
 from ..bus.errors import BadFrame, Internal, LoractlError
 from ..bus.failures import failed
 from ..bus.identities import unsolicited
 from ..bus.ids import ActorId
 from ..bus.messages import (
-    ActorReady,
     ActorRole,
-    AdapterCreated,
-    AdapterList,
     DaemonStatus,
     DeleteVersion,
-    Done,
     Drain,
     Envelope,
-    Failed,
     GetVersions,
-    Heartbeat,
-    LaneOpened,
     Message,
-    SnapshotTaken,
-    VersionReleased,
-    VersionServed,
-    VersionWritten,
 )
 from .admissions import UNDERSTOOD, Admissions
 from .answers import stopping
-from .decisions import ClientId, Decision, Frames, Heard, Key, Relay, Tell
+from .decisions import ClientId, Decision, Frames, Key, Relay, Tell
 from .deletions import Deletions
 from .dispatch import Dispatch
 from .durability import Durability
+from .hearing import REPORTS, Hearing
 from .journal.records import Past, Record, VersionDeleted
 from .ledger import Ticket
 from .publishing import Publishing
 from .questions import Questions
-from .receipts import Settled
 from .routing import DESTINATION_BY_KIND, Destination
 from .status import Identity
 
-REPORTS = (ActorReady, Heartbeat, SnapshotTaken, VersionServed, VersionReleased)
 _REPORT_KINDS = frozenset(report.kind for report in REPORTS)
-_DESCRIPTIONS = (AdapterCreated.kind, AdapterList.kind, LaneOpened.kind)
 
 
 class Broker:
@@ -70,6 +56,7 @@ class Broker:
         self._publishing = Publishing(config.publish, self._dispatch.actors, past)
         self._admissions = Admissions(self._dispatch, self._publishing)
         self._deletions = Deletions(self._publishing, past)
+        self._hearing = Hearing(config.limits, self._dispatch, self._durability, self._publishing)
         self._questions = Questions(config, identity, self._dispatch, self._publishing, past)
 
     # --- from clients ------------------------------------------------------------------------
@@ -129,11 +116,12 @@ class Broker:
     def heard(self, actor: ActorId, header: Header, frames: Frames, now: float) -> list[Decision]:
         """Anything that an actor sends: a report, a question of its own, or an answer."""
         if header.kind in _REPORT_KINDS:
-            return self._settled_pins(self._report(self._decoded(frames).body, now))
+            return self._settled_pins(self._hearing.report(self._decoded(frames).body, now))
         if header.kind == GetVersions.kind:
-            return self._table_for(actor, header)
+            return self._hearing.table_for(actor, header)
         try:
-            return self._settled_pins(self._answer(actor, header, frames, now))
+            answered = self._hearing.answer(actor, header, frames, now, draining=self._draining)
+            return self._settled_pins(answered)
         except BadFrame as error:
             broken = Internal(f"{actor} answered with a broken message ({error.message}): its log has more")
             return self.abandon((header.tenant, header.request), broken, now)
@@ -174,7 +162,7 @@ class Broker:
         decisions += self._dispatch.actor_lost(actor, for_good=for_good, details=details, now=now)
         if self._dispatch.actors[actor].role == "sampler":
             told, settled = self._publishing.sampler_lost(actor)
-            decisions += [*told, *self._settle(settled, now)]
+            decisions += [*told, *self._hearing.settle(settled, now)]
         return self._settled_pins(decisions)
 
     def drain(self, now: float) -> list[Decision]:
@@ -191,7 +179,7 @@ class Broker:
 
     def tick(self, now: float) -> list[Decision]:
         self._dispatch.ledger.forget(now)
-        late = self._settle(self._publishing.receipts.expire(now), now)
+        late = self._hearing.settle(self._publishing.receipts.expire(now), now)
         return self._settled_pins([*self._durability.due(now), *late])
 
     def next_deadline(self) -> float:
@@ -205,101 +193,7 @@ class Broker:
     def status(self, now: float) -> DaemonStatus:
         return self._questions.status(now)
 
-    # --- answers and reports -----------------------------------------------------------------
-
-    def _answer(self, actor: ActorId, header: Header, frames: Frames, now: float) -> list[Decision]:
-        if (step := self._dispatch.recovery.heard(actor, header, frames, now)) is not None:
-            return self._dispatch.released(step, now)
-        ticket = self._dispatch.ledger.find((header.tenant, header.request))
-        if ticket is None or ticket.actor != actor:
-            return []  # answered otherwise already, because its actor had died
-        if not header.last:
-            return self._dispatch.pass_on(ticket, frames)
-        if header.kind == Failed.kind:
-            return self._failed(ticket, header, frames, now)
-        if header.kind == VersionWritten.kind:
-            return self._version_written(ticket, frames, now)
-        if header.kind in _DESCRIPTIONS:
-            frames = self._described(frames)
-        deleted = self._publishing.deleted(ticket.deletes) if ticket.deletes is not None else []
-        gone = self._durability.gone(ticket, now)
-        return [*deleted, *gone, *self._dispatch.end(ticket, frames, now)]
-
-    def _failed(self, ticket: Ticket, header: Header, frames: Frames, now: float) -> list[Decision]:
-        if ticket.number:
-            body = self._decoded(frames).body
-            assert isinstance(body, Failed)
-            if parked := self._durability.answered(ticket, body, draining=self._draining, now=now):
-                return parked
-            if self._durability.is_done(ticket, body):
-                return self._deleted_before(ticket, now)
-        return self._dispatch.end(ticket, frames, now, keep=header.fields.get("retryable") is False)
-
-    def _deleted_before(self, ticket: Ticket, now: float) -> list[Decision]:
-        """The first time it was there, and nobody may have heard that it went."""
-        decisions: list[Decision] = []
-        if ticket.deletes is not None and self._durability.owns(ticket):
-            decisions += self._publishing.deleted(ticket.deletes, counted=False)
-            decisions += self._durability.gone(ticket, now)
-        return [*decisions, *self._dispatch.end(ticket, Done(), now)]
-
-    def _version_written(self, ticket: Ticket, frames: Frames, now: float) -> list[Decision]:
-        body = self._decoded(frames).body
-        assert isinstance(body, VersionWritten)
-        ticket.written_version = True
-        told, settled = self._publishing.written(ticket, body.record, now)
-        return [*told, *self._dispatch.let_go(ticket), *self._settle(settled, now)]
-
-    def _described(self, frames: Frames) -> Frames:
-        """Say of each adapter that an answer describes what only the broker knows."""
-        envelope = self._decoded(frames)
-        assert isinstance(envelope.body, AdapterCreated | AdapterList | LaneOpened)
-        held = self._dispatch.waitlist.waiting_of(envelope.tenant)
-        return encode(replace(envelope, body=self._publishing.described(envelope.body, held)))
-
-    def _report(self, body: Message, now: float) -> list[Decision]:
-        match body:
-            case Heartbeat(actor=actor):
-                self._dispatch.actors.beat(body)
-                return [Heard(ActorId(actor), busy_s=body.busy_s, at=body.at)]
-            case ActorReady():
-                return self._ready(body, now)
-            case VersionServed():
-                return self._settle(self._publishing.served(body, now), now)
-            case VersionReleased():
-                return self._publishing.released(body)
-            case SnapshotTaken():
-                return self._durability.snapshot(body)
-            case other:
-                raise AssertionError(f"{other.kind} is no report")
-
-    def _ready(self, body: ActorReady, now: float) -> list[Decision]:
-        actor = self._dispatch.actors.ready(body)
-        if actor is None:  # of a process that we ended, or did not start
-            return []
-        decisions: list[Decision] = [Heard(actor.name, ready=True)]
-        if actor.role == "trainer":
-            decisions += self._publishing.trainer_ready(body)
-            decisions += self._durability.ready(actor.name, now)
-        return decisions + self._dispatch.advance_all(now)
-
-    def _table_for(self, actor: ActorId, header: Header) -> list[Decision]:
-        """A sampler starts or saw a gap: it gets the whole truth, and may hold all of it from now on."""
-        known = self._dispatch.actors.get(actor)
-        decisions: list[Decision] = []
-        if known is not None and known.role == "sampler":
-            decisions += self._publishing.table_sent(actor)
-        table = self._publishing.versions.table()
-        return [*decisions, Tell(actor, Envelope(request=header.request, tenant=header.tenant, body=table))]
-
     # --- small change ------------------------------------------------------------------------
-
-    def _settle(self, settled: Iterable[Settled], now: float) -> list[Decision]:
-        decisions: list[Decision] = []
-        for one in settled:
-            answer = failed(one.answer) if isinstance(one.answer, LoractlError) else one.answer
-            decisions += self._dispatch.end(one.ticket, answer, now)
-        return decisions
 
     def _settled_pins(self, decisions: list[Decision]) -> list[Decision]:
         """Requests that ended needed versions that may go now."""

@@ -48,6 +48,7 @@ from .journal.records import (
     Ended,
     Forgotten,
     Gone,
+    Harmed,
     Logged,
     Past,
     Received,
@@ -127,7 +128,8 @@ class Durability:
             ticket.adapter = new_adapter_id()
             self._fill_in(ticket, adapter=ticket.adapter, lane=lane)
         else:
-            ticket.adapter = self._own(ticket.key[0], concerned(header))
+            named = ticket.place.adapter if ticket.place is not None else concerned(header)
+            ticket.adapter = self._own(ticket.key[0], named)
             if ticket.kind == OpenLane.kind:
                 self._fill_in(ticket, lane=lane)
         return lane
@@ -190,7 +192,7 @@ class Durability:
     def answered(self, ticket: Ticket, failure: Failed, *, draining: bool, now: float) -> list[Decision]:
         """The trainer refused a durable request in a way that is no outcome of it; else nothing."""
         if ticket.retried and failure.code == AnotherBase.code and ticket.adapter != NO_ADAPTER:
-            put_off = self._recovery.put_off(ticket.adapter, failure.message, now)
+            put_off = self._recovery.put_off(ticket.adapter, failure.message, failure.code, now)
             return [*put_off, *self._dispatch.park(ticket)]
         if failure.code not in PARTING:
             return []
@@ -224,12 +226,20 @@ class Durability:
 
     def due(self, now: float) -> list[Decision]:
         again = self._dispatch.released(self._recovery.due(now), now)
-        return [*self._journaling.due(now), *again]
+        return [*map(self._renewed, self._journaling.due(now)), *again]
 
     def next_due(self) -> float:
         return min(self._journaling.next_due(), self._recovery.next_due())
 
     # --- small change ----------------------------------------------------------------------------
+
+    def _renewed(self, decision: Decision) -> Decision:
+        """What is tried once more says how it stands by now: a later weight may have been written since."""
+        match decision:
+            case WriteDown(record=Harmed(adapter=adapter)):
+                return WriteDown(self._recovery.harmed(adapter))
+            case _:
+                return decision
 
     def _take_up(self, logged: Logged) -> None:
         """A request that an earlier process left unfinished."""

@@ -31,14 +31,18 @@ class Harm:
         decisions: list[Decision] = []
         for adapter in dict.fromkeys(adapters):
             self._weights[adapter] = self._weights.get(adapter, 0) + weight
-            decisions.append(WriteDown(Harmed(adapter=adapter, weight=self._weights[adapter])))
+            decisions.append(WriteDown(self.record(adapter)))
             if self.quarantined(adapter):
                 decisions.append(Say("adapter.quarantined", {"adapter": adapter}))
         return decisions
 
     def brought_back(self, adapter: AdapterId) -> list[Decision]:
         cleared = self._weights.pop(adapter, 0)
-        return [WriteDown(Harmed(adapter=adapter, weight=0))] if cleared else []
+        return [WriteDown(self.record(adapter))] if cleared else []
+
+    def record(self, adapter: AdapterId) -> Harmed:
+        """How it stands now."""
+        return Harmed(adapter=adapter, weight=self._weights.get(adapter, 0))
 
     def gone(self, adapter: AdapterId) -> None:
         self._weights.pop(adapter, None)

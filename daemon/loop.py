@@ -116,11 +116,8 @@ class Loop:
     # --- one turn --------------------------------------------------------------------------------
 
     def _turn(self, poller: zmq.Poller, signals: Signals) -> None:
-        # What falls due because of this turn's messages is looked at in the next one.
-        tick_at = self._broker.next_deadline()
-        due = min(
-            tick_at, self._supervise_at, self._chaos.next_due() if self._chaos is not None else math.inf
-        )
+        chaos_at = self._chaos.next_due() if self._chaos is not None else math.inf
+        due = min(self._tick_at, self._supervise_at, chaos_at)
         for source, _ in poller.poll(_timeout_ms(due)):
             self._take_in(source, signals)
         now = time.monotonic()
@@ -133,6 +130,7 @@ class Loop:
             self._perform(self._broker.tick(now))
         self._write_down()
         self._outbox.send()
+        # What falls due because of this turn's messages is looked at in the next one.
         self._tick_at = self._broker.next_deadline()
 
     def _take_in(self, source: object, signals: Signals) -> None:

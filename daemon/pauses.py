@@ -1,6 +1,7 @@
 """Adapters that could not be brought back for now, as on a full disk, and when each is tried again. Pure."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 from ..bus.errors import ActorRestarting, ActorStopping, OutOfSlots
@@ -19,11 +20,13 @@ def may_pass(failure: Failed) -> bool:
 
 @dataclass(slots=True)
 class _Pause:
-    """over: the pause, because its end was reached; what it knows counts for the next one."""
+    """code: of the error that reason tells of. over: the pause, because its end was reached; what it knows
+    counts for the next one."""
 
     until: float
     length_s: float
     reason: str
+    code: str
     over: bool = False
 
 
@@ -31,16 +34,20 @@ class _Pause:
 class Pauses:
     _pauses: dict[AdapterId, _Pause] = field(default_factory=dict)
 
-    def begin(self, adapter: AdapterId, reason: str, now: float) -> None:
+    def begin(self, adapter: AdapterId, reason: str, code: str, now: float) -> None:
         """Each pause of an adapter is twice as long as the one before."""
         before = self._pauses.get(adapter)
         length_s = min(2 * before.length_s, _LONGEST_S) if before is not None else _FIRST_S
-        self._pauses[adapter] = _Pause(now + length_s, length_s, reason)
+        self._pauses[adapter] = _Pause(now + length_s, length_s, reason, code)
 
     def reason(self, adapter: AdapterId) -> str:
         """Why the adapter could not be brought back; "" where nothing stood in the way."""
         pause = self._pauses.get(adapter)
         return pause.reason if pause is not None else ""
+
+    def codes(self) -> Counter[str]:
+        """How many could not be brought back, by what stood in the way."""
+        return Counter(pause.code for pause in self._pauses.values())
 
     def lasts(self, adapter: AdapterId) -> bool:
         pause = self._pauses.get(adapter)
@@ -61,4 +68,6 @@ class Pauses:
         self._pauses.clear()
 
     def next_due(self) -> float:
+        if not self._pauses:  # the usual case, after every turn
+            return math.inf
         return min((each.until for each in self._pauses.values() if not each.over), default=math.inf)

@@ -40,13 +40,13 @@ class Questions:
     ) -> None:
         self._config = config
         self._identity = identity
-        self._actors = dispatch.actors
+        self._dispatch = dispatch
         self._recalls = Recalls(dispatch, past)
         self._publishing = publishing
         self._histories = Histories(past, config.limits)
 
     def status(self, now: float) -> DaemonStatus:
-        return daemon_status(self._identity, self._config, self._actors, self._publishing, now)
+        return daemon_status(self._identity, self._config, self._dispatch, self._publishing, now)
 
     def answer(self, client: ClientId, envelope: Envelope, now: float) -> list[Decision]:
         """Raises AccessDenied (the daemon's owner alone may ask for this), AdapterNotFound, InvalidRequest."""

@@ -5,6 +5,7 @@ journal, then by running again what it did since, in the order in which it had e
 to run again begin at once, others when they are next asked for. Meanwhile what is new of them waits here.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from ..bus.messages import Failed, RecoverAdapter
 from .answers import left_alone, notice, recovery_failed
 from .decisions import Decision, Forward, Frames, Key, Say, WriteDown
 from .harm import Harm
-from .journal.records import Damaged, Logged, Past
+from .journal.records import Damaged, Harmed, Logged, Past
 from .ledger import Ticket
 from .parking import Parking
 from .pauses import PARTING, Pauses, may_pass
@@ -90,6 +91,10 @@ class Recovery:
         reason = self._broken.get(adapter)
         return recovery_failed(reason) if reason is not None else None
 
+    def harmed(self, adapter: AdapterId) -> Harmed:
+        """What is to be written down of the trainer's deaths with it, as it stands now."""
+        return self._harm.record(adapter)
+
     def waits(self, adapter: AdapterId) -> str:
         """What requests wait for until then, in words."""
         reason = self._pauses.reason(adapter)
@@ -109,16 +114,20 @@ class Recovery:
             return NOTHING
         return self._done(adapter)
 
-    def put_off(self, adapter: AdapterId, reason: str, now: float) -> list[Decision]:
+    def put_off(self, adapter: AdapterId, reason: str, code: str, now: float) -> list[Decision]:
         """It cannot be brought back just now, and that may pass."""
         self._let_go(adapter)
         self._live.discard(adapter)
-        self._pauses.begin(adapter, reason, now)
+        self._pauses.begin(adapter, reason, code, now)
         decisions: list[Decision] = [Say("recovery.put_off", {"adapter": adapter, "reason": reason})]
         for ticket in self.parking.of(adapter):
             ticket.waits_for = self.waits(adapter)
             decisions += [notice(client, ticket) for client in ticket.waiters]
         return decisions
+
+    def all_put_off(self) -> Counter[str]:
+        """How many adapters are, by the code of what stood in the way."""
+        return self._pauses.codes()
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -181,7 +190,7 @@ class Recovery:
         try:
             return self._ask(adapter, tries)
         except LoractlError as error:  # of reading the journal: it is this adapter's alone
-            return Step(self.put_off(adapter, error.message, now), [])
+            return Step(self.put_off(adapter, error.message, error.code, now), [])
 
     def _ask(self, adapter: AdapterId, tries: int) -> Step:
         past = self._past
@@ -244,7 +253,7 @@ class Recovery:
 
     def _failed(self, adapter: AdapterId, replay: Replay, failure: Failed, reason: str, now: float) -> Step:
         if may_pass(failure):
-            return Step(self.put_off(adapter, reason, now), [])
+            return Step(self.put_off(adapter, reason, failure.code, now), [])
         self._let_go(adapter)
         said = Say("recovery.failed", {"adapter": adapter, "reason": reason, "tries": replay.tries})
         if replay.tries < _TRIES:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from ..bus.config import Config
+from ..bus.errors import AnotherBase
 from ..bus.messages import DaemonStatus, Pong
-from .actors import ActorTable
 from .chaos import Chaos
+from .dispatch import Dispatch
 from .publishing import Publishing
 
 
@@ -24,9 +25,10 @@ class Identity:
 
 
 def daemon_status(
-    identity: Identity, config: Config, actors: ActorTable, publishing: Publishing, now: float
+    identity: Identity, config: Config, dispatch: Dispatch, publishing: Publishing, now: float
 ) -> DaemonStatus:
-    bridges = [actor for actor in actors if actor.role == "bridge"]
+    bridges = [actor for actor in dispatch.actors if actor.role == "bridge"]
+    put_off = dispatch.recovery.all_put_off()
     return DaemonStatus(
         daemon_version=identity.version,
         pid=identity.pid,
@@ -37,9 +39,11 @@ def daemon_status(
         http=next(
             (each.details for each in bridges if each.phase == "ready"), config.daemon.http if bridges else ""
         ),
-        actors=tuple(actor.status() for actor in actors),
+        actors=tuple(actor.status() for actor in dispatch.actors),
         adapters=publishing.adapters,
         versions=len(publishing.versions),
         last_event=publishing.versions.last_event,
+        put_off=put_off.total(),
+        another_base=put_off[AnotherBase.code],
         chaos=identity.chaos.summary if identity.chaos is not None else "",
     )

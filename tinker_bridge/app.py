@@ -15,6 +15,7 @@ from .. import __version__
 from ..bus.errors import InvalidRequest, LoractlError
 from ..bus.ids import TenantId
 from .access import Doorkeeper, key_in, tenant_of
+from .after_records import AfterRecords
 from .answers import RETRY_AFTER_S, error_body, status_of
 from .body_limit import Allowed, BodyLimit
 from .bridge import Bridge
@@ -36,6 +37,7 @@ Point the `tinker` SDK here with the environment that `loractl env` prints."""
 def create_app(bridge: Bridge) -> FastAPI:
     app = FastAPI(title="loractl", version=__version__, description=_ABOUT)
     app.state.bridge = bridge
+    app.add_middleware(AfterRecords, settled=bridge.settled)
     app.add_middleware(BodyLimit, allowed=lambda scope: _allowed(bridge, scope), pace=bridge.pace)
     quotas = bridge.config.quotas
     if quotas.requests_per_s or quotas.request_bytes_per_s:

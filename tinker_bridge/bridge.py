@@ -17,6 +17,7 @@ from .founding.serving import Serving
 from .founding.tokenizer import TokenizerThread
 from .future_ids import Origin
 from .future_journal import FutureJournal
+from .future_rows import Settle
 from .futures import Futures
 from .health_check import HealthCheck
 from .pace import Pace
@@ -54,6 +55,11 @@ class Bridge:
     tokenizer: TokenizerThread
     serving: Serving
 
+    async def settled(self) -> None:
+        """Wait until every record that can be seen here is durable. Raises StorageFailed: it will not be."""
+        if not self.store.settling.is_settled:
+            await self.journal.write(Settle())
+
     def close(self) -> None:
         self.futures.close()
         self.tokenizer.close()
@@ -72,7 +78,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
     """
     layout = StateLayout(Path(config.state_dir))
     store = Store(layout.tinker_store)
-    journal = FutureJournal(layout.tinker_futures)
+    journal = FutureJournal(layout.tinker_futures, first=store.settling.settle)
     settings = config.bridge
     base = BaseModel(config.model, bus)
     checkpoints = Checkpoints(store, bus, layout, clock=time.time)
@@ -109,7 +115,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         futures=futures,
         sessions=sessions,
         checkpoints=checkpoints,
-        exports=Exports(store, layout, clock=time.time),
+        exports=Exports(store, layout, most_bytes=config.quotas.checkpoint_bytes, clock=time.time),
         repeats=Repeats(journal, clock=time.time),
         runs=runs,
         training=training,

@@ -9,8 +9,15 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
-from ..bus.errors import AdapterNotFound, CheckpointExists, CheckpointNotFound, InvalidRequest
+from ..bus.errors import (
+    AdapterNotFound,
+    CheckpointExists,
+    CheckpointNotFound,
+    InvalidRequest,
+    StorageFailed,
+)
 from ..bus.ids import TenantId, checked_name
 from ..bus.layout import StateLayout
 from ..bus.messages import DeleteCheckpoint, DeleteVersion
@@ -54,6 +61,11 @@ class Checkpoints:
         """Whether a save of this run is under way."""
         return any(path.startswith(f"tinker://{run}/") for path in self._reserved)
 
+    def made(self, run: RunRecord, kind: CheckpointKind, name: str, made_by: str) -> CheckpointRecord | None:
+        """What the same work recorded before, if it did."""
+        known = self._store.find(CheckpointRecord, tinker_path(run.id, kind, name))
+        return known if known is not None and made_by and known.made_by == made_by else None
+
     def add(
         self,
         run: RunRecord,
@@ -72,8 +84,7 @@ class Checkpoints:
         Raises:
             StorageFailed
         """
-        known = self._store.find(CheckpointRecord, tinker_path(run.id, kind, name))
-        if known is not None and made_by and known.made_by == made_by:
+        if (known := self.made(run, kind, name, made_by)) is not None:
             return known
         now = self._clock()
         record = CheckpointRecord(
@@ -154,7 +165,11 @@ class Checkpoints:
         return self._store.expired(CheckpointRecord, self._clock())
 
     async def delete(self, record: CheckpointRecord) -> None:
-        """Delete what lies behind a record, then the record: one that is cut short can be repeated."""
+        """Delete what lies behind a record, then the record: one that is cut short can be repeated.
+
+        Raises:
+            LoractlError: the record is there, and so may be some of what lies behind it.
+        """
         match record.kind:
             case "training":
                 await self._forgiving(DeleteCheckpoint(adapter=record.adapter, name=record.name), record)
@@ -163,9 +178,7 @@ class Checkpoints:
             case "external":
                 assert record.token
                 # In a thread: the files may be many gigabytes.
-                await asyncio.to_thread(
-                    shutil.rmtree, self._layout.exports / record.token, ignore_errors=True
-                )
+                await asyncio.to_thread(_remove_files, self._layout.exports / record.token)
         # Whoever saved under the same name in the meantime has another record, which stays.
         if (now := self._store.find(CheckpointRecord, record.id)) is not None and (
             now.created_unix_s == record.created_unix_s
@@ -184,6 +197,15 @@ class Checkpoints:
 
     def _over(self, record: CheckpointRecord) -> bool:
         return record.expires_unix_s is not None and record.expires_unix_s <= self._clock()
+
+
+def _remove_files(directory: Path) -> None:
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        return  # gone already: an earlier deletion was cut short
+    except OSError as error:
+        raise StorageFailed(f"cannot delete the export: {error.strerror or error}") from error
 
 
 def checked_ttl(ttl_s: int | None) -> int | None:

@@ -6,7 +6,7 @@ from .bodies import SaveExternalBody
 from .calls import Operation, Place
 from .checkpoints import Checkpoints, checked_ttl
 from .exports import Exports
-from .records import RunRecord
+from .records import CheckpointRecord, RunRecord
 from .results import Result, json_result
 
 
@@ -37,14 +37,22 @@ class SaveExternal:
     async def finish(self, answer: Message, made_by: str) -> Result:
         assert isinstance(answer, WeightsExported)
         assert self._run is not None
+        # The record is written last: where there is one, so are its files.
+        record = self._checkpoints.made(self._run, "external", self._body.path, made_by)
+        record = record or await self._write(self._run, answer, made_by)
+        return json_result(
+            {"type": "save_weights_external", "path": record.id, "size_bytes": record.size_bytes}
+        )
+
+    async def _write(self, run: RunRecord, answer: WeightsExported, made_by: str) -> CheckpointRecord:
         self._token = self._exports.begin(made_by)
         files = {
             "adapter_config.json": memoryview(answer.config_json.encode()),
             "adapter_model.safetensors": answer.safetensors.data,
         }
-        size_bytes = await self._exports.write(self._token, files, self._to)
-        record = self._checkpoints.add(
-            self._run,
+        size_bytes = await self._exports.write(run.tenant, self._token, files, self._to)
+        return self._checkpoints.add(
+            run,
             "external",
             self._body.path,
             ttl_s=self._body.ttl_seconds,
@@ -53,7 +61,6 @@ class SaveExternal:
             size_bytes=size_bytes,
             made_by=made_by,
         )
-        return json_result({"type": "save_weights_external", "path": record.id, "size_bytes": size_bytes})
 
     def close(self) -> None:
         self._checkpoints.release(self._reserved)

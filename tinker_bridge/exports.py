@@ -16,7 +16,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from ..bus.errors import CheckpointNotFound, ResultExpired, StorageFailed
+from ..bus.disk_room import check_free_for_tenant
+from ..bus.errors import CheckpointNotFound, DiskQuotaExceeded, ResultExpired, StorageFailed
+from ..bus.ids import TenantId
 from ..bus.layout import StateLayout
 from .age import Recipients
 from .records import CheckpointRecord
@@ -27,16 +29,21 @@ _AGE = ".age"
 
 
 class Exports:
-    """clock: seconds since the epoch."""
+    """most_bytes: of each tenant; 0 is no bound. clock: seconds since the epoch."""
 
-    def __init__(self, store: Store, layout: StateLayout, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, layout: StateLayout, *, most_bytes: int = 0, clock: Callable[[], float]
+    ) -> None:
         self._store = store
         self._layout = layout
+        self._most_bytes = most_bytes
         self._clock = clock
         # Its own key: what another part of the bridge signs is no address.
         self._key = hmac.digest(store.secret, b"exports", "sha256")
         # Directories that no record speaks of yet.
         self._under_way: set[str] = set()
+        # Whose files are being written just now, and their bytes: neither the disk nor a record tells of all of them.
+        self._writing: dict[str, tuple[TenantId, int]] = {}
         # What `delete_orphans` found to be spoken of: nothing to read all records for again.
         self._looked_at: set[str] = set()
 
@@ -49,13 +56,23 @@ class Exports:
     def end(self, token: str) -> None:
         self._under_way.discard(token)
 
-    async def write(self, token: str, files: Mapping[str, memoryview], to: Recipients | None) -> int:
+    async def write(
+        self, tenant: TenantId, token: str, files: Mapping[str, memoryview], to: Recipients | None
+    ) -> int:
         """Write files, encrypted if they are to somebody; returns their bytes on disk.
 
         Raises:
-            StorageFailed: nothing is left of them.
+            DiskQuotaExceeded: the tenant's exports would take more than they may.
+            StorageFailed: there is no room on the disk, or it refused. Nothing is left of them.
         """
-        return await asyncio.to_thread(self._write, self._layout.exports / token, files, to)
+        size_bytes = sum(data.nbytes for data in files.values())
+        self._check_quota(tenant, size_bytes)
+        promised_bytes = sum(each for _, each in self._writing.values())
+        self._writing[token] = (tenant, size_bytes)
+        try:
+            return await asyncio.to_thread(self._write, token, files, to, promised_bytes)
+        finally:
+            del self._writing[token]
 
     def addresses(self, record: CheckpointRecord) -> tuple[dict[str, str], float]:
         """Each file's name with its address below /api/v1/exports/, and when these end, in Unix seconds."""
@@ -100,11 +117,26 @@ class Exports:
             shutil.rmtree(self._layout.exports / token, ignore_errors=True)
         self._looked_at = found - orphans
 
-    def _write(self, directory: Path, files: Mapping[str, memoryview], to: Recipients | None) -> int:
+    def _check_quota(self, tenant: TenantId, size_bytes: int) -> None:
+        has_bytes = self._store.exported_bytes(tenant)
+        has_bytes += sum(each for whose, each in self._writing.values() if whose == tenant)
+        if self._most_bytes and has_bytes + size_bytes > self._most_bytes:
+            raise DiskQuotaExceeded(
+                f"cannot write this export: this tenant's exports take {has_bytes:,} of at most "
+                f"{self._most_bytes:,} bytes (quotas.checkpoint_bytes), and this takes {size_bytes:,} more: "
+                "delete external weights that are not needed any more, then ask again"
+            )
+
+    def _write(
+        self, token: str, files: Mapping[str, memoryview], to: Recipients | None, promised_bytes: int
+    ) -> int:
+        directory = self._layout.exports / token
+        # What a bridge that died had begun.
+        shutil.rmtree(directory, ignore_errors=True)
+        size_bytes = sum(data.nbytes for data in files.values())
+        check_free_for_tenant(directory, size_bytes, what="write the export", promised_bytes=promised_bytes)
         try:
             directory.parent.mkdir(mode=0o700, exist_ok=True)
-            # What a bridge that died had begun.
-            shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(mode=0o700)
             size_bytes = sum(_write_file(directory, name, data, to) for name, data in files.items())
             for each in (directory, directory.parent):

@@ -8,14 +8,14 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from ..bus.errors import StorageFailed
-from .future_rows import Begun, Row
+from .future_rows import Begun, Row, Settle
 from .future_table import FutureTable
 
 log = structlog.get_logger()
@@ -24,19 +24,25 @@ log = structlog.get_logger()
 class FutureJournal:
     """table: for reading only; sees everything that was committed."""
 
-    def __init__(self, file: Path) -> None:
-        """Call it inside the running loop. Raises StorageFailed: the file cannot be opened."""
+    def __init__(self, file: Path, *, first: Callable[[], None] = lambda: None) -> None:
+        """Call it inside the running loop. first: called in the thread before each commit; makes durable what rows
+        may speak of, or raises StorageFailed.
+
+        Raises:
+            StorageFailed: the file cannot be opened.
+        """
         self.table = FutureTable(file)
         self._loop = asyncio.get_running_loop()
-        self._waiting: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Row | Settle | None] = queue.SimpleQueue()
         # In the order of submission, as the results come: why a row was not written, "" when it is durable.
         self._asked: deque[asyncio.Future[None]] = deque()
         self._done: deque[str] = deque()
         self._writing = FutureTable(file)
+        self._first = first
         self._thread = threading.Thread(target=self._run, name="futures", daemon=True)
         self._thread.start()
 
-    def write(self, row: Row) -> "asyncio.Future[None]":
+    def write(self, row: Row | Settle) -> "asyncio.Future[None]":
         """Done when the row is durable; with StorageFailed when it could not be written."""
         written: asyncio.Future[None] = self._loop.create_future()
         # Whoever does not wait for it has nothing to hear.
@@ -74,33 +80,40 @@ class FutureJournal:
         finally:
             self._writing.close()
 
-    def _next(self) -> list[Row] | None:
+    def _next(self) -> list[Row | Settle] | None:
         """All that waits, at least one thing; None at the end."""
         first = self._waiting.get()
         if first is None:
             return None
-        batch = [first]
+        batch: list[Row | Settle] = [first]
         with suppress(queue.Empty):
             while (more := self._waiting.get_nowait()) is not None:
                 batch.append(more)
             self._waiting.put(None)
         return batch
 
-    def _take_in(self, batch: list[Row]) -> None:
-        refused = self._commit(batch)
-        if not refused:
-            self._done.extend([""] * len(batch))
-            return
-        log.warning("futures.not_written", rows=len(batch), reason=refused)
-        # New requests can be refused; what came of those before needs less room.
-        others = [row for row in batch if not isinstance(row, Begun)]
-        still = refused if len(others) in (0, len(batch)) else self._commit(others)
-        self._done.extend(refused if isinstance(row, Begun) else still for row in batch)
+    def _take_in(self, batch: Sequence[Row | Settle]) -> None:
+        unsettled = self._tried(self._first)
+        rows = [row for row in batch if not isinstance(row, Settle)]
+        refused = unsettled or self._commit(rows)
+        still = refused
+        if refused:
+            log.warning("futures.not_written", rows=len(rows), reason=refused)
+            # New requests can be refused; what came of those before needs less room.
+            others = [row for row in rows if not isinstance(row, Begun)]
+            if not unsettled and 0 < len(others) < len(rows):
+                still = self._commit(others)
+        for row in batch:
+            outcome = unsettled if isinstance(row, Settle) else refused if isinstance(row, Begun) else still
+            self._done.append(outcome)
 
-    def _commit(self, batch: Sequence[Row]) -> str:
+    def _commit(self, rows: Sequence[Row]) -> str:
+        return self._tried(lambda: self._writing.commit(rows)) if rows else ""
+
+    def _tried(self, work: Callable[[], None]) -> str:
         """Why it was not possible; "" when it is durable."""
         try:
-            self._writing.commit(batch)
+            work()
         except StorageFailed as error:
             return error.message
         except Exception:  # the thread's boundary: a bug costs one commit, and nobody waits for ever

@@ -105,6 +105,11 @@ class Unchanged:
     key: str
 
 
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """No row: done when what has to be durable before any row is."""
+
+
 Row = Begun | Decided | Tried | Ended | Dropped | Aged | Change | Unchanged
 
 

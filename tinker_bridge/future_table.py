@@ -1,8 +1,7 @@
 """The futures' SQLite file: what is written in one commit, and how it is read again.
 
-WAL with full synchronisation: what was committed is there after the power went. One thread writes
-(`future_journal`), the loop reads with a connection of its own. Apart from the bridge's records (`store`),
-which the loop writes itself: it must not wait for a lock that the thread has.
+One thread writes (`future_journal`), the loop reads with a connection of its own. Apart from the bridge's
+records (`store`), which the loop writes itself: it must not wait for a lock that the thread has.
 """
 
 import sqlite3
@@ -16,6 +15,7 @@ import msgspec
 from ..bus.crash_points import crash_point
 from ..bus.errors import StorageFailed
 from ..bus.ids import TenantId
+from ..bus.sqlite_file import give_back, open_database, transaction
 from .completions import Completion
 from .future_ageing import ROW_BYTES, let_go
 from .future_ids import Key
@@ -25,8 +25,6 @@ from .results import Result
 _FORMAT = 3
 # Repeats come within minutes.
 _CHANGES_S = 24 * 3600.0
-# The log may grow beyond it for a large request; afterwards it is cut to this.
-_LOG_BYTES = 64 * 2**20
 # Free pages that stay for what comes next: so many, and this share of the file. And how many go at a time.
 _FREE_PAGES = 1024
 _FREE_SHARE = 0.25
@@ -79,51 +77,21 @@ class FutureTable:
         Raises:
             StorageFailed: it cannot be opened, or was written by a newer version.
         """
-        try:
-            self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-            file.chmod(0o600)
-            self._prepare(file)
-        except (sqlite3.Error, OSError) as error:
-            raise StorageFailed(f"cannot open {file}: {error}") from error
+        self._db = open_database(file, what="the results in", newest=_FORMAT, changes=_changes)
 
     def close(self) -> None:
         self._db.close()
-
-    def _prepare(self, file: Path) -> None:
-        (found,) = self._db.execute("PRAGMA user_version").fetchone()
-        if found > _FORMAT:
-            raise StorageFailed(
-                f"{file} was written by a newer loractl: upgrade, or choose another state directory"
-            )
-        for setting in (
-            "auto_vacuum = INCREMENTAL",  # heeded before the first table is made, not later
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            f"journal_size_limit = {_LOG_BYTES}",
-        ):
-            self._db.execute(f"PRAGMA {setting}").close()
-        if found < _FORMAT:
-            added = "".join(sql for version, sql in _ADDED.items() if 0 < found < version)
-            version = f"PRAGMA user_version = {_FORMAT};"
-            self._db.executescript(f"BEGIN IMMEDIATE; {added} {_SCHEMA} {_SUMS} {version} COMMIT")
 
     # --- writing, in one thread ------------------------------------------------------------------
 
     def commit(self, rows: Sequence[Row]) -> None:
         """Make all of them durable, or none. Raises StorageFailed."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(self._db):
                 for row in rows:
                     self._write(row)
                 crash_point("futures.written")
-                self._db.execute("COMMIT")
-                crash_point("futures.committed")
-            except BaseException:
-                # SQLite ends the transaction itself where the disk is full; what it said then is the reason.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            crash_point("futures.committed")
         except sqlite3.Error as error:
             raise StorageFailed(f"results cannot be written to the state directory: {error}") from error
         if any(isinstance(row, Aged) for row in rows):
@@ -203,8 +171,7 @@ class FutureTable:
                 self._db.execute(f"PRAGMA {name}").fetchone() for name in ("freelist_count", "page_count")
             )
             if free > max(_FREE_PAGES, pages * _FREE_SHARE):
-                # As a script, because Python steps a statement without columns once, and each step frees one page.
-                self._db.executescript(f"PRAGMA incremental_vacuum({_PAGES})").close()
+                give_back(self._db, _PAGES)
 
     # --- reading, in the loop --------------------------------------------------------------------
 
@@ -257,6 +224,11 @@ class FutureTable:
                 return rows.fetchall()
         except sqlite3.Error as error:
             raise StorageFailed(f"results cannot be read from the state directory: {error}") from error
+
+
+def _changes(found: int) -> str:
+    added = "".join(sql for version, sql in _ADDED.items() if 0 < found < version)
+    return f"{added} {_SCHEMA} {_SUMS}"
 
 
 def _text(key: Key) -> str:

@@ -1,4 +1,4 @@
-"""What happens by itself: sessions expire, checkpoints run out, old results are let go of.
+"""What happens by itself: sessions expire, checkpoints run out, old results and records are let go of.
 
 Every round looks at what is there and finishes what an earlier one could not, so a round that fails, or
 that a crash cut short, costs nothing but time.
@@ -17,11 +17,15 @@ from ..bus.errors import AdapterNotFound, LoractlError
 from ..bus.messages import DeleteAdapter
 from .bridge import Bridge
 from .orphans import Orphans
+from .past_records import past_records
 from .records import CheckpointRecord, RunRecord, SessionRecord
 
 log = structlog.get_logger()
 
 _ROUND_S = 5.0
+# Records that nobody has a use for any more are looked for as often, and go so many at a time.
+_RECORDS_S = 3600.0
+_AT_A_TIME = 200
 # When a session was last heard of, and a run last used, is written no more often.
 _LATE_S = 60.0
 # Beyond the longest that a publish waits for a sampler.
@@ -34,13 +38,19 @@ async def keep_house(bridge: Bridge) -> None:
     orphans = Orphans(bridge, grace_s=bridge.config.publish.receipt_timeout_s + _GRACE_S)
     # Often enough that no round takes the pause since the one before for a machine that slept.
     round_s = min(_ROUND_S, bridge.config.bridge.session_expiry_s / 8)
+    records_at = time.monotonic()
     while True:
         await asyncio.sleep(round_s)
+        if bridge.store.settling.failure:
+            raise OSError(bridge.store.settling.failure)  # only another process can tell what is on the disk
         try:
             await one_round(bridge)
             # What runs again may be about to write down what nobody speaks of yet.
             if not bridge.futures.running_again:
                 await orphans.look(time.monotonic())
+                if time.monotonic() >= records_at:
+                    await forget_past(bridge, time.time())
+                    records_at = time.monotonic() + _RECORDS_S
         except LoractlError as error:
             # The daemon or the disk, and it may pass.
             log.warning("housekeeping.put_off", reason=error.message)
@@ -95,6 +105,7 @@ def end_session(
 
 async def free_ended(bridge: Bridge) -> None:
     """Free the adapters and snapshots of sessions that have ended; named checkpoints stay."""
+    await bridge.settled()  # whose session is there after all would miss it
     for run in bridge.runs.not_let_go():
         if not bridge.sessions.is_live(run.parent):
             bridge.training.forget(run.id)
@@ -103,6 +114,17 @@ async def free_ended(bridge: Bridge) -> None:
     for sampler in bridge.samplers.not_let_go():
         if not bridge.sessions.is_live(sampler.parent):
             await _later_if_it_fails(bridge.samplers.let_go(sampler))
+
+
+async def forget_past(bridge: Bridge, now_unix_s: float) -> None:
+    """Let go of the records of sessions that ended long ago, see `past_records`. Raises StorageFailed."""
+    if not bridge.config.bridge.record_s:
+        return
+    before = now_unix_s - bridge.config.bridge.record_s
+    held = [each.id for each in bridge.samplers.not_let_go()]
+    while found := await asyncio.to_thread(past_records, bridge.store, before, held, most=_AT_A_TIME):
+        bridge.store.delete(*found)
+        log.info("records.forgotten", count=len(found))
 
 
 async def _later_if_it_fails(work: Coroutine[Any, Any, None]) -> None:

@@ -195,9 +195,6 @@ class Samplers:
         """Samplers that still hold a version of their own."""
         return [*self._holding.values()]
 
-    def of_session(self, session: str) -> list[SamplerRecord]:
-        return self._store.of_parent(SamplerRecord, session)
-
     def _new(
         self,
         tenant: TenantId,

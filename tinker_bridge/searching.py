@@ -1,31 +1,54 @@
 """Search among a tenant's sessions, newest first, page by page."""
 
+import math
+from collections.abc import AsyncIterator
 from datetime import datetime
 
 from ..bus.ids import TenantId
 from .bodies import SearchBody, SearchCursor, StatusQuery
 from .listing import moment, texts
+from .pace import Pace
 from .records import SessionRecord
+from .store import Store
+
+_READ_AT_ONCE = 100
+_ROUNDED_S = 1e-3
+# Before the newest.
+_END = (math.inf, "")
 
 
-def found_sessions(
-    sessions: list[SessionRecord], tenant: TenantId, body: SearchBody
+async def found_sessions(
+    store: Store, pace: Pace, tenant: TenantId, body: SearchBody
 ) -> tuple[list[SessionRecord], SearchCursor | None]:
     """A page of what matches, and where the next one starts; None at the end.
 
-    sessions: all of the tenant's. Nobody sees another's, whichever owners were asked for.
+    Nobody sees another's, whichever owners were asked for.
     """
     if body.owner.type == "user" and tenant not in body.owner.owner_urns:
         return [], None
-    found = sorted((each for each in sessions if _matches(each, body)), key=_place, reverse=True)
-    if body.cursor is not None:
-        after = (body.cursor.last_created_at, body.cursor.last_session_id)
-        found = [each for each in found if _place(each) < after]
-    page = found[: body.limit]
-    if len(found) == len(page):
-        return page, None
-    created, session = _place(page[-1])
-    return page, SearchCursor(last_created_at=created, last_session_id=session)
+    found: list[SessionRecord] = []
+    async for session in _after(store, pace, tenant, body.cursor):
+        if _matches(session, body):
+            found.append(session)
+        if len(found) > body.limit:
+            created, last = _place(found[body.limit - 1])
+            return found[: body.limit], SearchCursor(last_created_at=created, last_session_id=last)
+    return found, None
+
+
+async def _after(
+    store: Store, pace: Pace, tenant: TenantId, cursor: SearchCursor | None
+) -> AsyncIterator[SessionRecord]:
+    """The tenant's sessions behind a cursor, read a few at a time, for there may be very many."""
+    after = None if cursor is None else (cursor.last_created_at, cursor.last_session_id)
+    # A cursor's time is rounded: whoever is near it is looked at.
+    place = _END if after is None else (after[0].timestamp() + _ROUNDED_S, "")
+    while read := store.older(SessionRecord, tenant, place, limit=_READ_AT_ONCE):
+        for each in read:
+            if after is None or _place(each) < after:
+                yield each
+        place = (read[-1].created_unix_s, read[-1].id)
+        await pace.turn()
 
 
 def status_shown(session: SessionRecord) -> dict[str, object] | None:

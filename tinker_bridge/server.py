@@ -20,6 +20,7 @@ from ..bus.failures import failed
 from ..bus.layout import StateLayout
 from ..bus.listening import listen, listen_as_before, url_of
 from ..bus.messages import Drain, Echo, Echoed, Envelope
+from .allocator import give_back_large_blocks
 from .app import create_app
 from .bridge import Bridge, open_bridge
 from .connections import Connection
@@ -66,6 +67,7 @@ async def run_bridge(config: Config, actor: str) -> None:
         DaemonNotRunning: nobody started us.
         StorageFailed: the bridge's store cannot be opened.
     """
+    give_back_large_blocks()
     most_files = _allow_many_connections()
     http = config.daemon.http
     listening = (

@@ -1,12 +1,14 @@
 """The bridge's memory on disk: one SQLite file of records, read and written by the bridge alone.
 
 A record is a row: its id, tenant, parent and time to look it up by, and itself as JSON. Writes are
-small and few (nothing is written for a training step or a sample), so they happen in the loop.
+small and few (nothing is written for a training step or a sample), so they happen in the loop, which does not
+wait for the disk: `settling` does.
 """
 
 import secrets
 import sqlite3
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,11 +17,16 @@ import msgspec
 from ..bus.errors import StorageFailed
 from ..bus.ids import TenantId
 from .records import CheckpointRecord, Record, RunRecord, SamplerRecord, SessionRecord
+from .settling import Settling
 
 RecordT = TypeVar("RecordT", bound=Record)
+Statement = tuple[str, tuple[object, ...]]
 
 _FORMAT = 1
+LAST_SEEN = "json_extract(body, '$.last_seen_unix_s')"
+HAS_ENDED = "json_extract(body, '$.status') != 'active'"
 _EXPIRY = "json_extract(body, '$.expires_unix_s')"
+_KIND, _SIZE = "json_extract(body, '$.kind')", "json_extract(body, '$.size_bytes')"
 _TABLES = (SessionRecord, RunRecord, CheckpointRecord, SamplerRecord)
 
 
@@ -37,30 +44,20 @@ class Store:
             file.chmod(0o600)
             self._prepare(file)
             self.secret = self._secret()
+            # From here on what is written waits for `settle`.
+            for setting in ("synchronous = NORMAL", "wal_autocheckpoint = 0"):
+                self._db.execute(f"PRAGMA {setting}").close()
         except sqlite3.Error as error:
             raise StorageFailed(f"cannot open {file}: {error}") from error
+        self.settling = Settling(file, move=lambda: _move_log(file))
+        self._file = file
 
     def close(self) -> None:
         self._db.close()
 
     def put(self, *records: Record) -> None:
         """Add or replace records: all of them, or none. Raises StorageFailed."""
-        if not records:
-            return
-        try:
-            # One transaction, for it is the waiting for the disk at its end that costs.
-            self._db.execute("BEGIN")
-            try:
-                for record in records:
-                    self._db.execute(*_insertion(record))
-                self._db.execute("COMMIT")
-            except BaseException:
-                # SQLite ends the transaction itself where the disk is full; what it said then is the reason.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise StorageFailed(f"cannot write {records[0].table} to the state directory: {error}") from error
+        self._write([_insertion(each) for each in records])
 
     def find(self, kind: type[RecordT], id_: str) -> RecordT | None:
         return next(iter(self._select(kind, "WHERE id = ?", id_)), None)
@@ -88,6 +85,20 @@ class Store:
         """Oldest first."""
         return self._select(kind, "WHERE parent = ? ORDER BY created, id", parent)
 
+    def ids_of_parent(
+        self, kind: type[RecordT], parent: str, *, limit: int | None = None, offset: int = 0
+    ) -> list[str]:
+        """Oldest first, `limit` of them after the first `offset`."""
+        sql = f"SELECT id FROM {kind.table} WHERE parent = ? ORDER BY created, id LIMIT ? OFFSET ?"  # noqa: S608
+        return [id_ for (id_,) in self._rows(kind.table, sql, parent, -1 if limit is None else limit, offset)]
+
+    def older(
+        self, kind: type[RecordT], tenant: TenantId, than: tuple[float, str], *, limit: int
+    ) -> list[RecordT]:
+        """Newest first, those behind a place in that order: when one was made, and its id."""
+        where = "WHERE tenant = ? AND (created, id) < (?, ?) ORDER BY created DESC, id DESC LIMIT ?"
+        return self._select(kind, where, tenant, *than, limit)
+
     def all(self, kind: type[RecordT]) -> list[RecordT]:
         return self._select(kind, "ORDER BY created, id")
 
@@ -95,12 +106,34 @@ class Store:
         """Those that were to end by now, oldest first."""
         return self._select(kind, f"WHERE {_EXPIRY} <= ? ORDER BY created, id", now_unix_s)
 
-    def delete(self, record: Record) -> None:
-        sql = f"DELETE FROM {record.table} WHERE id = ?"  # noqa: S608
+    def exported_bytes(self, tenant: TenantId) -> int:
+        """On disk, of all of a tenant's external checkpoints."""
+        sql = f"SELECT coalesce(sum({_SIZE}), 0) FROM checkpoints WHERE tenant = ? AND {_KIND} = 'external'"  # noqa: S608
+        ((size_bytes,),) = self._rows(CheckpointRecord.table, sql, tenant)
+        return int(size_bytes)
+
+    def delete(self, *records: Record) -> None:
+        """All of them, or none. Raises StorageFailed."""
+        self._write([_deletion(each) for each in records])
+
+    def _write(self, statements: Sequence[Statement]) -> None:
+        """In one transaction."""
+        if not statements:
+            return
         try:
-            self._db.execute(sql, (record.id,))
+            self._db.execute("BEGIN")
+            try:
+                for statement in statements:
+                    self._db.execute(*statement)
+                self._db.execute("COMMIT")
+            except BaseException:
+                # SQLite ends the transaction itself where the disk is full; what it said then is the reason.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
         except sqlite3.Error as error:
-            raise StorageFailed(f"{record.table} cannot be changed: {error}") from error
+            raise StorageFailed(f"a record cannot be written to the state directory: {error}") from error
+        self.settling.wrote()
 
     def _select(self, kind: type[RecordT], where: str, *values: Any) -> list[RecordT]:
         sql = f"SELECT body FROM {kind.table} {where}"  # noqa: S608
@@ -114,8 +147,19 @@ class Store:
         except sqlite3.Error as error:
             raise StorageFailed(f"{table} cannot be read from the state directory: {error}") from error
 
+    def found_apart(
+        self, kind: type[RecordT], where: str, values: Mapping[str, object], *, most: int
+    ) -> list[RecordT]:
+        """What may take long to find, for a thread: with a connection of its own. Raises StorageFailed."""
+        sql = f"SELECT body FROM {kind.table} WHERE {where} LIMIT {most}"  # noqa: S608
+        try:
+            with closing(sqlite3.connect(self._file)) as db:
+                rows = db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise StorageFailed(f"{kind.table} cannot be read from the state directory: {error}") from error
+        return [msgspec.json.decode(body, type=kind) for (body,) in rows]
+
     def _prepare(self, file: Path) -> None:
-        # WAL with full fsync: what was acknowledged is there after the power went.
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         (found,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -135,6 +179,9 @@ class Store:
                 )
         table = CheckpointRecord.table
         self._db.execute(f"CREATE INDEX IF NOT EXISTS {table}_by_expiry ON {table} ({_EXPIRY})")
+        self._db.execute(
+            f"CREATE INDEX IF NOT EXISTS sessions_by_end ON sessions ({LAST_SEEN}) WHERE {HAS_ENDED}"
+        )
         self._db.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB)")
         self._db.execute(f"PRAGMA user_version = {_FORMAT}")
 
@@ -144,7 +191,17 @@ class Store:
         return bytes(value)
 
 
-def _insertion(record: Record) -> tuple[str, tuple[object, ...]]:
+def _move_log(file: Path) -> None:
+    """From the log to where it belongs. What cannot be moved now is with the next."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").close()
+
+
+def _deletion(record: Record) -> Statement:
+    return f"DELETE FROM {record.table} WHERE id = ?", (record.id,)  # noqa: S608
+
+
+def _insertion(record: Record) -> Statement:
     body = msgspec.json.encode(record).decode()
     row = (record.id, record.tenant, record.parent, record.created_unix_s, body)
     return f"INSERT OR REPLACE INTO {record.table} VALUES (?, ?, ?, ?, ?)", row  # noqa: S608  # our own names

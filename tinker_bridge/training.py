@@ -2,7 +2,8 @@
 
 The trainer's lane puts operations in order by their numbers, so everything is sent as it comes. A
 number is used up whatever becomes of its operation: one that is found to be wrong here goes to the
-trainer as a refusal, to be answered when its turn comes. What each operation is stands in `operations`.
+trainer as a refusal, to be answered when its turn comes. What each operation is stands in `operations`,
+how one is sent in `sending`.
 """
 
 import asyncio
@@ -26,29 +27,25 @@ from ..bus.messages import (
     StateLoaded,
     StepResult,
 )
-from .array_room import ArrayRoom, Turn
-from .asking import ask
 from .base import Bus
-from .calls import Call, Large, Operation, Place, Refused, operation_of
+from .calls import Call, Operation, Place, Refused
 from .future import Future
 from .future_ids import Key
 from .future_rows import Asked
 from .futures import Futures
 from .held import Held
-from .progress import Pause, Progress, Work
+from .progress import Progress, Work
 from .records import RunRecord
 from .results import Result, error_of
 from .runs import Runs, lost_text
+from .sending import Sending
 from .sessions import Sessions
 from .unnumbered import Unnumbered
-
-# Making arrays again costs more than sending them again.
-_LONGEST_PAUSES = 16
 
 
 class Training:
     """held_bytes: of one tenant's operations under way, without compression, and of their arrays; 0 is no bound.
-    again_s: how long to wait before the daemon is asked again to take what it had no room for."""
+    again_s: as `Sending` has it."""
 
     def __init__(
         self,
@@ -60,15 +57,13 @@ class Training:
         held_bytes: int = 0,
         again_s: float = 1.0,
     ) -> None:
-        self._bus = bus
         self._sessions = sessions
         self._runs = runs
         self._futures = futures
         self._unnumbered: dict[str, Unnumbered] = {}
         self._changes: Counter[str] = Counter()
-        self._again_s = again_s
         self._held_bytes = held_bytes
-        self._arrays = ArrayRoom(held_bytes)
+        self._sending = Sending(bus, held_bytes=held_bytes, again_s=again_s)
         self._held = Held()
 
     def submit(
@@ -76,16 +71,16 @@ class Training:
         asked: Asked,
         run: str,
         seq: int | None,
-        content: bytes,
         call: Call,
-        digest: bytes | None = None,
+        digest: bytes,
+        *,
         size_bytes: int = 0,
     ) -> Future:
         """Start an operation, or join the one that came under its number before.
 
         seq: its number in the run; None runs it behind all that came without a number before.
-        content: what makes two operations the same. digest: `digest_of` it, where that was taken already.
-        size_bytes: what it takes, where that is more than its content.
+        digest: `digest_of` what makes two operations the same. size_bytes: what it takes, where that is more
+        than its request.
 
         An operation of a run that was lost fails as those did that it was lost with: an HTTP
         error that is worth another try would be tried again for minutes.
@@ -100,8 +95,7 @@ class Training:
                 f"seq_id is {seq}: the operations of a model are numbered from 1 to 2**63 - 1"
             )
         # A finished operation is answered again even when its run takes no more.
-        digest = digest or digest_of(content)
-        size_bytes = max(size_bytes, len(content))
+        size_bytes = max(size_bytes, len(asked.route) + len(asked.body))
         tenant = asked.tenant
         record = self._runs.owned(tenant, run)
         key = _key(run, seq) if seq is not None else asked.key
@@ -139,7 +133,7 @@ class Training:
 
     def submit_publication(self, asked: Asked) -> Future:
         """Raises as `submit`."""
-        return self.submit(asked, asked.body.decode(), None, asked.body, _Publication())
+        return self.submit(asked, asked.body.decode(), None, _Publication(), digest_of(asked.body))
 
     def refuse(self, asked: Asked, digest: bytes, error: LoractlError) -> None:
         """End an operation of an earlier process with an error, without a look at its body.
@@ -148,7 +142,7 @@ class Training:
             LoractlError: there is no such run any more, or it was no operation.
         """
         run, seq = _of_key(asked.key)
-        self.submit(asked, run, seq, b"", Refused(error), digest)
+        self.submit(asked, run, seq, Refused(error), digest)
 
     def changes(self, run: str) -> int:
         """How often its weights were changed, as far as the trainer has answered."""
@@ -215,47 +209,10 @@ class Training:
         return seq == 1 or self._futures.has_ended(tenant, _key(run, seq - 1))
 
     async def _answered(self, record: RunRecord, place: Place, call: Call, progress: Progress) -> Message:
-        """What has grown is not held while there is no room for it, here or with the daemon."""
-        turn, pause_s = Turn(record.tenant, place.lane, place.seq), self._again_s
         try:
-            while True:
-                operation = await operation_of(record, place, call, progress)
-                if not isinstance(call, Large) or not call.grown_bytes:
-                    return await self._answer(record, operation, progress)
-                if self._arrays.enter(turn, call.grown_bytes):
-                    try:
-                        return await self._answer(record, operation, progress, when_full=False)
-                    except QuotaExceeded as error:
-                        progress.waiting = Pause(error.message, "quota")
-                    self._arrays.leave(turn)
-                    waiting = asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, _LONGEST_PAUSES * self._again_s)
-                else:
-                    progress.made.set()
-                    progress.waiting = Pause("arrays of your other operations take all the room", "quota")
-                    waiting = self._arrays.wait(turn)
-                del operation
-                call.fold()
-                await waiting
-        finally:
-            self._arrays.leave(turn)
-
-    async def _answer(
-        self, record: RunRecord, operation: Operation, progress: Progress, *, when_full: bool = True
-    ) -> Message:
-        """Its number is taken, so what the daemon has no room for is sent until it has."""
-        try:
-            answer = await ask(
-                self._bus,
-                operation,
-                tenant=record.tenant,
-                progress=progress,
-                step="run",
-                when_full=when_full,
-                again_s=self._again_s,
-            )
+            answer = await self._sending.answer(record, place, call, progress)
         except (LaneLost, RecoveryFailed) as error:
-            raise self._lost(record, operation.lane) from error
+            raise self._lost(record, place.lane) from error
         if isinstance(answer, StateLoaded) or (isinstance(answer, StepResult) and answer.applied):
             self._changes[record.id] += 1
         return answer
@@ -292,8 +249,12 @@ class _Publication:
         pass
 
 
-def digest_of(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
+def digest_of(*parts: bytes) -> bytes:
+    """Of what they are end to end, which need not be made."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _key(run: str, seq: int) -> Key:

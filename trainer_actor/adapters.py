@@ -16,7 +16,7 @@ from ..bus.config import Config
 from ..bus.errors import AdapterNotFound, LoractlError
 from ..bus.ids import NO_ADAPTER, AdapterId, TenantId
 from ..bus.layout import StateLayout
-from ..bus.messages import AdapterDetails, LoraSpec
+from ..bus.messages import AdapterDetails, LoraSpec, Usage
 from .adapter import Adapter, Saved
 from .bank import HostState
 from .budgets import Budgets
@@ -231,7 +231,8 @@ class Adapters:
         """Use up the adapter's next version number. Raises StorageFailed."""
         return self._registry.begin_version(adapter.id)
 
-    def details(self, adapter: Adapter) -> AdapterDetails:
+    def details(self, adapter: Adapter, *, queued: int, waits_for: str, usage: Usage) -> AdapterDetails:
+        """queued, waits_for, usage: as `AdapterDetails` has them."""
         return AdapterDetails(
             adapter=adapter.id,
             tenant=adapter.record.tenant,
@@ -246,6 +247,10 @@ class Adapters:
             place=self.residents.place_of(adapter.id),
             open_window=adapter.window.open,
             created_unix_s=adapter.record.created_unix_s,
+            phase="running" if queued else "registered",
+            queued=queued,
+            waits_for=waits_for,
+            usage=usage,
         )
 
     def _let_go(self, adapter: Adapter) -> None:

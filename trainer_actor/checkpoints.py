@@ -19,6 +19,7 @@ import structlog
 import torch
 from safetensors import SafetensorError
 
+from ..bus.disk_room import check_free_for_tenant
 from ..bus.errors import CheckpointExists, CheckpointMismatch, CheckpointNotFound, StorageFailed
 from ..bus.ids import AdapterId, checked_name
 from ..bus.layout import StateLayout
@@ -26,7 +27,6 @@ from ..bus.messages import LoraSpec
 from .checkpoint_state import check_geometry
 from .disk_quota import UNBOUND, Room
 from .durable_files import (
-    check_free_for_tenant,
     file_digest,
     file_size,
     is_linked,

@@ -6,7 +6,6 @@ quota. What runs in lanes is left to `operations`.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import assert_never
 
 from ..bus.config import Config
@@ -194,9 +193,8 @@ class Desk:
 
     def _described(self, adapter: Adapter) -> AdapterDetails:
         queued = self._lanes.queued(adapter.id)
-        return replace(
-            self._adapters.details(adapter),
-            phase="running" if queued else "registered",
+        return self._adapters.details(
+            adapter,
             queued=queued,
             waits_for=self._waits_for(adapter.id) if queued else "",
             usage=self._accounts.of(adapter.id),

@@ -23,11 +23,6 @@ from ..bus.crash_points import crash_point
 from ..bus.errors import StorageFailed
 
 _ASIDE = ".aside-"
-# Kept free on the disk, so that a small file such as adapter.json can always still be written.
-_SPARE_BYTES = 16 * 2**20
-# What tenants ask to be kept leaves more: an eighth of the disk, but no more than this. Without room for the
-# journal and for snapshots nobody goes on, and neither is ever asked for.
-_TENANTS_SPARE_BYTES = 512 * 2**20
 # Of a file that describes others; the largest that is written has some kilobytes.
 _DESCRIPTION_BYTES = 4 * 2**20
 # What the numbers of our directories have at most.
@@ -50,35 +45,6 @@ def storage_errors(what: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageFailed(f"cannot {what}: {reason}; nothing was changed") from error
-
-
-def check_free(directory: Path, size_bytes: int, *, what: str) -> None:
-    """Refuse before any damage if `size_bytes` would not fit.
-
-    Raises:
-        StorageFailed: the message holds the numbers.
-    """
-    free, _ = _free_and_total(directory, what=what)
-    if free < size_bytes + _SPARE_BYTES:
-        raise StorageFailed(f"cannot {what}: it takes {size_bytes} bytes and the disk has {free} free")
-
-
-def check_free_for_tenant(directory: Path, size_bytes: int, *, what: str) -> None:
-    """As `check_free`, for what a tenant asked to be kept: refused while the journal and snapshots have room."""
-    free, total = _free_and_total(directory, what=what)
-    spare = max(_SPARE_BYTES, min(_TENANTS_SPARE_BYTES, total // 8))
-    if free < size_bytes + spare:
-        raise StorageFailed(
-            f"cannot {what}: it takes {size_bytes} bytes and the disk has {free} free, of which {spare} are kept "
-            "for the journal and snapshots: delete checkpoints or sampler weights that are not needed any more"
-        )
-
-
-def _free_and_total(directory: Path, *, what: str) -> tuple[int, int]:
-    with storage_errors(what):
-        existing = next(path for path in (directory, *directory.parents) if path.exists())
-        usage = shutil.disk_usage(existing)
-    return usage.free, usage.total
 
 
 def write_file(file: Path, data: bytes) -> None:

@@ -6,6 +6,7 @@ when a version goes is decided by the broker.
 """
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -16,13 +17,13 @@ import msgspec
 import numpy as np
 import structlog
 
+from ..bus.disk_room import check_free_for_tenant
 from ..bus.errors import CheckpointMismatch, NotFinite, VersionNotFound
 from ..bus.ids import AdapterId, RequestId
 from ..bus.layout import StateLayout
 from ..bus.messages import VersionRecord
 from .disk_quota import DiskQuota
 from .durable_files import (
-    check_free_for_tenant,
     file_digest,
     file_size,
     is_linked,
@@ -41,6 +42,8 @@ PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 _DESCRIPTION = "version.json"
 _PROBE_SEED = 20240213
+# More than the coarsest dates of file systems differ by.
+_DATED_BACK_S = 60.0
 _OUR_DIRECTORY = re.compile(r"ad-[0-9a-f]{32}")
 
 
@@ -79,6 +82,7 @@ class Versions:
             (aside / PEFT_CONFIG).write_text(config_json, encoding="utf-8")
             (aside / PEFT_WEIGHTS).write_bytes(safetensors)
             (aside / _DESCRIPTION).write_bytes(msgspec.json.encode(whole))
+            _date_back(aside)
         return whole
 
     def add(self, record: VersionRecord, size_bytes: int) -> None:
@@ -138,7 +142,8 @@ class Versions:
             self._remove_if_empty(self._layout.versions / adapter)
 
     def scan(self, known: Collection[AdapterId], existing: Collection[AdapterId]) -> None:
-        """Find what the disk holds.
+        """Find what the disk holds. Weights are read only where somebody else wrote to them: to read all of them
+        takes longer than a start may, and whoever uses them compares their digest.
 
         known: adapters whose versions are served. existing: all adapters on disk, whatever their
         base model; versions of any other were left by a deletion, and are removed.
@@ -171,12 +176,11 @@ class Versions:
             if is_linked(directory, self._layout.versions):
                 return None
             record = read_description(directory / _DESCRIPTION, VersionRecord)
-            digest = file_digest(directory / PEFT_WEIGHTS)
             size_bytes = file_size(directory / PEFT_CONFIG) + file_size(directory / PEFT_WEIGHTS)
+            whole = _untouched(directory) or file_digest(directory / PEFT_WEIGHTS) == record.digest
         except (OSError, msgspec.DecodeError):
             return None
         placed = self._layout.version(record.adapter, record.number) == directory
-        whole = digest == record.digest
         # The state directory may have been moved since; where the files lie now is what counts.
         return (replace(record, directory=str(directory)), size_bytes) if placed and whole else None
 
@@ -186,6 +190,20 @@ class Versions:
         except OSError:
             # Something foreign lies in it, or it never existed: neither is ours to remove.
             return
+
+
+def _date_back(directory: Path) -> None:
+    """Make the weights' date older than their description's, so that `_untouched` knows them by it."""
+    written = (directory / _DESCRIPTION).stat().st_mtime - _DATED_BACK_S
+    os.utime(directory / PEFT_WEIGHTS, (written, written))
+
+
+def _untouched(directory: Path) -> bool:
+    """Whether nobody wrote to the weights since they were described: that would have given them a new date.
+
+    Raises OSError: one of them is not there.
+    """
+    return (directory / PEFT_WEIGHTS).stat().st_mtime < (directory / _DESCRIPTION).stat().st_mtime
 
 
 def probe_sequence(*, vocab_size: int, count: int) -> tuple[int, ...]:

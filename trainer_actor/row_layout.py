@@ -149,8 +149,9 @@ class RowLayout:
         return self.size * 4 * _FP32_BYTES
 
     def parameters(self, rank: int) -> int:
-        """How many numbers an adapter really trains, padding left out: sum of r * (in + out)."""
-        return sum(rank * (each.inputs + each.outputs) for each in self.projections())
+        """How many numbers an adapter really trains, padding left out: sum of r * (in + out), where the row has
+        R * (in + out)."""
+        return self.size // self.rank * rank
 
     def projections(self) -> Iterator[Projection]:
         """All that are trained, in the order of the row."""

@@ -22,6 +22,7 @@ import structlog
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..bus.disk_room import check_free
 from ..bus.errors import CheckpointMismatch
 from ..bus.ids import AdapterId
 from ..bus.layout import StateLayout
@@ -29,7 +30,6 @@ from ..bus.messages import LoraSpec
 from .bank import PIECES
 from .checkpoint_state import check_geometry
 from .durable_files import (
-    check_free,
     decoded,
     file_digest,
     file_size,

@@ -22,10 +22,11 @@ import structlog
 import torch
 from torch import Tensor
 
+from ..bus.disk_room import check_free
 from ..bus.errors import StorageFailed
 from ..bus.ids import AdapterId
 from .bank import PIECES, HostState, Piece
-from .durable_files import check_free, open_plain, storage_errors
+from .durable_files import open_plain, storage_errors
 
 log = structlog.get_logger()
 

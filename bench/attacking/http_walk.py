@@ -7,9 +7,11 @@ from typing import Any
 
 import httpx
 
+from .belongings import API, Ask, Belongings, Fields, nobodys
 from .kinds import Tried
-from .routes import API, ATTEMPTS, LISTS, MODEL, Ask, Belongings, Fields, _pass, nobodys
-from .scene import ATTACKER, OWNER, Scene
+from .routes import ATTEMPTS, LISTS
+from .scene import ATTACKER, MODEL, OWNER, Scene
+from .work_routes import one_pass
 
 _PATIENCE_S = 60
 # Ids that are drawn anew for each answer.
@@ -63,7 +65,7 @@ def made(person: Person) -> Belongings:
     new = {"session_id": session, "model_seq_id": 0, "base_model": MODEL, "lora_config": {"rank": 2}}
     run = person.work(f"{API}/create_model", new)["model_id"]
     it = Belongings(session, run, "", f"{session}:sample:0", "", it.saved, it.project, "")
-    future = person.post(f"{API}/forward_backward", _pass(it, "forward_backward_input"))["request_id"]
+    future = person.post(f"{API}/forward_backward", one_pass(it, "forward_backward_input"))["request_id"]
     person.result(future)
     saves = ("save_weights", "save_weights_for_sampler", "save_weights_external")
     for seq, route in enumerate(saves, start=2):

@@ -124,7 +124,9 @@ class ActorStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonStatus(Message):
-    """chaos: what `--chaos` did so far, in words; empty without."""
+    """put_off: adapters that cannot be brought back just now, which is tried again; another_base: those of them
+    that are for another base model than this, or cannot be read. chaos: what `--chaos` did so far, in words;
+    empty without."""
 
     kind: ClassVar[str] = "daemon_status"
     daemon_version: str
@@ -137,4 +139,6 @@ class DaemonStatus(Message):
     adapters: int
     versions: int
     last_event: int
+    put_off: int = 0
+    another_base: int = 0
     chaos: str = ""

@@ -6,6 +6,7 @@ Grows by further filters of twice the size; what is deleted from the journal sta
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,12 @@ _PROBES = 3
 _FIRST_ROOM = 2**18
 
 
+@lru_cache(maxsize=1024)
 def id_of(key: Key) -> int:
-    """64 bits of a digest, the same in every process; what the journal finds a request by."""
+    """64 bits of a digest, the same in every process; what the journal finds a request by.
+
+    Asked for when the request comes, when it is written and when it is durable.
+    """
     digest = hashlib.blake2b("\0".join(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
@@ -43,7 +48,10 @@ class KnownIds:
             place = (place + stride) & mask
 
     def __contains__(self, one: int) -> bool:
-        return any(_has(bits, mask, one) for bits, mask in self._filters)
+        for bits, mask in self._filters:  # noqa: SIM110  # `any` takes twice as long
+            if _has(bits, mask, one):
+                return True
+        return False
 
     def _add_all(self, ids: "npt.NDArray[np.int64]") -> None:
         """As `add`, a hundred times as fast: a start with a million of them takes no second."""

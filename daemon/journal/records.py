@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from ...bus.ids import AdapterId, LaneId, TenantId
 from ...bus.messages import LanePosition
 from ..decisions import Frames, Key
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
+# The two that every operation has are made in a tenth of a dataclass's time.
+class Received(msgspec.Struct, frozen=True, kw_only=True):
     """A request that is to be durable before anybody acts on it.
 
     digest: of its payload (`bus.codec.payload_digest`), before the broker filled anything in. frames: as
@@ -31,8 +33,7 @@ class Received:
     frames: Frames
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
     """A request's outcome, durable before anybody is told. order: see above.
 
     again: it may succeed on another try, so sending the request again runs it again.
@@ -114,6 +115,8 @@ class Numbered:
 Record = (
     Received | Ended | Forgotten | Snapshot | Damaged | Gone | Crashed | Harmed | VersionDeleted | Numbered
 )
+# For `isinstance`, which takes much longer with a union.
+WITH_FRAMES = (Received, Ended)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

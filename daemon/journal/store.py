@@ -19,6 +19,7 @@ from ..decisions import Frames
 from .known_ids import id_of
 from .reading import Reader, decode_packed
 from .records import (
+    WITH_FRAMES,
     Crashed,
     Damaged,
     Ended,
@@ -34,6 +35,7 @@ from .records import (
 from .tables import Tables
 
 _APART = 4096
+_ORDERED = (Ended, Snapshot)
 _REQUESTS = (
     "INSERT INTO requests (number, id, tenant, request, kind, digest, adapter, lane, seq, size, came, frames)"
 )
@@ -65,7 +67,7 @@ class Store(Reader):
             self._received([record for record in records if isinstance(record, Received)])
             self._ended([record for record in records if isinstance(record, Ended)])
             for record in records:
-                if not isinstance(record, Received | Ended):
+                if not isinstance(record, WITH_FRAMES):
                     self._write(record)
             self._count(records)
             crash_point("journal.written")
@@ -167,7 +169,7 @@ class Store(Reader):
     def _count(self, records: Sequence[Record]) -> None:
         """Numbers are never given twice, also where what had them is deleted."""
         used = [each.number for each in records if isinstance(each, Received)]
-        used += [each.order for each in records if isinstance(each, Ended | Snapshot)]
+        used += [each.order for each in records if isinstance(each, _ORDERED)]
         if used:
             self.tables.run("UPDATE counter SET last = max(last, ?)", max(used))
 

@@ -24,7 +24,7 @@ from ...bus.errors import StorageFailed
 from ...bus.settings import JournalConfig
 from .compaction import Compaction
 from .known_ids import KnownIds, id_of
-from .records import Ended, Received, Record
+from .records import WITH_FRAMES, Received, Record
 from .store import Store
 from .tables import free_bytes
 
@@ -33,6 +33,8 @@ log = structlog.get_logger()
 # Kept free on the disk for outcomes, and for the log's way into the file.
 RESERVE_BYTES = 64 * 2**20
 _LOOK_AGAIN_S = 1.0
+# Taken off the socket at once, far more than there ever are.
+_WAKES = 4096
 # Of frames, in one commit.
 _COMMIT_BYTES = 16 * 2**20
 
@@ -68,7 +70,7 @@ class Writer:
 
     def take_done(self) -> list[Done]:
         with suppress(BlockingIOError):
-            while self.woken.recv(4096):
+            while len(self.woken.recv(_WAKES)) == _WAKES:
                 pass
         done = [self._done.popleft() for _ in range(len(self._done))]
         for record, refused in done:
@@ -186,6 +188,10 @@ class Writer:
 
 def _commits_of(batch: list[Record]) -> Iterator[list[Record]]:
     """All at once, unless that is so much that its first would wait for its last."""
+    if _frame_bytes(batch) < _COMMIT_BYTES:  # the usual case
+        if batch:
+            yield batch
+        return
     first, size_bytes = 0, 0
     for last, record in enumerate(batch):
         size_bytes += _frame_bytes([record])
@@ -195,4 +201,4 @@ def _commits_of(batch: list[Record]) -> Iterator[list[Record]]:
 
 
 def _frame_bytes(records: Sequence[Record]) -> int:
-    return sum(len(frame) for each in records if isinstance(each, Received | Ended) for frame in each.frames)
+    return sum(sum(map(len, each.frames)) for each in records if isinstance(each, WITH_FRAMES))

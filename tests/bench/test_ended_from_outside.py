@@ -55,6 +55,6 @@ def test_a_measurement_that_is_terminated_leaves_no_process(scratch: Path, progr
     assert len(processes_of(scratch)) > 1
 
     measurement.send_signal(signal.SIGTERM)
-    measurement.wait(timeout=60)
+    measurement.wait(timeout=120)
 
     assert processes_of(scratch) == []

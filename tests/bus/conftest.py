@@ -49,10 +49,10 @@ class ScriptedDaemon:
     def publish(self, event: Message) -> None:
         self._orders.put(lambda: self._publisher.send_multipart(encode(unsolicited(event))))
 
-    def next(self, timeout_s: float = 10.0) -> tuple[bytes, Envelope]:
+    def next(self, timeout_s: float = 60.0) -> tuple[bytes, Envelope]:
         return self.seen.get(timeout=timeout_s)
 
-    def wait_for(self, kind: type[Message], timeout_s: float = 10.0) -> tuple[bytes, Envelope]:
+    def wait_for(self, kind: type[Message], timeout_s: float = 60.0) -> tuple[bytes, Envelope]:
         while True:
             identity, envelope = self.next(timeout_s)
             if isinstance(envelope.body, kind):

@@ -45,7 +45,7 @@ class ScriptedDaemon(Protocol):
     script: Callable[[Envelope], list[Envelope]]
 
     def next(self, timeout_s: float = 10.0) -> tuple[bytes, Envelope]: ...
-    def wait_for(self, kind: type[Message], timeout_s: float = 10.0) -> tuple[bytes, Envelope]: ...
+    def wait_for(self, kind: type[Message], timeout_s: float = 60.0) -> tuple[bytes, Envelope]: ...
     def send(self, identity: bytes, *envelopes: Envelope) -> None: ...
     def send_frames(self, identity: bytes, frames: list[bytes]) -> None: ...
     def publish(self, event: Message) -> None: ...
@@ -274,14 +274,14 @@ def test_an_actor_whose_parent_dies_takes_its_children_with_it(
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     supervisor = subprocess.Popen([sys.executable, "-c", textwrap.dedent(parent)], env=environment)
-    family = [psutil.Process(server.wait_for(ActorReady, 30)[1].body.pid)]
+    family = [psutil.Process(server.wait_for(ActorReady)[1].body.pid)]
     family += family[0].children()
 
     os.kill(supervisor.pid, signal.SIGKILL)
     supervisor.wait()
 
     assert len(family) == 2
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
 
 
@@ -324,7 +324,7 @@ def test_events_begin_with_the_table_and_survive_a_loss(server: ScriptedDaemon, 
                 server.publish(event(truth.last_event))
         return seen
 
-    seen = asyncio.run(asyncio.wait_for(follow(), 20))
+    seen = asyncio.run(asyncio.wait_for(follow(), 60))
 
     numbers = [item.last_event for item in seen[:-1]] + [seen[-1].number]
     assert numbers[0] == 4
@@ -348,7 +348,7 @@ def test_an_event_lost_before_the_subscription_began_is_found_without_a_later_on
         return seen
 
     started = time.monotonic()
-    seen = asyncio.run(asyncio.wait_for(follow(), 20))
+    seen = asyncio.run(asyncio.wait_for(follow(), 60))
 
     assert seen == [table(0), table(1)]
     assert time.monotonic() - started < 10
@@ -377,6 +377,6 @@ def test_however_many_want_the_table_one_question_is_under_way_and_no_answer_is_
             await events.aclose()
         return seen
 
-    seen = asyncio.run(asyncio.wait_for(follow(), 20))
+    seen = asyncio.run(asyncio.wait_for(follow(), 60))
 
     assert seen == [table(1), table(2), table(3)]

@@ -60,7 +60,7 @@ RESULT = SampleResult(
 
 
 class ScriptedDaemon(Protocol):
-    def wait_for(self, kind: type[Message], timeout_s: float = 10.0) -> tuple[bytes, Envelope]: ...
+    def wait_for(self, kind: type[Message], timeout_s: float = 60.0) -> tuple[bytes, Envelope]: ...
     def send(self, identity: bytes, *envelopes: Envelope) -> None: ...
     def send_frames(self, identity: bytes, frames: list[bytes]) -> None: ...
     def stop(self) -> None: ...
@@ -91,7 +91,7 @@ class Blocking:
         return self.client.request(body, **options)
 
     def stream(self, body: Message, take: int = 100) -> list[Message]:
-        stream = self.client.stream(body, timeout_s=10)
+        stream = self.client.stream(body, timeout_s=60)
         taken = [part for _, part in zip(range(take), stream, strict=False)]
         stream.close()
         return taken
@@ -123,7 +123,7 @@ class Awaiting:
 
     async def _stream(self, body: Message, take: int) -> list[Message]:
         taken: list[Message] = []
-        stream: AsyncIterator[Message] = self.client.stream(body, timeout_s=10)
+        stream: AsyncIterator[Message] = self.client.stream(body, timeout_s=60)
         async for part in stream:
             taken.append(part)
             if len(taken) == take:
@@ -166,7 +166,7 @@ def make(request: pytest.FixtureRequest, config: Config) -> Iterator[Make]:
 def test_a_request_is_answered(make: Make, daemon: Start, layout: StateLayout) -> None:
     daemon(layout.client_socket, echoing)
 
-    reply = make().request(Echo(payload=np.arange(5, dtype=np.uint8)), timeout_s=10)
+    reply = make().request(Echo(payload=np.arange(5, dtype=np.uint8)), timeout_s=60)
 
     assert isinstance(reply, Echoed)
     assert reply.payload.tolist() == [0, 1, 2, 3, 4]
@@ -199,7 +199,7 @@ def test_a_refusal_is_raised_as_the_error_it_was(make: Make, daemon: Start, layo
     daemon(layout.client_socket, lambda e: [answer(e, failed(AdapterNotFound("no adapter named 'x'")))])
 
     with pytest.raises(AdapterNotFound, match="no adapter named 'x'"):
-        make().request(ListAdapters(), timeout_s=10)
+        make().request(ListAdapters(), timeout_s=60)
 
 
 def test_a_stream_gives_its_parts_and_then_its_end(make: Make, daemon: Start, layout: StateLayout) -> None:
@@ -234,7 +234,7 @@ def test_waiting_for_the_parts_of_a_request_leaves_them_out(
     chunk = SampleChunk(index=0, tokens=np.array([7]), text="h")
     daemon(layout.client_socket, lambda e: [answer(e, chunk, last=False), answer(e, RESULT)])
 
-    assert isinstance(make().request(SAMPLE, timeout_s=10), SampleResult)
+    assert isinstance(make().request(SAMPLE, timeout_s=60), SampleResult)
 
 
 def test_the_reason_for_a_wait_is_told(make: Make, daemon: Start, layout: StateLayout) -> None:
@@ -242,7 +242,7 @@ def test_the_reason_for_a_wait_is_told(make: Make, daemon: Start, layout: StateL
     waiting = Waiting(reason="the trainer is restarting")
     daemon(layout.client_socket, lambda e: [answer(e, waiting, last=False), answer(e, Done())])
 
-    make(on_waiting=reasons.append).request(ListAdapters(), timeout_s=10)
+    make(on_waiting=reasons.append).request(ListAdapters(), timeout_s=60)
 
     assert reasons == ["the trainer is restarting"]
 
@@ -266,7 +266,7 @@ def test_a_request_can_be_sent_again_under_its_id(make: Make, daemon: Start, lay
     client = make()
 
     for _ in range(2):
-        client.request(ListAdapters(), request=RequestId("mine"), timeout_s=10)
+        client.request(ListAdapters(), request=RequestId("mine"), timeout_s=60)
 
     requests = [server.wait_for(ListAdapters)[1].request for _ in range(2)]
     assert requests == ["mine", "mine"]
@@ -305,7 +305,7 @@ def test_a_daemon_that_was_replaced_during_a_wait_ends_it(
     daemon(layout.client_socket, young)
 
     with pytest.raises(DaemonGone):
-        make().request(ListAdapters(), timeout_s=20)
+        make().request(ListAdapters(), timeout_s=60)
 
 
 def test_a_wait_goes_on_while_the_daemon_answers_pings(
@@ -336,7 +336,7 @@ def test_an_answer_that_cannot_be_read_ends_its_own_wait(
 
     with pytest.raises(BadFrame):
         client.submit_and_meanwhile(ListAdapters(), answer_with_a_stray_frame)
-    assert isinstance(client.request(Echo(payload=np.zeros(1, np.uint8)), timeout_s=10), Echoed)
+    assert isinstance(client.request(Echo(payload=np.zeros(1, np.uint8)), timeout_s=60), Echoed)
 
 
 def test_more_than_a_message_may_carry_is_refused_before_it_is_sent(

@@ -61,7 +61,7 @@ def process(config: Config, layout: StateLayout) -> Iterator[psutil.Process]:
     argv = [sys.executable, "-c", textwrap.dedent(DAEMON), str(file), textwrap.dedent(ACTOR)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     daemon = subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL)
-    for _ in range(1000):
+    for _ in range(3000):
         if sockets.someone_listens(layout.client_socket):
             break
         threading.Event().wait(0.02)
@@ -71,8 +71,8 @@ def process(config: Config, layout: StateLayout) -> Iterator[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         family = process.children(recursive=True)
     daemon.terminate()
-    daemon.wait(20)
-    assert psutil.wait_procs(family, timeout=20)[1] == []
+    daemon.wait(60)
+    assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
 def echo(text: str) -> Echo:
@@ -92,8 +92,8 @@ def test_requests_reach_an_actor_and_their_answers_come_back(process: psutil.Pro
         assert text(early.result(30)) == "before the actor is ready"
         many = [client.submit(echo(str(number))) for number in range(100)]
         answers = [text(pending.result(30)) for pending in many]
-        status = client.request(GetStatus(), timeout_s=30)
-        table = client.request(GetVersions(), timeout_s=30)
+        status = client.request(GetStatus(), timeout_s=60)
+        table = client.request(GetVersions(), timeout_s=60)
 
     assert answers == [str(number) for number in range(100)]
     assert isinstance(status, DaemonStatus)
@@ -104,7 +104,7 @@ def test_requests_reach_an_actor_and_their_answers_come_back(process: psutil.Pro
 def test_asyncio_clients_share_the_daemon(process: psutil.Process, config: Config) -> None:
     async def ask(name: str) -> list[str]:
         async with AsyncClient(config) as client:
-            replies = [client.request(echo(f"{name}{number}"), timeout_s=30) for number in range(50)]
+            replies = [client.request(echo(f"{name}{number}"), timeout_s=60) for number in range(50)]
             return [text(reply) for reply in await asyncio.gather(*replies)]
 
     async def both() -> list[list[str]]:
@@ -117,7 +117,7 @@ def test_a_large_array_comes_back_whole(process: psutil.Process, config: Config)
     payload = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8)
 
     with Client(config) as client:
-        reply = client.request(Echo(payload=payload), timeout_s=30)
+        reply = client.request(Echo(payload=payload), timeout_s=60)
 
     assert isinstance(reply, Echoed)
     assert np.array_equal(reply.payload, payload)
@@ -129,10 +129,10 @@ def test_a_resend_reads_the_first_outcome_and_another_payload_is_refused(
     mine = RequestId("mine")
 
     with Client(config) as first, Client(config) as second:
-        once = first.request(echo("x"), request=mine, timeout_s=30)
-        again = second.request(echo("x"), request=mine, timeout_s=30)
+        once = first.request(echo("x"), request=mine, timeout_s=60)
+        again = second.request(echo("x"), request=mine, timeout_s=60)
         with pytest.raises(RequestConflict):
-            second.request(echo("y"), request=mine, timeout_s=30)
+            second.request(echo("y"), request=mine, timeout_s=60)
 
     assert (text(once), text(again)) == ("x", "x")
 
@@ -141,14 +141,14 @@ def test_an_actor_that_dies_ends_the_wait_and_serves_the_same_request_again(
     process: psutil.Process, config: Config
 ) -> None:
     with Client(config) as client:
-        client.request(echo("ready"), timeout_s=30)
+        client.request(echo("ready"), timeout_s=60)
         waiting = client.submit(echo("wait"))
         with pytest.raises(ActorRestarting):
-            client.request(echo("die"), timeout_s=30)
+            client.request(echo("die"), timeout_s=60)
         with pytest.raises(ActorRestarting):
             waiting.result(30)
 
-        assert text(client.request(echo("back"), timeout_s=30)) == "back"
+        assert text(client.request(echo("back"), timeout_s=60)) == "back"
 
 
 @pytest.mark.parametrize("kind", ["plain", "asyncio"])
@@ -163,14 +163,14 @@ def test_a_killed_daemon_ends_the_wait_and_its_actor(
 
     def plain() -> None:
         with Client(config) as client:
-            client.request(echo("ready"), timeout_s=30)
+            client.request(echo("ready"), timeout_s=60)
             pending = client.submit(echo("wait"))
             kill()
             pending.result(30)
 
     async def awaiting() -> None:
         async with AsyncClient(config) as client:
-            await client.request(echo("ready"), timeout_s=30)
+            await client.request(echo("ready"), timeout_s=60)
             pending = client.submit(echo("wait"))
             kill()
             await pending.result(30)
@@ -179,4 +179,4 @@ def test_a_killed_daemon_ends_the_wait_and_its_actor(
         plain() if kind == "plain" else asyncio.run(awaiting())
 
     assert len(actors) == 1
-    assert psutil.wait_procs(actors, timeout=20)[1] == []
+    assert psutil.wait_procs(actors, timeout=60)[1] == []

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -64,12 +64,16 @@ class Running:
                 return line
         raise AssertionError(f"ended without {text!r}:\n{self.seen}")
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
     def interrupt(self) -> None:
         self._process.send_signal(signal.SIGINT)
 
     def end(self) -> Outcome:
         try:
-            out, err = self._process.communicate(timeout=120)
+            out, err = self._process.communicate(timeout=200)
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise
@@ -78,15 +82,17 @@ class Running:
 
 @dataclass(frozen=True)
 class Commands:
-    """Commands on one state directory."""
+    """Commands on one state directory. started: processes of them."""
 
     state_dir: Path
+    started: list[Running] = field(default_factory=list)
 
     def __call__(self, *arguments: str | Path, stdin: str = "") -> Outcome:
         return _call(*arguments, "--state-dir", self.state_dir, stdin=stdin)
 
     def running(self, *arguments: str | Path) -> Running:
-        return Running(*arguments, "--state-dir", self.state_dir)
+        self.started.append(Running(*arguments, "--state-dir", self.state_dir))
+        return self.started[-1]
 
     def start(self, model: Path, *settings: str) -> Outcome:
         """Without HTTP, unless the settings ask for it: most tests are about other things."""
@@ -104,6 +110,8 @@ def loractl(state_dir: Path) -> Iterator[Commands]:
     """Commands on this module's state directory; a daemon that a test leaves behind is stopped."""
     commands = Commands(state_dir)
     yield commands
+    for running in commands.started:  # of tests that failed
+        running.kill()
     commands("daemon", "stop")
 
 

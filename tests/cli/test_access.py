@@ -2,13 +2,13 @@
 
 import json
 import shlex
-import socket
 import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 from loractl.bus.listening import listen, url_of
+from loractl.tests.daemon.real_daemon import free_address
 
 FEW = ("sampler.count=0", "trainer.threads=1")
 
@@ -120,19 +120,6 @@ def test_a_started_daemon_is_found_by_the_sdks_variables_also_after_a_restart(lo
     assert loractl("daemon", "stop").code == 0
 
 
-def test_a_daemon_without_http_says_so(loractl, tiny_model: Path):
-    started = loractl.start(tiny_model, *FEW)
-    assert started.code == 0, started.err
-
-    outcome = loractl("env")
-
-    assert "HTTP" not in started.err
-    assert outcome.code == 2
-    assert "serves no HTTP" in outcome.err
-    assert outcome.out == ""
-    assert "http        off" in loractl("daemon", "status").out
-
-
 def test_a_curve_key_file_is_made_listed_and_revoked_with_all_of_its_owners_keys(call, tmp_path: Path):
     place, file = ("--state-dir", tmp_path / "state"), tmp_path / "alice.key"
     call("keys", "create", "alice", *place)
@@ -182,30 +169,35 @@ def test_a_key_expires_in_a_time_that_can_be_read(call, tmp_path: Path, expires:
     assert json.loads(call("keys", "list", "--json", *place).out)[0]["expires"] != "never"
 
 
-def test_the_command_line_reaches_a_daemon_over_tcp_as_its_keys_tenant(loractl, call, tiny_model: Path, rows):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+def test_the_command_line_reaches_a_daemon_without_http_over_tcp_as_its_keys_tenant(
+    loractl, call, tiny_model: Path, rows
+):
+    address = free_address()
     elsewhere = loractl.state_dir / "elsewhere"
     file = loractl.state_dir / "alice.key"
     far = ("--connect", address, "--curve-key", file, "--state-dir", elsewhere)
-    loractl("daemon", "stop")  # one that a test before this left for us
     refused = loractl.start(tiny_model, f"daemon.listen={address}", *FEW)
     assert loractl("keys", "curve", "--tenant", "alice", "--out", file).code == 0
     started = loractl.start(tiny_model, f"daemon.listen={address}", *FEW)
     assert started.code == 0, started.err
 
+    without_http = loractl("env")
     trained = call("train", rows, "--adapter", "pirate", "--rank", "4", "--max-steps", "1", *far)
     listed = json.loads(call("adapters", "list", "--json", *far).out)
     everybodys = call("adapters", "list", "--all", *far)
     exported = call("adapters", "export", "pirate", loractl.state_dir / "out", *far)
     local = loractl("adapters", "list", "--json")
+    shown = loractl("daemon", "status")
     removed = call("adapters", "rm", "pirate", *far)
     loractl("keys", "revoke", "alice")
     ended = call("daemon", "status", *far)
     stopped = loractl("daemon", "stop")
 
     assert (refused.code, "tcp needs CURVE keys" in refused.err) == (2, True)
+    assert "HTTP" not in started.err
+    assert (without_http.code, without_http.out) == (2, "")
+    assert "serves no HTTP" in without_http.err
+    assert "http        off" in shown.out
     # Without a sampler nobody can receive what is published.
     assert "pirate" in trained.err + trained.out
     assert [(each["name"], each["tenant"]) for each in listed] == [("pirate", "alice")]

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import socket
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +22,7 @@ from loractl.client.history import read_history
 from loractl.client.history_work import alone_like, verify_adapter
 from loractl.client.service import Service
 from loractl.daemon.launch import running_daemon
+from loractl.tests.daemon.real_daemon import free_address
 
 STEPS = 8
 
@@ -31,9 +31,7 @@ STEPS = 8
 def daemon(loractl, tiny_model):
     # It listens on tcp, too: that is nothing for the daemon that `verify` starts.
     assert loractl("keys", "curve").code == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        listen = f"daemon.listen=tcp://127.0.0.1:{probe.getsockname()[1]}"
+    listen = f"daemon.listen={free_address()}"
     outcome = loractl.start(tiny_model, "sampler.count=0", "trainer.threads=1", listen)
     assert outcome.code == 0, outcome.err
 
@@ -91,13 +89,28 @@ def test_a_fork_at_a_step_that_never_was_is_refused_and_leaves_nothing(loractl):
     assert loractl("adapters", "show", "later").code == 2
 
 
-def test_an_adapter_is_proved_to_be_what_it_would_be_alone(loractl):
+def test_an_adapter_is_proved_to_be_what_it_would_be_alone_and_again_while_it_trains(loractl, capsys):
     outcome = loractl("verify", "pirate")
     lanes = lanes_with_exports(loractl, "pirate")
-    again = loractl("verify", "pirate")
 
-    assert outcome.code == again.code == 0, outcome.err + again.err
-    assert "pirate is to the bit what it would be alone" in outcome.err
+    with connect(str(loractl.state_dir)) as service:
+        pirate = service.open_adapter("pirate")
+
+        @contextlib.contextmanager
+        def start(alone: Config) -> Iterator[None]:
+            train_once(service, pirate)
+            with running_daemon(alone):
+                yield
+
+        config = load_config(state_dir=str(loractl.state_dir), environ={})
+        capsys.readouterr()
+        code = verify_adapter(config, "pirate", LOCAL_TENANT, start)
+
+    again = capsys.readouterr().err
+    assert outcome.code == code == 0, outcome.err + again
+    proof = f"pirate is to the bit what it would be alone: {2 * STEPS} answers and the weights"
+    assert proof in outcome.err
+    assert proof in again, "what it did since is nobody's fault"
     assert len(lanes) == 1, "of its own, and used again"
     assert lanes_with_exports(loractl, "pirate") == lanes
 
@@ -129,26 +142,6 @@ def test_an_adapter_that_loaded_a_checkpoint_of_another_is_proved_from_there(lor
     outcome = loractl("verify", "parrot")
 
     assert outcome.code == 0, outcome.err
-
-
-def test_an_adapter_that_trains_meanwhile_is_not_accused(loractl, capsys):
-    with connect(str(loractl.state_dir)) as service:
-        pirate = service.open_adapter("pirate")
-        busy = service.create_adapter_like("busy", pirate.details.lora)
-
-        @contextlib.contextmanager
-        def start(alone: Config) -> Iterator[None]:
-            train_once(service, busy)
-            with running_daemon(alone):
-                yield
-
-        train_once(service, busy)
-        config = load_config(state_dir=str(loractl.state_dir), environ={})
-        code = verify_adapter(config, "busy", LOCAL_TENANT, start)
-
-    said = capsys.readouterr().err
-    assert code == 0, said
-    assert "2 answers and the weights" in said
 
 
 def train_once(service: Service, adapter: Adapter) -> None:

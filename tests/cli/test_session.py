@@ -154,10 +154,11 @@ def test_ctrl_c_leaves_an_adapter_that_goes_on_to_the_same_end(loractl, train, r
 
 
 def test_a_killed_trainer_costs_a_run_a_pause_and_not_a_bit(loractl, train, uninterrupted):
+    state = json.loads(loractl("daemon", "status", "--json").out)
+    trainer = next(a["pid"] for a in state["daemon"]["actors"] if a["actor"] == "trainer")
     run = loractl.running(*train, "killed", "--max-steps", str(STEPS))
     run.until("step 6/")
-    state = json.loads(loractl("daemon", "status", "--json").out)
-    os.kill(next(a["pid"] for a in state["daemon"]["actors"] if a["actor"] == "trainer"), signal.SIGKILL)
+    os.kill(trainer, signal.SIGKILL)
     meanwhile = loractl("daemon", "status")
     ended = run.end()
 

@@ -114,20 +114,32 @@ def test_a_tenants_total_is_one_line():
     )
 
 
-def test_a_status_counts_the_adapters_of_others_and_names_ones_own():
-    status = DaemonStatus(
-        daemon_version="1",
-        pid=1,
-        uptime_s=1.0,
-        state_dir="/s",
-        base_model="tiny",
-        http="",
-        actors=(),
-        adapters=3,
-        versions=0,
-        last_event=0,
-    )
+STATUS = DaemonStatus(
+    daemon_version="1",
+    pid=1,
+    uptime_s=1.0,
+    state_dir="/s",
+    base_model="tiny",
+    http="",
+    actors=(),
+    adapters=3,
+    versions=0,
+    last_event=0,
+)
 
-    assert "2 adapters of other tenants" in shown(lambda console: show_status(console, status, [details()]))
-    assert "3 adapters of other tenants" in shown(lambda console: show_status(console, status, []))
-    assert "other tenants" not in shown(lambda console: show_status(console, status, [details()] * 3))
+
+def test_a_status_counts_the_adapters_of_others_and_names_ones_own():
+    assert "2 adapters of other tenants" in shown(lambda console: show_status(console, STATUS, [details()]))
+    assert "3 adapters of other tenants" in shown(lambda console: show_status(console, STATUS, []))
+    assert "other tenants" not in shown(lambda console: show_status(console, STATUS, [details()] * 3))
+
+
+def test_a_status_tells_of_adapters_that_are_not_brought_back_and_of_those_for_another_base():
+    def words(**told: int) -> str:
+        status = replace(STATUS, **told)
+        return " ".join(shown(lambda console: show_status(console, status, [])).split())
+
+    assert "put off" not in words()
+    assert "2 adapters cannot be brought back just now" in words(put_off=2)
+    assert "another base model" not in words(put_off=2)
+    assert "1 of them for another base model than this" in words(put_off=2, another_base=1)

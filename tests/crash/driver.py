@@ -59,7 +59,7 @@ def crash(plan: Plan, *, say: Callable[[str], None] = print, keep: bool = False)
     """Run it all; the second run has the rounds that the first one had. keep: leave their files behind."""
     # Short, because a socket's path has room for about a hundred bytes.
     root = Path(tempfile.mkdtemp(prefix="lo"))
-    report = Report(plan.seed, tenants=TENANTS)
+    report = Report(plan.seed, plan.chaos, tenants=TENANTS)
     try:
         model = make_model(root / "model")
         say(f"disturbed, seed {plan.seed}")

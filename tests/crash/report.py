@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Report:
-    """lost, doubled, differing, failures: in words, one each. asked: everything that was told was asked for
-    again. compared: so many tenants' states were compared. logs: what the processes complained of."""
+    """chaos: the seed that messages were disturbed by; 0: they were not. lost, doubled, differing, failures: in
+    words, one each. asked: everything that was told was asked for again. compared: so many tenants' states were
+    compared. logs: what the processes complained of."""
 
     seed: int
+    chaos: int = 0
     kills: int = 0
     acknowledged: int = 0
     tenants: int = 0
@@ -45,5 +47,6 @@ class Report:
             said += ["--- what was done", *self.timeline, "--- what the processes complained of", self.logs]
             for name in ("lost", "doubled", "differing", "failures"):
                 said += [f"{name}: {each}" for each in getattr(self, name)[:20]]
-            said.append(f"again with: make crash KILLS={self.kills} SEED={self.seed}")
+            chaos = f" CHAOS={self.chaos}" if self.chaos else ""
+            said.append(f"again with: make crash KILLS={self.kills} SEED={self.seed}{chaos}")
         return "\n".join([*said, self.last_line])

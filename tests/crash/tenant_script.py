@@ -53,6 +53,14 @@ class TenantScript:
 
     def _run(self) -> None:
         service = tinker.ServiceClient(base_url=self.url, api_key=self.key)
+        try:
+            self._live(service)
+        finally:
+            # Its heart stops, and its session goes on: what was made there is still to be compared.
+            if service._session_holder is not None:
+                service._session_holder.close()
+
+    def _live(self, service: Any) -> None:
         rest = tinker.RestClient(base_url=self.url, api_key=self.key)
         self.at = "creating the adapter"
         rank, seed = 2 + self.number % 3, 100 + self.number

@@ -10,10 +10,10 @@ import pytest
 from loractl.bus.config import Config, load_config
 from loractl.tests.daemon.real_daemon import RealDaemon, actor_argv
 
-# Quick restarts; heartbeats that a busy machine still sends in time.
+# Quick restarts. Who is silent is given time: only a test of those who hang waits for less.
 SETTINGS = (
     "daemon.heartbeat_s=0.1",
-    "daemon.heartbeat_timeout_s=3",
+    "daemon.heartbeat_timeout_s=60",
     "daemon.restart_first_s=0.05",
     "daemon.restart_limit=3",
     "sampler.count=0",

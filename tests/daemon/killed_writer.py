@@ -55,7 +55,7 @@ def write_one_by_one() -> None:
 
 def _group(numbers: "count[int]", name: str, size: int) -> list[Record]:
     requests = [
-        replace(received(number, request=f"{name}/{size}/{number}"), frames=frames_of(number))
+        received(number, request=f"{name}/{size}/{number}", frames=frames_of(number))
         for number in (next(numbers) for _ in range(size))
     ]
     outcomes = [ended(each.number, next(numbers)) for each in requests if each.number % STAYS]

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import queue
+import random
 import signal
+import socket as posix
 import subprocess
 import sys
 import threading
@@ -23,7 +25,8 @@ from loractl.bus.messages import ActorRole, DaemonStatus, Echo, Echoed
 from loractl.daemon.launch import run_foreground
 from loractl.daemon.supervisor import ActorCommand
 
-PATIENCE_S = 30.0
+# Waiting ends when what is waited for happens: this costs only those who fail, and saves slow machines.
+PATIENCE_S = 120.0
 HERE = Path(__file__).parent
 
 
@@ -122,7 +125,7 @@ class RealDaemon:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
-        assert self.process.stdout is not None
+        say_logs(self.layout)
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
@@ -142,13 +145,29 @@ def ask(text: str) -> Echo:
     return Echo(payload=np.frombuffer(text.encode(), dtype=np.uint8))
 
 
-def gone(pid: int, timeout_s: float = 5.0) -> bool:
+def gone(pid: int, timeout_s: float = PATIENCE_S) -> bool:
     """Whether a process ends in time. One that nobody reaps any more has ended too."""
     try:
         process = psutil.Process(pid)
         return until(lambda: process.status() == psutil.STATUS_ZOMBIE, timeout_s)
     except psutil.NoSuchProcess:
         return True
+
+
+def free_address() -> str:
+    """Of the ports that the system gives nobody by itself: who binds it next is whoever was told of it."""
+    while True:
+        address = ("127.0.0.1", random.SystemRandom().randrange(15_000, 30_000))
+        with posix.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(address)
+            return "tcp://{}:{}".format(*address)
+
+
+def say_logs(layout: StateLayout, lines: int = 40) -> None:
+    """pytest shows it of a test that failed: what its processes said last."""
+    for file in sorted(layout.logs.glob("*")):
+        said = file.read_text(errors="replace").splitlines()[-lines:]
+        print(f"--- {file.name}", *said, sep="\n")
 
 
 def until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:

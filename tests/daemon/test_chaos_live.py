@@ -14,8 +14,8 @@ from loractl.tests.daemon.real_daemon import PATIENCE_S, ask, until
 COUNT = 300
 
 
-def unruly(config: Config, **more: float) -> Config:
-    return replace(config, daemon=replace(config.daemon, chaos=7, **more))
+def unruly(config: Config, seed: int = 7, **more: float) -> Config:
+    return replace(config, daemon=replace(config.daemon, chaos=seed, **more))
 
 
 def test_every_request_is_answered_though_messages_get_lost(start: Start, config: Config):
@@ -44,13 +44,14 @@ def test_every_request_is_answered_though_messages_get_lost(start: Start, config
 
 
 def test_an_actor_that_chaos_killed_is_started_again(start: Start, config: Config):
-    daemon = start(settings=unruly(config, restart_max_s=0.05)).until(trainer="ready")
+    # This seed kills after three seconds, and then not for half a minute.
+    daemon = start(settings=unruly(config, seed=1, restart_max_s=0.05)).until(trainer="ready")
 
     def killed() -> bool:
         return "'act': 'killed'" in repr(
             [json.loads(line) for line in (daemon.layout.logs / "daemon.log").read_text().splitlines()]
         )
 
-    assert until(killed, 60)
+    assert until(killed)
     daemon.until(trainer="ready")
-    assert daemon.phases["trainer"][1] == 1
+    assert daemon.phases["trainer"][1] >= 1

@@ -16,20 +16,26 @@ from loractl.tests.daemon.journal_entries import contradictions
 from loractl.tests.daemon.killed_writer import STAYS, frames_of, write_until_killed
 
 KILLS = 25
+TIMES, MOMENT_S = 8, 0.01
 ALL, LITTLE = 2**40, 2**18
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["loractl.tests.daemon.killed_writer"])
 
 
-def told_before_its_death(file: Path, last: int, seed: int, keep_bytes: int, life_s: float) -> list[int]:
-    """Let a process write for so long, then kill it; returns what it told (`write_until_killed`)."""
+def told_before_its_death(
+    file: Path, last: int, seed: int, keep_bytes: int, draw: random.Random
+) -> list[int]:
+    """Let a process write until it has told something a few times, and for a moment more; then kill it. Returns
+    what it told (`write_until_killed`)."""
     hears, tells = _FORKS.Pipe(duplex=False)
     process = _FORKS.Process(target=write_until_killed, args=(str(file), last, seed, keep_bytes, tells))
     process.start()
     tells.close()
     told: list[int] = hears.recv()
-    threading.Timer(life_s, process.kill).start()
+    for _ in range(draw.randint(0, TIMES)):
+        told += hears.recv()
+    threading.Timer(draw.uniform(0.0, MOMENT_S), process.kill).start()
     with suppress(EOFError, OSError):
         while True:
             told += hears.recv()
@@ -51,7 +57,7 @@ def test_what_was_told_durable_outlives_kill_9_and_nothing_is_there_by_half(tmp_
     draw = random.Random(keep_bytes)
     count, last = 0, 0
     for seed in range(KILLS):
-        told = told_before_its_death(file, last, seed, keep_bytes, draw.uniform(0.0, 0.05))
+        told = told_before_its_death(file, last, seed, keep_bytes, draw)
 
         with closing(Store(file)) as past:
             unfinished = {each.number for each in past.unfinished()}

@@ -38,6 +38,12 @@ from loractl.tests.daemon.journal_entries import (
 
 OTHER, OTHER_LANE = AdapterId("ad-2"), LaneId("ln-2")
 LARGE = bytes(range(256)) * 20
+WRITTEN = Path("/proc/self/io")
+
+
+def written_bytes() -> int:
+    """By this process, into whatever file."""
+    return int(WRITTEN.read_text().partition("wchar: ")[2].split()[0])
 
 
 @pytest.fixture
@@ -256,6 +262,17 @@ def test_many_records_of_every_kind_are_one_commit(store: Store, past: Reader):
 
     assert [each.number for each in past.unfinished()] == [*range(151, 201)]
     assert past.last_number() == 1150
+
+
+@pytest.mark.skipif(not WRITTEN.exists(), reason="the kernel does not say what a process writes")
+def test_a_commit_is_written_into_the_log_and_nowhere_else(store: Store, file: Path):
+    store.commit([received(each, adapter=AdapterId(f"ad-{each % 997}")) for each in range(1, 3000)])
+    log, written = file.with_name(f"{file.name}-wal"), written_bytes()
+    length = log.stat().st_size
+
+    store.commit([received(each, adapter=AdapterId(f"ad-{each % 997}")) for each in range(3000, 4000)])
+
+    assert written_bytes() - written == log.stat().st_size - length
 
 
 def test_known_ids_answer_for_the_file_and_learn_what_is_new(store: Store, file: Path):

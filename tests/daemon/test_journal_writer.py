@@ -17,7 +17,7 @@ from loractl.daemon.journal.store import Store
 from loractl.daemon.journal.writer import Done, Writer
 from loractl.tests.daemon.journal_entries import ALICE, commits, contradictions, ended, received
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 NO_DISK_HAS_IT = 2**62
 
 

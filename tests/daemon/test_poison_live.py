@@ -52,6 +52,7 @@ def step(created: AdapterCreated) -> OptimStep:
 def kill_trainer(client: Client) -> None:
     status = client.request(GetStatus(), timeout_s=PATIENCE_S)
     assert isinstance(status, DaemonStatus)
+    assert status.actors[0].pid, "0 would be this process's own group"
     os.killpg(status.actors[0].pid, signal.SIGKILL)
 
 

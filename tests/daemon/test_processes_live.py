@@ -71,8 +71,9 @@ def test_a_dead_actors_children_die_with_it(start: Start):
     assert gone(child)
 
 
-def test_an_actor_that_hangs_is_ended_and_started_again(start: Start):
-    daemon = start().until(trainer="ready")
+def test_an_actor_that_hangs_is_ended_and_started_again(start: Start, config):
+    strict = replace(config, daemon=replace(config.daemon, heartbeat_timeout_s=2.0))
+    daemon = start(settings=strict).until(trainer="ready")
 
     with daemon.client() as client, pytest.raises(ActorRestarting):
         client.request(ask("hang"), timeout_s=PATIENCE_S)

@@ -31,6 +31,7 @@ from loractl.bus.messages import (
 )
 from loractl.bus.settings import JournalConfig
 from loractl.daemon.decisions import Decision, Key, Publish, WriteDown
+from loractl.daemon.harm import QUARANTINE
 from loractl.daemon.journal.compaction import Compaction
 from loractl.daemon.journal.records import Ended, Gone, Received
 from loractl.daemon.replay import OURS
@@ -150,6 +151,27 @@ def test_who_is_brought_back_begins_anew(office: JournalledOffice) -> None:
         office.settled(office.answer(TRAINER, passed(), request="f1"))
         assert office.store.harmed() == {}
         office.die()
+
+
+def test_a_weight_that_the_journal_refused_comes_late_and_undoes_no_newer_one(
+    office: JournalledOffice,
+) -> None:
+    adapter, _ = trained(office)
+    office.die()
+    office.come()
+    lost = office.broker.lost(
+        TRAINER, for_good=False, details="signal 11", now=office.now, in_hand=(recovery_key(1),)
+    )
+    office.settled(lost, refused="full")
+    office.come()
+    office.die(recovery_key(2))
+    assert office.store.harmed() == {adapter: QUARANTINE}
+
+    office.now += 10.0
+    office.settled(office.broker.tick(office.now))
+
+    assert office.store.harmed() == {adapter: QUARANTINE}
+    assert asked(office.restarted().come()) == []
 
 
 def test_a_quarantined_adapter_is_tried_once_more_where_the_settings_say_so(office: JournalledOffice) -> None:
@@ -279,8 +301,12 @@ def test_with_another_base_model_nothing_ends_and_everything_waits(office: Journ
 
     assert isinstance(waits, Waiting)
     assert "belongs to base model 'tiny'" in waits.reason
+    status = wrong.broker.status(wrong.now)
+    assert (status.put_off, status.another_base) == (1, 1)
     right = wrong.restarted()
     assert asked(right.come()) == [adapter]
+    recover(right)
+    assert right.broker.status(right.now).put_off == 0
 
 
 def test_a_deletion_is_not_done_because_another_base_model_runs(office: JournalledOffice) -> None:

@@ -129,6 +129,7 @@ def kill_trainer(client: Client) -> None:
     status = client.request(GetStatus(), timeout_s=PATIENCE_S)
     assert isinstance(status, DaemonStatus)
     [trainer] = [actor for actor in status.actors if actor.actor == "trainer"]
+    assert trainer.pid, "0 would be this process's own group"
     os.killpg(trainer.pid, signal.SIGKILL)
 
 

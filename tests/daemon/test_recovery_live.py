@@ -42,7 +42,7 @@ from loractl.bus.messages import (
     WeightsExported,
 )
 from loractl.daemon import launch
-from loractl.tests.daemon.real_daemon import gone, until
+from loractl.tests.daemon.real_daemon import gone, say_logs, until
 from loractl.tests.trainer_actor.loop.harness import make_config, pass_over
 from loractl.tests.trainer_actor.loop.random_model import make_model
 
@@ -61,6 +61,7 @@ def config() -> Iterator[Config]:
     yield config
     with contextlib.suppress(DaemonNotRunning):
         launch.stop(config)
+    say_logs(StateLayout(Path(config.state_dir)))
     shutil.rmtree(root)
 
 
@@ -73,6 +74,7 @@ def status(config: Config) -> DaemonStatus:
 
 def kill_trainer(config: Config) -> None:
     [trainer] = [actor for actor in status(config).actors if actor.actor == "trainer"]
+    assert trainer.pid, "0 would be this process's own group"
     os.killpg(trainer.pid, signal.SIGKILL)
 
 

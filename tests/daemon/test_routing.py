@@ -2,7 +2,7 @@
 
 from loractl.bus import messages
 from loractl.bus.schemas import message_classes
-from loractl.daemon.broker import REPORTS
+from loractl.daemon.hearing import REPORTS
 from loractl.daemon.routing import DESTINATION_BY_KIND, ROLES, Destination
 
 ANSWERS = {

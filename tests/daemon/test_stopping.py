@@ -17,7 +17,7 @@ def ends_within_5_s_with_nobody_left(daemon: RealDaemon) -> bool:
     assert family
     code = daemon.wait()
     took_s = time.monotonic() - began
-    return code == 0 and took_s < 5.0 and all(gone(pid, timeout_s=2.0) for pid in family)
+    return code == 0 and took_s < 5.0 and all(gone(pid) for pid in family)
 
 
 def with_patience(config: Config, stop_timeout_s: float) -> Config:
@@ -63,9 +63,9 @@ def test_requests_that_wait_for_an_actor_are_answered_before_the_daemon_ends(sta
     told: list[str] = []
     with daemon.client(on_waiting=told.append) as client:
         pending = client.submit(ask("hello"))
-        with pytest.raises(TimeoutError):
-            pending.result(timeout_s=0.2)
-        assert told
+        while not told:
+            with pytest.raises(TimeoutError):
+                pending.result(timeout_s=0.05)
 
         daemon.signal(signal.SIGTERM)
 
@@ -93,7 +93,7 @@ def test_stop_returns_when_the_daemon_has_ended(start: Start, config):
     launch.stop(config)
 
     assert not launch.running(config)
-    assert daemon.wait(1.0) == 0
+    assert daemon.wait() == 0
 
 
 def test_a_daemon_that_dies_leaves_no_client_waiting(start: Start):
@@ -111,6 +111,6 @@ def test_a_daemon_that_dies_leaves_no_client_waiting(start: Start):
 def test_a_detached_start_that_fails_says_why_and_leaves_nothing_running(config):
     """The real trainer: it cannot start, because no base model is configured."""
     with pytest.raises(StartFailed, match=r"trainer cannot start .*: see .*trainer\.out"):
-        launch.start_detached(config, timeout_s=60.0)
+        launch.start_detached(config, PATIENCE_S)
 
     assert not launch.running(config)

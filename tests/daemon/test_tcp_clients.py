@@ -36,18 +36,20 @@ from loractl.bus.messages import (
 from loractl.bus.remote_daemon import RemoteDaemon, remote_daemon
 from loractl.tests.daemon.conftest import settings_for, short_lived_directory
 from loractl.tests.daemon.office import forward_backward
-from loractl.tests.daemon.real_daemon import RealDaemon, actor_argv, ask, echo, until
+from loractl.tests.daemon.real_daemon import (
+    PATIENCE_S,
+    RealDaemon,
+    actor_argv,
+    ask,
+    echo,
+    free_address,
+    until,
+)
 
 ALICE, BOB = TenantId("alice"), TenantId("bob")
 VICTIM = AdapterId("ad-" + "1" * 32)
 # How long a socket that nobody answers is listened to.
 SILENCE_MS = 400
-
-
-def free_address() -> str:
-    with posix.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def reach(served: RealDaemon, key: ClientKey) -> RemoteDaemon:
 def outcome(client: Client, body: Message, tenant: TenantId | None = None) -> str:
     """The code of a failure, or the kind of the answer."""
     try:
-        return client.submit(body, tenant=tenant).result(10).kind
+        return client.submit(body, tenant=tenant).result(PATIENCE_S).kind
     except LoractlError as error:
         return error.code
 
@@ -90,13 +92,13 @@ def outcome(client: Client, body: Message, tenant: TenantId | None = None) -> st
 def test_a_client_with_a_key_is_served_as_its_tenant(served: RealDaemon, alice: ClientKey):
     with Client(reach(served, alice)) as client:
         assert echo(client, "hello from afar") == "hello from afar"
-        assert isinstance(client.request(GetStatus(), timeout_s=10), DaemonStatus)
+        assert isinstance(client.request(GetStatus(), timeout_s=PATIENCE_S), DaemonStatus)
 
 
 def test_long_frames_come_and_go_over_tcp(served: RealDaemon, alice: ClientKey):
     payload = np.arange(3_000_000, dtype=np.int64).view(np.uint8)
     with Client(reach(served, alice)) as client:
-        answer = client.request(Echo(payload=payload), timeout_s=20)
+        answer = client.request(Echo(payload=payload), timeout_s=PATIENCE_S)
 
     assert answer.payload.tobytes() == payload.tobytes()
 
@@ -109,7 +111,7 @@ def test_a_patient_client_goes_on_with_the_next_daemon_on_that_address():
         actors = {"trainer": ("trainer", actor_argv(config, "echo_actor.py", "trainer"))}
         daemon = RealDaemon(config, actors).until(trainer="ready")
         try:
-            with Client(reach(daemon, alice), patience_s=60.0) as client:
+            with Client(reach(daemon, alice), patience_s=PATIENCE_S) as client:
                 kept = client.submit(ask("keep"))
                 assert until(lambda: in_hand(client) == 1)
                 daemon.close()
@@ -117,7 +119,7 @@ def test_a_patient_client_goes_on_with_the_next_daemon_on_that_address():
                 assert until(lambda: in_hand(client) == 1)
                 daemon.signal(signal.SIGTERM)  # its actor answers what it holds
 
-                answer = kept.result(30)
+                answer = kept.result(PATIENCE_S)
                 assert isinstance(answer, Echoed)
                 assert answer.payload.tobytes() == b"drained"
         finally:
@@ -126,7 +128,7 @@ def test_a_patient_client_goes_on_with_the_next_daemon_on_that_address():
 
 def in_hand(client: Client) -> int:
     """How many requests the actor holds."""
-    status = client.request(GetStatus(), timeout_s=30)
+    status = client.request(GetStatus(), timeout_s=PATIENCE_S)
     assert isinstance(status, DaemonStatus)
     return sum(actor.waiting for actor in status.actors)
 
@@ -199,7 +201,7 @@ def test_the_tenant_of_a_message_is_that_of_its_key_whatever_it_says(served: Rea
         for name in (BOB, LOCAL_TENANT, TenantId("")):
             asked = client.submit(ask("as somebody else"), tenant=name or TenantId("nobody"))
             with pytest.raises(AccessDenied, match="speaks for alice alone"):
-                asked.result(10)
+                asked.result(PATIENCE_S)
 
 
 @pytest.mark.parametrize(

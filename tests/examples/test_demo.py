@@ -68,7 +68,7 @@ def test_it_says_so_and_ends_when_its_daemon_dies(scratch):
 
     (pid,) = scratch.glob("loractl-demo-*/state/run/daemon.pid")
     os.kill(int(pid.read_text()), signal.SIGKILL)
-    _, err = demo.communicate(timeout=60)
+    _, err = demo.communicate(timeout=LIMIT_S)
 
     assert demo.returncode == 1
     first, kept, *_ = err.splitlines()

@@ -31,6 +31,7 @@ from loractl.bus.messages import (
 )
 from loractl.client.tiny_model import _tokenizer
 from loractl.tests.tinker_bridge.bus_in_memory import MODEL, InMemoryBus
+from loractl.tinker_bridge.allocator import give_back_large_blocks
 from loractl.tinker_bridge.app import create_app
 from loractl.tinker_bridge.bridge import Bridge, open_bridge
 
@@ -194,6 +195,7 @@ def _scope(asked: Asked) -> dict[str, Any]:
 @contextmanager
 def opened(directory: Path) -> Iterator[tuple[Service, list[str]]]:
     """A service and the keys of two tenants."""
+    give_back_large_blocks()  # as in the bridge's own process
     state, model = directory / "state", directory / "model"
     for each in (state, model):
         each.mkdir()

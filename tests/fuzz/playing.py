@@ -28,7 +28,7 @@ from typing import Any
 from loractl.tests.fuzz.subject import MIB, Fault, Play, Subject, source_of
 
 _LOOK_S = 1.0
-_LAST_S = 10.0
+_LAST_S, _AGAIN_S = 10.0, 0.2
 _IN_MEMORY = Path("/dev/shm")
 _SCRATCH_BYTES = 256 * MIB
 # Addresses for threads' stacks and libraries that come later.
@@ -241,8 +241,11 @@ class _Worker:
         """With what it started, if it still can."""
         assert self._process.pid is not None
         os.kill(self._process.pid, signal.SIGUSR1)
-        self._process.terminate()
-        self._process.join(_LAST_S)
+        until = time.monotonic() + _LAST_S
+        while self._process.is_alive() and time.monotonic() < until:
+            # More than once: what comes while it writes its stack down does not interrupt what it hangs in.
+            self._process.terminate()
+            self._process.join(_AGAIN_S)
         self._process.kill()
         self._process.join()
 

@@ -36,7 +36,7 @@ def subject_of(case: Callable[[Source], None], *, episode: int = 0) -> Subject:
         yield case
 
     return Subject(
-        name="trial", share=1000, open=opened, episode=episode, limit_s=0.05, patience_s=2.0, grows_bytes=8 * MIB
+        name="trial", share=1000, open=opened, episode=episode, limit_s=0.05, patience_s=4.0, grows_bytes=8 * MIB
     )  # fmt: skip
 
 

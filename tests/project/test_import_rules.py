@@ -42,7 +42,12 @@ DOORS = {
     "fastapi": {"tinker_bridge/app.py", *routes()},
     "vllm": {"sampler_actor/vllm_engine.py"},
     "megatron": {"trainer_actor/backbone.py", "trainer_actor/lora.py", "trainer_actor/tensor_group.py"},
-    "sqlite3": {"tinker_bridge/store.py", "tinker_bridge/future_table.py", "daemon/journal/tables.py"},
+    "sqlite3": {
+        "bus/sqlite_file.py",
+        "tinker_bridge/store.py",
+        "tinker_bridge/future_table.py",
+        "daemon/journal/tables.py",
+    },
     "google": {"tinker_bridge/wire/tinker_pb2.py", "tinker_bridge/wire/protobuf.py"},
     "zstandard": {"tinker_bridge/wire/compression.py"},
     "pyrage": {"tinker_bridge/age.py"},

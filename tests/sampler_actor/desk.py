@@ -40,7 +40,7 @@ from loractl.bus.sockets import bind_publisher, bind_router, close, new_context,
 LOCAL = TenantId("local")
 START_S = 120.0
 PROMPT = (5, 6, 7, 8, 9)
-ANSWER_S = 30.0
+ANSWER_S = 120.0
 
 
 class Desk:

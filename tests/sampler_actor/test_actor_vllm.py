@@ -19,7 +19,9 @@ from loractl.bus.messages import (
 )
 from loractl.sampler_actor.engine import key_of
 from loractl.tests.sampler_actor.desk import (
+    ANSWER_S,
     PROMPT,
+    START_S,
     Desk,
     SamplerProcess,
     config_for,
@@ -144,7 +146,7 @@ def test_a_dead_engine_fails_what_is_in_flight_and_comes_back_with_its_versions(
 ):
     record = published(desk, versions["alice-1"])
     request = desk.send(sample_of(record, max_tokens=LONG, num_samples=8, stream=True))
-    desk.wait(lambda e: e.request == request and isinstance(e.body, SampleChunk), 30.0)
+    desk.wait(lambda e: e.request == request and isinstance(e.body, SampleChunk), ANSWER_S)
 
     sampler.engine_core().kill()
     failed = desk.answer(request)
@@ -163,9 +165,9 @@ def test_a_killed_sampler_leaves_no_orphan(sampler):
     assert family
 
     sampler.process.kill()
-    sampler.process.wait(10)
+    sampler.process.wait(60)
 
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
 
 
@@ -173,12 +175,12 @@ def test_a_sampler_that_is_stopped_while_its_engine_starts_leaves_promptly(tiny_
     desk = Desk(config_for(tmp_path / "s", tiny_model, engine="vllm"))
     sampler = SamplerProcess(desk)
     try:
-        desk.until(sampler.descendants, 60.0)
+        desk.until(sampler.descendants, START_S)
         family = sampler.descendants()
         sampler.process.terminate()
 
         assert sampler.process.wait(5.0) == 0
-        assert psutil.wait_procs(family, timeout=5)[1] == []
+        assert psutil.wait_procs(family, timeout=60)[1] == []
     finally:
         sampler.end()
         desk.close()

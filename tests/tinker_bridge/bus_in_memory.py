@@ -35,6 +35,7 @@ from loractl.bus.messages import (
     GetVersions,
     LaneOpened,
     ListAdapters,
+    ListTenants,
     LoadCheckpoint,
     LoadVersion,
     LoraSpec,
@@ -47,7 +48,10 @@ from loractl.bus.messages import (
     RefuseOperation,
     SaveCheckpoint,
     StateLoaded,
+    TenantList,
+    TenantUsage,
     UnloadAdapter,
+    Usage,
     VersionRecord,
     VersionTable,
     WaitCause,
@@ -106,6 +110,11 @@ class InMemoryBus:
             case ListAdapters(name=name):
                 own = [each.details for each in self.adapters.values() if each.details.tenant == tenant]
                 return AdapterList(adapters=tuple(each for each in own if name in (None, each.name)))
+            case ListTenants():
+                names = sorted({each.details.tenant for each in self.adapters.values()})
+                return TenantList(
+                    tenants=tuple(TenantUsage(tenant=name, adapters=1, usage=Usage()) for name in names)
+                )
             case OpenLane(adapter=adapter):
                 return LaneOpened(lane=self._lane(), details=self._owned(adapter, tenant).details)
             case LoadCheckpoint(source=source, name=name, source_owner=owner):

@@ -11,7 +11,9 @@ from loractl.tests.tinker_bridge.served import Served, serving
 
 @pytest.fixture(scope="session")
 def served() -> Iterator[Served]:
-    with serving() as running:
+    # Who is killed by a test comes back at once, however many were before.
+    restarts = ["daemon.restart_first_s=0.05", "daemon.restart_max_s=0.1", "daemon.restart_limit=100"]
+    with serving(*restarts) as running:
         yield running
 
 

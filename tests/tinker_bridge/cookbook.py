@@ -1,4 +1,4 @@
-"""The cookbook's recipes as subprocesses of the tests, unmodified, on small data sets made here.
+"""The cookbook's recipes as processes of their own (`kitchen`), unmodified, on small data sets made here.
 
 The recipes load data sets by their hub names; `datasets` takes a folder of that name in the working
 directory instead. Neither a recipe nor its server gets a seed for fresh weights, so two runs that are
@@ -7,18 +7,21 @@ that is, and every recipe goes on from there.
 """
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+from loractl.tests.tinker_bridge.kitchen import code_file
 from loractl.tests.tinker_bridge.sdk import types
 from loractl.tests.tinker_bridge.served import MODEL, Served
 
-PATIENCE_S = 120.0
+PATIENCE_S = 250.0
 # What rl_loop and math_rl reward on every row; the other is as likely at first.
 RIGHT, WRONG = "\\boxed{7}", "\\boxed{8}"
 _QUESTION = "Which number?"
@@ -26,17 +29,32 @@ _QUESTION = "Which number?"
 Metrics = list[dict[str, Any]]
 
 
+class Forked:
+    """A process of the kitchen's. code: the file with its exit code, if it ended by itself."""
+
+    def __init__(self, pid: int, code: Path) -> None:
+        self._process, self._code = psutil.Process(pid), code
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        self._process.wait(timeout_s)
+        return int(self._code.read_text()) if self._code.exists() else -signal.SIGKILL
+
+    def kill(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            self._process.kill()
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A running one. log: where it writes metrics and checkpoints."""
 
-    process: "subprocess.Popen[bytes]"
+    process: Forked
     log: Path
     output: Path
 
     def metrics(self) -> Metrics:
         """Waits until it is through. One row a step."""
-        code = self.process.wait(PATIENCE_S)
+        code = self.process.wait()
         assert code == 0, self.output.read_text()[-4000:]
         return rows(self.log / "metrics.jsonl")
 
@@ -49,8 +67,8 @@ class Recipe:
 class Cookbook:
     """root: working directory of all recipes. running: what is ended with the tests."""
 
-    served: Served
     root: Path
+    kitchen: "subprocess.Popen[str]"
     running: list[Recipe] = field(default_factory=list)
 
     def log(self, name: str) -> Path:
@@ -67,20 +85,12 @@ class Cookbook:
     def start(self, module: str, name: str, **options: object) -> Recipe:
         """name: of the log directory. What stands there already is gone on with."""
         given = [f"{option}={value}" for option, value in options.items()]
+        arguments = [f"model_name={MODEL}", f"log_path={self.log(name)}", *given]
         output = self.root / f"{name}-{len(self.running)}.txt"
-        with output.open("wb") as opened:
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", f"tinker_cookbook.recipes.{module}"),
-                    *(f"model_name={MODEL}", f"log_path={self.log(name)}", *given),
-                ],
-                cwd=self.root,
-                env=self.served.environment(
-                    TINKER_COOKBOOK_RUNS_DIR=str(self.root / "runs"), HF_HOME=str(self.root / "hf")
-                ),
-                stdout=opened,
-                stderr=subprocess.STDOUT,
-            )
+        assert self.kitchen.stdin is not None
+        assert self.kitchen.stdout is not None
+        print(json.dumps([module, arguments, str(output)]), file=self.kitchen.stdin, flush=True)
+        process = Forked(int(self.kitchen.stdout.readline()), code_file(output))
         self.running.append(Recipe(process, self.log(name), output))
         return self.running[-1]
 
@@ -110,13 +120,23 @@ class Cookbook:
 @contextmanager
 def cookbook(served: Served, root: Path) -> Iterator[Cookbook]:
     make_data(root)
-    book = Cookbook(served, root)
+    kitchen = subprocess.Popen(
+        [sys.executable, "-P", str(Path(__file__).with_name("kitchen.py"))],
+        cwd=root,
+        env=served.environment(TINKER_COOKBOOK_RUNS_DIR=str(root / "runs"), HF_HOME=str(root / "hf")),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    book = Cookbook(root, kitchen)
     try:
         yield book
     finally:
         for recipe in book.running:
             recipe.process.kill()
-            recipe.process.wait(PATIENCE_S)
+            recipe.process.wait()
+        kitchen.kill()
+        kitchen.wait()
 
 
 def make_data(root: Path) -> None:

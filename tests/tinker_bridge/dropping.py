@@ -49,6 +49,8 @@ class Dropping(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Dropping
+    # Headers and body leave in two writes: without this, each answer waits for the client's delayed ACK.
+    disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
         self._relay()

@@ -98,7 +98,7 @@ def with_bridge(state: Path, test: Callable[[Bridge, InMemoryBus], Awaitable[Non
         async with bridge_on(state, bus) as bridge:
             await test(bridge, bus)
 
-    asyncio.run(asyncio.wait_for(whole(), 10))
+    asyncio.run(asyncio.wait_for(whole(), 60))
 
 
 def rest(path: str) -> str:

@@ -11,13 +11,13 @@ from loractl.bus.config import Config
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import ActorStatus, DaemonStatus, GetStatus
 from loractl.daemon import launch
-from loractl.tests.daemon.real_daemon import until
+from loractl.tests.daemon.real_daemon import PATIENCE_S, until
 from loractl.tests.tinker_bridge.served import Served
 
 
 def actors(config: Config) -> list[ActorStatus]:
     with Client(config) as client:
-        status = client.request(GetStatus(), timeout_s=10)
+        status = client.request(GetStatus(), timeout_s=PATIENCE_S)
     assert isinstance(status, DaemonStatus)
     return [*status.actors]
 
@@ -29,6 +29,7 @@ def pid_of(served: Served, role: str) -> int:
 def replace(served: Served, role: str = "bridge") -> None:
     """Kill an actor, and wait until the service is whole again."""
     before = pid_of(served, role)
+    assert before, "0 would be this process's own group"
     os.kill(before, signal.SIGKILL)
 
     def serves() -> bool:

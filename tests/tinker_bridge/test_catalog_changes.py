@@ -337,3 +337,41 @@ def test_what_is_not_done_here_says_so(tmp_path: Path, method: str, path: str) -
         await ann.ask(method, path, 401)
 
     with_bridge(tmp_path, test)
+
+
+def test_a_search_among_very_many_sessions_finds_the_few_that_match(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        ann = User(bridge, "ann")
+        one = bridge.sessions.owned(TenantId("ann"), await ann.session())
+        bridge.store.put(
+            *(
+                replace(one, id=f"s{n:03}", display_name=f"batch {n % 100:03}", created_unix_s=float(n // 2))
+                for n in range(500)
+            )
+        )
+
+        found, cursor = [], None
+        while True:
+            page = await ann.post("/sessions/search", display_name="batch 007", limit=2, cursor=cursor)
+            found += [each["session_id"] for each in page["sessions"]]
+            if (cursor := page["next_cursor"]) is None:
+                break
+
+        assert found == ["s407", "s307", "s207", "s107", "s007"]
+
+    with_bridge(tmp_path, test)
+
+
+def test_the_runs_and_samplers_of_a_session_come_page_by_page(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        ann = User(bridge, "ann")
+        session = await ann.session()
+        runs = [await ann.run(session, number) for number in range(3)]
+
+        page = await ann.get(f"/sessions/{session}", limit=1, offset=1)
+        whole = await ann.get(f"/sessions/{session}")
+
+        assert page["training_run_ids"] == runs[1:2]
+        assert whole["training_run_ids"] == runs
+
+    with_bridge(tmp_path, test)

@@ -1,7 +1,7 @@
 """Recipes of the Tinker cookbook, unmodified, against a whole service.
 
-Each costs seconds of imports, so those that do not depend on each other run at once, except the two
-that others are compared with: they have the service to themselves.
+Those that do not depend on each other run at once, except the two that others are compared with: they have
+the service to themselves.
 """
 
 from collections.abc import Iterator
@@ -176,7 +176,7 @@ def test_reinforcement_makes_the_rewarded_answer_likely(crowd: dict[str, Recipe]
     rewards = series(crowd[loss].metrics(), "reward/total")
 
     # It began at one half; no seed makes the samples the same again.
-    assert fmean(rewards[-3:]) > 0.75
+    assert fmean(rewards[-4:]) > 0.7
 
 
 def test_the_sampler_and_the_trainer_agree_before_and_after_steps(crowd: dict[str, Recipe]):

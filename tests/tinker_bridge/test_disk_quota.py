@@ -43,4 +43,4 @@ def test_what_finds_no_room_on_disk_fails_with_the_reason_and_leaves_no_name(
             assert refused == {"error": WHY, "category": "user"}
             assert bridge.checkpoints.of_run(run) == []
 
-    asyncio.run(asyncio.wait_for(story(), 10))
+    asyncio.run(asyncio.wait_for(story(), 60))

@@ -45,7 +45,7 @@ def play(tmp_path: Path, story: Callable[[Bridge, SlowBus, User], Awaitable[None
         async with bridge_on(tmp_path, bus) as bridge:
             await story(bridge, bus, User(bridge, "ann"))
 
-    asyncio.run(asyncio.wait_for(told(), 10))
+    asyncio.run(asyncio.wait_for(told(), 60))
 
 
 async def begun(bus: SlowBus, kind: str) -> None:
@@ -172,7 +172,7 @@ def test_an_adapter_goes_when_the_save_that_kept_it_failed(tmp_path: Path) -> No
             assert failed["category"] == "user"
             assert bus.adapters == {}
 
-    asyncio.run(asyncio.wait_for(told(), 10))
+    asyncio.run(asyncio.wait_for(told(), 60))
 
 
 def test_operations_of_a_lost_run_fail_as_results_and_at_once(tmp_path: Path) -> None:

@@ -1,29 +1,45 @@
 """External weights: written whole, encrypted to whom they are for, read at addresses that end."""
 
+import asyncio
 import json
+import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyrage
 import pytest
-from loractl.bus.errors import CheckpointNotFound, InvalidRequest, ResultExpired, StorageFailed
+from loractl.bus.errors import (
+    CheckpointNotFound,
+    DiskQuotaExceeded,
+    InvalidRequest,
+    ResultExpired,
+    StorageFailed,
+)
 from loractl.bus.ids import AdapterId, TenantId
 from loractl.bus.layout import StateLayout
-from loractl.bus.messages import ExportWeights, LoraSpec, RefuseOperation
+from loractl.bus.messages import ExportWeights, LoraSpec, RefuseOperation, WeightsExported
 from loractl.tests.tinker_bridge.bus_in_memory import SAFETENSORS, InMemoryBus
 from loractl.tests.tinker_bridge.in_memory import HOST, User, client, rest, with_bridge
 from loractl.tinker_bridge.age import Recipients
+from loractl.tinker_bridge.bodies import SaveExternalBody
 from loractl.tinker_bridge.bridge import Bridge
+from loractl.tinker_bridge.calls import Place
+from loractl.tinker_bridge.exporting import SaveExternal
 from loractl.tinker_bridge.exports import Exports
 from loractl.tinker_bridge.housekeeping import one_round
 from loractl.tinker_bridge.records import CheckpointRecord
 from loractl.tinker_bridge.store import Store
 
 FILES = {"adapter_config.json": b'{"r": 8}', "adapter_model.safetensors": SAFETENSORS}
+VIEWS = {name: memoryview(data) for name, data in FILES.items()}
+SIZE_BYTES = sum(map(len, FILES.values()))
+ANN = TenantId("ann")
 
 
 async def exported(user: User, run: str, seq: int = 1, name: str = "final", **more: Any) -> str:
@@ -216,11 +232,11 @@ class Clock:
 class OneExport:
     """An export with its record, and a clock to end its addresses with."""
 
-    def __init__(self, state: Path, **more: Any) -> None:
+    def __init__(self, state: Path, *, most_bytes: int = 0, **more: Any) -> None:
         self.clock = Clock()
         self.layout = StateLayout(state)
         self.store = Store(self.layout.tinker_store)
-        self.exports = Exports(self.store, self.layout, clock=self.clock)
+        self.exports = Exports(self.store, self.layout, most_bytes=most_bytes, clock=self.clock)
         token = self.exports.begin("work 1")
         self.directory = self.layout.exports / token
         self.directory.mkdir(parents=True)
@@ -324,7 +340,7 @@ def test_files_are_for_their_owner_alone_and_an_unwritable_place_is_told(tmp_pat
         data = {name: memoryview(each) for name, each in FILES.items()}
         token = bridge.exports.begin("work 3")
 
-        size_bytes = await bridge.exports.write(token, data, None)
+        size_bytes = await bridge.exports.write(ANN, token, data, None)
 
         assert size_bytes == sum(map(len, FILES.values()))
         for directory in (bridge.layout.exports, bridge.layout.exports / token):
@@ -332,7 +348,7 @@ def test_files_are_for_their_owner_alone_and_an_unwritable_place_is_told(tmp_pat
         bridge.layout.exports.rename(tmp_path / "aside")
         bridge.layout.exports.write_text("in the way")
         with pytest.raises(StorageFailed, match="cannot write the export"):
-            await bridge.exports.write(bridge.exports.begin("work 4"), data, None)
+            await bridge.exports.write(ANN, bridge.exports.begin("work 4"), data, None)
 
     with_bridge(tmp_path, test)
 
@@ -351,6 +367,104 @@ def test_an_export_that_cannot_be_written_fails_as_the_servers_fault_and_its_nam
         assert failed["category"] == "server"
         assert await exported(ann, run, 2)
         assert len([each for _, each in bus.asked if isinstance(each, ExportWeights)]) == 2
+
+    with_bridge(tmp_path, test)
+
+
+# --- how much of the disk they may take -------------------------------------------------------------------
+
+
+def test_exports_beyond_the_tenants_quota_are_refused_until_it_deletes_some(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _: InMemoryBus) -> None:
+        ann, ben = User(bridge, "ann"), User(bridge, "ben")
+        bridge.exports._most_bytes = 2 * SIZE_BYTES - 1
+        run = await ann.run()
+        first = await exported(ann, run, 1, "first")
+
+        refused = await ann.work("/save_weights_external", model_id=run, seq_id=2, path="second")
+
+        assert refused["category"] == "user"
+        assert f"take {SIZE_BYTES:,} of at most {2 * SIZE_BYTES - 1:,} bytes" in refused["error"]
+        assert len([*bridge.layout.exports.iterdir()]) == 1
+        assert await exported(ben, await ben.run())
+        await ann.ask("DELETE", rest(first))
+        assert await exported(ann, run, 3, "second")
+
+    with_bridge(tmp_path, test)
+
+
+def test_what_is_being_written_counts_in_the_quota(tmp_path: Path) -> None:
+    one = OneExport(tmp_path, most_bytes=2 * SIZE_BYTES - 1)
+
+    async def at_once() -> list[int | BaseException]:
+        writes = [one.exports.write(ANN, token, VIEWS, None) for token in ("1" * 32, "2" * 32)]
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+    written, refused = asyncio.run(at_once())
+
+    assert written == SIZE_BYTES
+    assert isinstance(refused, DiskQuotaExceeded)
+    assert not (one.layout.exports / ("2" * 32)).exists()
+
+
+def test_an_export_leaves_the_journal_its_room_and_counts_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, spare = OneExport(tmp_path), 512 * 2**20
+    usage = SimpleNamespace(free=spare + 2 * SIZE_BYTES - 1, total=100 * 2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    async def at_once() -> list[int | BaseException]:
+        writes = [one.exports.write(ANN, token, VIEWS, None) for token in ("1" * 32, "2" * 32)]
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+    written, refused = asyncio.run(at_once())
+
+    assert written == SIZE_BYTES
+    assert isinstance(refused, StorageFailed)
+    assert f"cannot write the export: it takes {SIZE_BYTES} bytes" in refused.message
+    assert not (one.layout.exports / ("2" * 32)).exists()
+
+
+def test_a_save_that_runs_again_finds_what_it_wrote_whatever_room_there_is(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _: InMemoryBus) -> None:
+        ann = User(bridge, "ann")
+        run = await ann.run()
+        await exported(ann, run)
+        (record,) = bridge.store.all(CheckpointRecord)
+        bridge.exports._most_bytes = 1
+        body = SaveExternalBody(model_id=run, seq_id=1, path="final")
+        again = SaveExternal(body, bridge.checkpoints, bridge.exports)
+        owned = bridge.runs.owned(ANN, run)
+        again.take_up(owned, Place(owned.adapter, owned.lane, 1))
+        answer = WeightsExported(
+            config_json="{}", safetensors=np.frombuffer(SAFETENSORS, dtype=np.uint8), step=3
+        )
+
+        result = await again.finish(answer, record.made_by)
+
+        assert json.loads(result.body)["path"] == record.id
+        assert set(await addresses(ann, record.id)) == set(FILES)
+
+    with_bridge(tmp_path, test)
+
+
+def test_an_export_whose_files_cannot_be_deleted_keeps_its_record_for_another_try(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _: InMemoryBus) -> None:
+        ann = User(bridge, "ann")
+        await exported(ann, await ann.run())
+        (record,) = bridge.store.all(CheckpointRecord)
+        bridge.store.put(replace(record, expires_unix_s=1.0))
+        directory = bridge.layout.exports / record.token
+        directory.rename(tmp_path / "aside")
+        directory.write_text("in the way")
+
+        await one_round(bridge)
+        assert len(bridge.store.all(CheckpointRecord)) == 1
+
+        directory.unlink()
+        await one_round(bridge)
+        assert bridge.store.all(CheckpointRecord) == []
 
     with_bridge(tmp_path, test)
 

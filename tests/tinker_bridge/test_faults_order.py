@@ -54,7 +54,7 @@ def test_posts_are_answered_at_once_and_polls_say_what_is_missing(raw):
 
     began = time.monotonic()
     started = [raw.start(*post) for post in posts[1:]]
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30  # and not as long as what is missing may take
     waiting = raw.http.post(
         "/retrieve_future", json={"request_id": started[2]}, headers={"x-stainless-read-timeout": "6"}
     ).json()

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from loractl.bus.client import Client
 from loractl.bus.messages import DaemonStatus, GetStatus
-from loractl.tests.daemon.real_daemon import until
+from loractl.tests.daemon.real_daemon import PATIENCE_S, until
 from loractl.tests.tinker_bridge import raw as wire
 from loractl.tests.tinker_bridge.raw import Raw
 from loractl.tests.tinker_bridge.sdk import adapter, logprobs, prompt, same, step, text, tokens, types
@@ -23,7 +23,7 @@ DATA = [text(9, 1)]
 
 def bridge_pid(served: Served) -> int:
     with Client(served.config) as client:
-        status = client.request(GetStatus(), timeout_s=10)
+        status = client.request(GetStatus(), timeout_s=PATIENCE_S)
     assert isinstance(status, DaemonStatus)
     return next(each.pid for each in status.actors if each.role == "bridge")
 
@@ -31,6 +31,7 @@ def bridge_pid(served: Served) -> int:
 def replace_bridge(served: Served) -> None:
     """Kill the bridge, and wait for the next one at the same place."""
     before = bridge_pid(served)
+    assert before, "0 would be this process's own group"
     os.kill(before, signal.SIGKILL)
 
     def serves() -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from loractl.bus.client import Client
 from loractl.bus.messages import AdapterList, ListAdapters
-from loractl.tests.daemon.real_daemon import until
+from loractl.tests.daemon.real_daemon import PATIENCE_S, until
 from loractl.tests.tinker_bridge import raw as wire
 from loractl.tests.tinker_bridge.raw import Raw
 from loractl.tests.tinker_bridge.served import Served, serving
@@ -36,7 +36,7 @@ def user(quick) -> Iterator[Raw]:
 def adapters(quick: Served) -> set[str]:
     """Models that the trainer knows of."""
     with Client(quick.config) as client:
-        listed = client.request(ListAdapters(), timeout_s=10)
+        listed = client.request(ListAdapters(), timeout_s=PATIENCE_S)
     assert isinstance(listed, AdapterList)
     return {each.name for each in listed.adapters}
 
@@ -72,13 +72,14 @@ def test_finishing_again_or_what_is_unknown(user):
 
 
 def test_a_session_that_falls_silent_expires_and_keeps_its_checkpoints(quick, user):
-    silent, alive = user.session(), user.session()
+    silent = user.session()
     kept, gone = user.model(silent, 0), user.model(silent, 1)
-    other = user.model(alive, 0)
     user.do("/forward_backward", wire.forward_backward(kept, 1))
     user.do("/optim_step", wire.optim_step(kept, 2))
     expected = user.logprobs(kept, 3)
     path = user.do("/save_weights", {"model_id": kept, "seq_id": 4, "path": "kept"})["path"]
+    alive = user.session()
+    other = user.model(alive, 0)
 
     def expired() -> bool:
         user.ok("/session_heartbeat", {"session_id": alive})

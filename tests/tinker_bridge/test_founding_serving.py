@@ -20,6 +20,7 @@ from loractl.tinker_bridge.progress import Progress
 from loractl.tinker_bridge.records import RunRecord
 from loractl.tinker_bridge.results import Result
 from loractl.tinker_bridge.routes.founding import unless_gone
+from loractl.tinker_bridge.training import digest_of
 from starlette.requests import Request
 
 ANN = TenantId("ann")
@@ -64,8 +65,8 @@ def play(tmp_path: Path, story: Callable[[Bridge, TrainingBus, RunRecord], Await
 
 async def step(bridge: Bridge, run: RunRecord) -> Result:
     call = Step(OptimStepBody(model_id=run.id))
-    future = bridge.training.submit(Asked(ANN, "/optim_step", b""), run.id, None, b"", call)
-    result = await bridge.futures.wait(ANN, future.id, 5.0)
+    future = bridge.training.submit(Asked(ANN, "/optim_step", b""), run.id, None, call, digest_of(b""))
+    result = await bridge.futures.wait(ANN, future.id, 30)
     assert isinstance(result, Result)
     return result
 
@@ -187,7 +188,7 @@ def test_an_adapter_that_was_answered_is_there_for_a_bridge_that_follows_a_kille
         assert removed == {"model_id": run.id, "status": "removed"}
         assert bus.adapters == {}
 
-    asyncio.run(asyncio.wait_for(told(), 10))
+    asyncio.run(asyncio.wait_for(told(), 60))
 
 
 def test_it_outlives_every_round_of_housekeeping_until_it_is_removed(tmp_path):

@@ -93,18 +93,18 @@ def test_a_request_whose_result_went_ends_again_as_it_did_and_stays_the_only_one
 
         with futures(tmp_path, kept_bytes=LARGE // 2, recent_bytes=1) as table:
             future = start(table, work, session="s")
-            await table.wait(ANN, future.id, 5)
+            await table.wait(ANN, future.id, 30)
             await start(table, key=("other",)).done.wait()  # pushes it out of memory
             await table.forget_old(["s"])
 
             with pytest.raises(ResultExpired):
-                await table.wait(ANN, future.id, 5)
+                await table.wait(ANN, future.id, 30)
             with pytest.raises(RequestConflict):
                 start(table, digest=b"other")
             again = start(table, work, session="s")
 
             assert again.id == future.id
-            assert isinstance(await table.wait(ANN, again.id, 5), Result)
+            assert isinstance(await table.wait(ANN, again.id, 30), Result)
             assert given == [(given[0][0], b""), (given[0][0], b"found")]
             assert len(table) == 0
 
@@ -120,13 +120,13 @@ def test_a_result_that_was_read_is_known_to_be_and_one_that_was_not_stays(tmp_pa
                 await future.done.wait()
                 ids.append(future.id)
             for id_ in ids[1:]:
-                await table.wait(ANN, id_, 5)
+                await table.wait(ANN, id_, 30)
 
             await table.forget_old(["s"])
 
-            assert isinstance(await table.wait(ANN, ids[0], 5), Result)
+            assert isinstance(await table.wait(ANN, ids[0], 30), Result)
             with pytest.raises(ResultExpired):
-                await table.wait(ANN, ids[1], 5)
+                await table.wait(ANN, ids[1], 30)
 
     run(test)
 

@@ -40,7 +40,7 @@ def ended(id_: str, number: int = 1, at: float = 2.0, fields: object = ()) -> En
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 10))
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 def test_a_request_is_kept_as_it_came_until_its_result_is_there(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_result_is_told_when_it_could_be_written_and_says_so_meanwhile(tmp_pat
             assert isinstance(waiting, Progress)
             assert "cannot be written" in waiting.reason
             disk.works()
-            assert said(await table.wait(ANN, future.id, 5)) == {"x": 1}
+            assert said(await table.wait(ANN, future.id, 30)) == {"x": 1}
 
     run(test)
 

@@ -65,7 +65,7 @@ def futures(
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 10))
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 def counting(result: Result, runs: list[int]) -> Work:
@@ -107,7 +107,7 @@ def test_the_same_key_and_content_run_once_and_read_one_result(tmp_path: Path) -
             first, again = start(table, work), start(table, work)
 
             assert first is again
-            assert [said(await table.wait(ANN, first.id, 5)) for _ in range(2)] == [{"a": 1}] * 2
+            assert [said(await table.wait(ANN, first.id, 30)) for _ in range(2)] == [{"a": 1}] * 2
             assert len(runs) == 1
 
     run(test)
@@ -120,7 +120,7 @@ def test_the_same_key_with_other_content_is_refused(tmp_path: Path) -> None:
 
             with pytest.raises(RequestConflict, match="used before"):
                 start(table, digest=b"other")
-            await table.wait(ANN, future.id, 5)
+            await table.wait(ANN, future.id, 30)
             with pytest.raises(RequestConflict, match="used before"):
                 start(table, digest=b"other")
 
@@ -205,7 +205,7 @@ def test_the_end_of_a_scope_ends_its_work_and_no_other(tmp_path: Path) -> None:
 
             table.cancel_scope("s1")
 
-            assert said(await table.wait(ANN, first.id, 5))["error"] == "the request was cancelled"
+            assert said(await table.wait(ANN, first.id, 30))["error"] == "the request was cancelled"
             assert other.result is None
 
     run(test)
@@ -219,7 +219,7 @@ def test_work_that_is_cancelled_before_it_began_has_an_end(tmp_path: Path) -> No
 
             table.cancel_scope("s")
 
-            assert said(await table.wait(ANN, future.id, 5))["error"] == "the request was cancelled"
+            assert said(await table.wait(ANN, future.id, 30))["error"] == "the request was cancelled"
             assert runs == []
 
     run(test)
@@ -229,7 +229,7 @@ def test_whoever_waits_when_the_server_stops_is_told_to_ask_again(tmp_path: Path
     async def test() -> None:
         with futures(tmp_path) as table:
             future = start(table, endless)
-            waiting = asyncio.create_task(table.wait(ANN, future.id, 5))
+            waiting = asyncio.create_task(table.wait(ANN, future.id, 30))
             await asyncio.sleep(0)
 
             table.close()
@@ -245,15 +245,15 @@ def test_old_results_expire_and_their_readers_are_told_so(tmp_path: Path) -> Non
         clock = Clock()
         with futures(tmp_path, clock, kept_s=100.0) as table:
             future = start(table, session="s")
-            await table.wait(ANN, future.id, 5)
+            await table.wait(ANN, future.id, 30)
 
             clock.now = 101.0
             await table.forget_old(["s"])
-            assert said(await table.wait(ANN, future.id, 5)) == {}
+            assert said(await table.wait(ANN, future.id, 30)) == {}
             await table.forget_old([])
 
             with pytest.raises(ResultExpired):
-                await table.wait(ANN, future.id, 5)
+                await table.wait(ANN, future.id, 30)
             with pytest.raises(ResultNotFound):
                 await table.wait(BEN, future.id, 5)
 
@@ -273,8 +273,8 @@ def test_results_are_bounded_in_bytes_the_oldest_go(tmp_path: Path) -> None:
             await table.forget_old([])
 
             with pytest.raises(ResultExpired):
-                await table.wait(ANN, ids[0], 5)
-            left = [await table.wait(ANN, each, 5) for each in ids[1:]]
+                await table.wait(ANN, ids[0], 30)
+            left = [await table.wait(ANN, each, 30) for each in ids[1:]]
             assert [len(each.body) for each in left if isinstance(each, Result)] == [100] * 2
 
     run(test)
@@ -289,7 +289,7 @@ def test_what_is_not_in_memory_any_more_is_read_from_the_disk(tmp_path: Path) ->
                 await future.done.wait()
                 ids.append(future.id)
 
-            assert [said(await table.wait(ANN, each, 5))["n"] for each in ids] == [0, 1, 2]
+            assert [said(await table.wait(ANN, each, 30))["n"] for each in ids] == [0, 1, 2]
 
     run(test)
 
@@ -387,13 +387,13 @@ def test_a_result_is_there_after_a_restart_and_its_key_is_still_used(tmp_path: P
         runs: list[int] = []
         with futures(tmp_path) as before:
             first = start(before, counting(Result(b"\x00\x01", "application/x-protobuf", form="pass"), runs))
-            expected = await before.wait(ANN, first.id, 5)
+            expected = await before.wait(ANN, first.id, 30)
 
         with futures(tmp_path) as table:
             again = start(table, counting(json_result({}), runs))
 
             assert again.id == first.id
-            assert await table.wait(ANN, again.id, 5) == expected
+            assert await table.wait(ANN, again.id, 30) == expected
             with pytest.raises(RequestConflict):
                 start(table, digest=b"other")
             assert len(runs) == 1
@@ -409,7 +409,7 @@ def test_what_had_not_ended_waits_to_be_started_again_in_the_order_in_which_it_c
             done = start(before, key=("done",))
             for each in (*open_, done):
                 await before.durable(each)
-            await before.wait(ANN, done.id, 5)
+            await before.wait(ANN, done.id, 30)
 
         with futures(tmp_path) as table:
             assert [each.id for each in table.unfinished()] == [each.id for each in open_]
@@ -421,7 +421,7 @@ def test_what_had_not_ended_waits_to_be_started_again_in_the_order_in_which_it_c
 
             for each in open_:
                 assert start(table, counting(json_result({"n": 1}), []), key=each.key).id == each.id
-            assert [said(await table.wait(ANN, each.id, 5)) for each in open_] == [{"n": 1}] * 3
+            assert [said(await table.wait(ANN, each.id, 30)) for each in open_] == [{"n": 1}] * 3
             assert not table.running_again
 
     run(test)
@@ -430,19 +430,22 @@ def test_what_had_not_ended_waits_to_be_started_again_in_the_order_in_which_it_c
 def test_ids_that_work_gives_out_are_the_same_when_it_runs_again(tmp_path: Path) -> None:
     async def test() -> None:
         given: list[tuple[object, ...]] = []
+        kept = asyncio.Event()
 
         async def work(progress: Progress) -> Result:
             origin = progress.origin
             given.append((origin.request("create"), origin.number("seed", 2**31), progress.decided))
             if not progress.decided:
                 await progress.keep(b"found")
+            kept.set()
             return await endless(progress)
 
         for _ in range(2):
             with futures(tmp_path) as table:
+                kept.clear()
                 future = start(table, work)
                 await table.durable(future)
-                await asyncio.sleep(0.05)
+                await kept.wait()
 
         assert given[0][:2] == given[1][:2]
         assert [each[2] for each in given] == [b"", b"found"]
@@ -461,7 +464,7 @@ def test_when_the_daemon_is_gone_nothing_ends_and_the_process_is_told(tmp_path: 
         with futures(tmp_path) as table:
             future = start(table, work)
             await table.durable(future)
-            await asyncio.wait_for(table.gone.wait(), 1)
+            await asyncio.wait_for(table.gone.wait(), 30)
             assert isinstance(await table.wait(ANN, future.id, 0.01), Progress)
 
         with futures(tmp_path) as table:
@@ -479,6 +482,6 @@ def test_what_cannot_be_started_again_ends_and_says_why(tmp_path: Path) -> None:
         with futures(tmp_path) as table:
             table.fail(future.id, InvalidData("no longer"))
 
-            assert said(await table.wait(ANN, future.id, 5))["error"] == "no longer"
+            assert said(await table.wait(ANN, future.id, 30))["error"] == "no longer"
 
     run(test)

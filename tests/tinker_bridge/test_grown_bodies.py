@@ -26,7 +26,7 @@ ANN, BEN = TenantId("ann"), TenantId("ben")
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 20))
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 def body_of(model: str, seq: int, positions: int) -> bytes:

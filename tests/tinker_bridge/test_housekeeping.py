@@ -19,6 +19,7 @@ from loractl.bus.messages import (
 from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
 from loractl.tests.tinker_bridge.in_memory import User, bridge_on, with_bridge
 from loractl.tinker_bridge.bridge import Bridge
+from loractl.tinker_bridge.founding.names import new_name
 from loractl.tinker_bridge.housekeeping import end_session, one_round
 from loractl.tinker_bridge.orphans import Orphans
 from loractl.tinker_bridge.records import CheckpointRecord, RunRecord, SamplerRecord
@@ -167,6 +168,31 @@ def test_an_adapter_that_a_crash_left_goes_and_those_of_others_stay(tmp_path: Pa
     with_bridge(tmp_path, test)
 
 
+def test_an_adapter_that_no_session_has_goes_when_its_bridge_died_before_it_was_written_down(
+    tmp_path: Path,
+) -> None:
+    async def test(bridge: Bridge, bus: InMemoryBus) -> None:
+        ann, ben = User(bridge, "ann"), User(bridge, "ben")
+        kept = (await ben.http.post("/add_lora", json={"name": "poet", "rank": 4})).json()["model_id"]
+        lora = LoraSpec(rank=8, alpha=32.0, seed=1)
+        secret = bridge.store.secret
+        elsewhere = new_name(b"of another store", user_id(ann), "poet")
+        others = ["poet", f"poet-{'0' * 26}", elsewhere, new_name(secret, user_id(ben), "poet")]
+        lost, late = new_name(secret, user_id(ann), "poet"), new_name(secret, user_id(ann), "a:train:b")
+        orphans = Orphans(bridge, grace_s=100.0)
+        for name in (*others, lost):
+            await bus.request(CreateAdapter(name=name, lora=lora), tenant=user_id(ann))
+
+        await orphans.look(0.0)
+        await bus.request(CreateAdapter(name=late, lora=lora), tenant=user_id(ann))  # waited for room
+        for now in (100.0, 200.0, 300.0):
+            await orphans.look(now)
+
+        assert [each.details.name for each in bus.adapters.values()] == [kept, *others]
+
+    with_bridge(tmp_path, test)
+
+
 def test_what_cannot_be_freed_keeps_nothing_else_from_being_freed(tmp_path: Path) -> None:
     class Stubborn(InMemoryBus):
         def _answer(self, body: Message, tenant: TenantId) -> Message:
@@ -187,7 +213,7 @@ def test_what_cannot_be_freed_keeps_nothing_else_from_being_freed(tmp_path: Path
             assert [run.id for run in bridge.runs.not_let_go()] == [first]
             assert second not in [run.id for run in bridge.runs.not_let_go()]
 
-    asyncio.run(asyncio.wait_for(whole(), 10))
+    asyncio.run(asyncio.wait_for(whole(), 60))
 
 
 def full_disk(bridge: Bridge, condition: str) -> None:

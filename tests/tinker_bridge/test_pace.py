@@ -1,12 +1,33 @@
 """The loop's time is shared out: a bounded part of what came together is served in each round of the loop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import selectors
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 from loractl.tinker_bridge.pace import Pace, Paced
 
 MIB = 2**20
+
+
+class Clock(selectors.SelectSelector):
+    """Time passes only where a loop waits, and where somebody says so."""
+
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.now_s += timeout or 0.0
+        return super().select(0)
+
+
+class Timeless(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self.clock = Clock()
+        super().__init__(self.clock)
+
+    def time(self) -> float:
+        return self.clock.now_s
 
 
 async def rounds_of(pace: Pace, sizes: list[int]) -> list[int]:
@@ -39,6 +60,30 @@ def test_each_large_body_has_a_round_of_its_own():
     rounds = asyncio.run(rounds_of(Pace(), [3 * MIB] * 10))
 
     assert len(set(rounds)) == 10
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "takes_s", "begun"),
+    [(3 * MIB, 0.02, [0.0, 0.04, 0.08]), (3 * MIB, 2.0, [0.0, 2.05, 4.1]), (0, 0.02, [0.0, 0.02, 0.04])],
+    ids=["as long as that took", "for a moment at most", "not after small steps"],
+)
+def test_after_much_work_there_is_a_rest(size_bytes: int, takes_s: float, begun: Sequence[float]):
+    loop = Timeless()
+    found: list[float] = []
+
+    async def one(pace: Pace) -> None:
+        await pace.turn(size_bytes)
+        found.append(loop.time())
+        loop.clock.now_s += takes_s
+
+    async def all_at_once() -> None:
+        pace = Pace()
+        await asyncio.gather(*(one(pace) for _ in begun))
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(all_at_once())
+
+    assert found == pytest.approx(begun)
 
 
 def test_one_alone_does_not_wait():

@@ -58,7 +58,7 @@ def next_life(
                 await run_again(bridge)
             await after(bridge, bus, user, ids)
 
-    asyncio.run(asyncio.wait_for(told(), 20))
+    asyncio.run(asyncio.wait_for(told(), 60))
 
 
 def sent(bus: DyingBus) -> list[int]:

@@ -1,6 +1,7 @@
 """What is done before and while a body is read: the key first, patience with limits, a bound on all together."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from loractl.tinker_bridge.body_budget import BodyBudget
 from loractl.tinker_bridge.body_limit import Allowed, BodyLimit
 from loractl.tinker_bridge.bridge import Bridge
 from loractl.tinker_bridge.pace import Pace
+from loractl.tinker_bridge.routes.reading import asked_of
+from loractl.tinker_bridge.training import digest_of
+from starlette.requests import Request
 
 ANN, BEN = TenantId("ann"), TenantId("ben")
 
@@ -138,4 +142,26 @@ def test_beyond_what_all_may_have_together_one_is_told_to_come_again() -> None:
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 10))
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_a_large_body_is_not_put_together_again_for_its_route() -> None:
+    async def test() -> None:
+        body = bytes(2**20)
+        client = Client("/api/v1/forward_backward", key="tml-any")
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        asked = await asked_of(Request(client.scope, receive), ANN)
+
+        assert asked.body is body
+
+    asyncio.run(test())
+
+
+def test_a_digest_of_parts_is_that_of_the_whole() -> None:
+    """As files have it that were written when the whole was made."""
+    whole = hashlib.blake2b(b"/api/v1/forwarddatums", digest_size=16).digest()
+
+    assert digest_of(b"/api/v1/forward", b"datums") == digest_of(b"/api/v1/forwarddatums") == whole

@@ -80,7 +80,7 @@ def two_lives(
             user.http = client(bridge, user.key)
             await after(bridge, bus, user, left)
 
-    asyncio.run(asyncio.wait_for(told(), 20))
+    asyncio.run(asyncio.wait_for(told(), 60))
 
 
 async def left(user: User, bus: DyingBus, path: str, /, **body: Any) -> str:

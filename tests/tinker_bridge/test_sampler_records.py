@@ -28,7 +28,7 @@ def play(tmp_path: Path, story: Callable[[Bridge, JoiningBus, User], Awaitable[N
         async with bridge_on(tmp_path, bus) as bridge:
             await story(bridge, bus, User(bridge, "ann"))
 
-    asyncio.run(asyncio.wait_for(told(), 10))
+    asyncio.run(asyncio.wait_for(told(), 60))
 
 
 def test_whoever_joins_while_a_checkpoint_is_published_keeps_a_number_of_its_own(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_sample_that_was_lost_with_its_sampler_is_asked_for_again(
         assert bus.kinds().count("sample") == asked
         return result
 
-    result = asyncio.run(asyncio.wait_for(story(), 10))
+    result = asyncio.run(asyncio.wait_for(story(), 60))
 
     assert ("error" in result) == fails, json.dumps(result)
 
@@ -91,7 +91,7 @@ def test_a_sample_from_a_checkpoint_that_went_says_so_and_names_nothing_of_its_o
             )
             return path, await sampled(reader, opened["sampling_session_id"])
 
-    path, result = asyncio.run(asyncio.wait_for(story(), 10))
+    path, result = asyncio.run(asyncio.wait_for(story(), 60))
 
     assert "secret" not in result["error"]
     assert result["error"].endswith(f"{path} was deleted, or expired")
@@ -119,6 +119,6 @@ def test_what_is_not_public_any_more_is_not_sampled_from_any_more(tmp_path: Path
         assert "sample" not in bus.kinds()
         return result
 
-    result = asyncio.run(asyncio.wait_for(story(), 10))
+    result = asyncio.run(asyncio.wait_for(story(), 60))
 
     assert result["error"].endswith("is not public any more")

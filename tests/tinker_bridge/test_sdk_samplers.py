@@ -162,7 +162,7 @@ def test_a_handle_leads_another_process_to_the_sampler_and_its_tokenizer(trained
         env=served.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
     ids = trained.get_tokenizer().encode(said)

@@ -88,7 +88,7 @@ async def served(state: Path, bus: SlowBus, *overrides: str) -> AsyncIterator[tu
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 10))
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 async def started(user: User, run_id: str, seq: int) -> str:
@@ -220,7 +220,7 @@ def test_the_number_that_a_run_waits_for_is_always_taken_and_no_other(tmp_path: 
             assert await status_of(ann, model, 1, 500) == 200
 
             for _ in range(2):
-                await asyncio.wait_for(bus.held.get(), 5)
+                await asyncio.wait_for(bus.held.get(), 30)
             assert await status_of(ann, model, 2, 500) == 429  # 1 is under way, and makes room
 
     run(test)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loractl.bus import disk_room
 from loractl.bus.errors import (
     CheckpointExists,
     CheckpointMismatch,
@@ -21,7 +22,6 @@ from loractl.bus.errors import (
 from loractl.bus.ids import AdapterId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import LoraSpec
-from loractl.trainer_actor import durable_files
 from loractl.trainer_actor.checkpoints import CheckpointRecord, Checkpoints, check_fits
 from loractl.trainer_actor.disk_quota import Room
 
@@ -183,7 +183,7 @@ def test_a_full_disk_is_refused_before_any_damage(
     checkpoints: Checkpoints, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = save(checkpoints, "first", step=1)
-    monkeypatch.setattr(durable_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000, total=2000))
+    monkeypatch.setattr(disk_room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000, total=2000))
 
     with pytest.raises(StorageFailed, match="1000 free"):
         save(checkpoints, "first", step=2)

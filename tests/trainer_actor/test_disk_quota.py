@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from loractl.bus import disk_room
 from loractl.bus.errors import DiskQuotaExceeded, StorageFailed
 from loractl.bus.ids import AdapterId, TenantId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import LoraSpec
-from loractl.trainer_actor import durable_files
 from loractl.trainer_actor.checkpoints import Checkpoints
 from loractl.trainer_actor.disk_quota import DiskQuota
 from loractl.trainer_actor.snapshots import Draft, Snapshots
@@ -64,7 +64,7 @@ def test_a_tenants_save_is_refused_while_snapshots_still_find_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = SimpleNamespace(free=500 * 2**20, total=100 * 2**30)
-    monkeypatch.setattr(durable_files.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(disk_room.shutil, "disk_usage", lambda _: usage)
     layout = StateLayout(tmp_path)
 
     with pytest.raises(StorageFailed, match="kept for the journal and snapshots"):
@@ -88,8 +88,8 @@ def test_of_a_small_disk_only_a_share_is_kept_from_tenants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = SimpleNamespace(free=130 * 2**20, total=2**30)
-    monkeypatch.setattr(durable_files.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(disk_room.shutil, "disk_usage", lambda _: usage)
 
-    durable_files.check_free_for_tenant(tmp_path, 2 * 2**20, what="save")
+    disk_room.check_free_for_tenant(tmp_path, 2 * 2**20, what="save")
     with pytest.raises(StorageFailed):
-        durable_files.check_free_for_tenant(tmp_path, 3 * 2**20, what="save")
+        disk_room.check_free_for_tenant(tmp_path, 3 * 2**20, what="save")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,34 @@ def test_changed_weights_are_ignored(layout: StateLayout) -> None:
     versions.scan([A], [A])
 
     assert versions.all() == ()
+
+
+def test_a_restart_reads_no_weights_that_nobody_wrote_to_and_damage_is_found_where_they_are_used(
+    layout: StateLayout,
+) -> None:
+    versions = Versions(layout)
+    written = publish(versions, record(1), "{}", b"one")
+    weights = Path(written.directory) / "adapter_model.safetensors"
+    dates = weights.stat()
+    weights.write_bytes(b"two")
+    os.utime(weights, ns=(dates.st_atime_ns, dates.st_mtime_ns))  # as a disk does that forgets a bit
+
+    again = Versions(layout)
+    again.scan([A], [A])
+
+    assert again.all() == (written,)
+    with pytest.raises(CheckpointMismatch, match="damaged"):
+        again.files(written)
+
+
+def test_weights_that_somebody_copied_are_read_and_served(layout: StateLayout) -> None:
+    written = Versions(layout).write(record(1), "{}", b"one")
+    (Path(written.directory) / "adapter_model.safetensors").write_bytes(b"one")
+
+    versions = Versions(layout)
+    versions.scan([A], [A])
+
+    assert versions.all() == (written,)
 
 
 def test_foreign_and_half_written_directories_are_ignored(layout: StateLayout) -> None:

@@ -1,5 +1,6 @@
 """What there is: training runs, checkpoints, sessions, samplers. Nothing here changes anything."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
@@ -17,7 +18,7 @@ from ..listing import (
     runs_page,
     texts,
 )
-from ..records import SessionRecord
+from ..records import RunRecord, SamplerRecord, SessionRecord
 from ..searching import found_sessions, status_shown
 from .reading import BridgeIn, TenantIn
 
@@ -148,11 +149,15 @@ async def sessions(
 
 
 @router.get("/sessions/{session}", dependencies=SCOPED)
-async def session(session: str, bridge: BridgeIn, tenant: TenantIn) -> Session:
+async def session(
+    session: str, bridge: BridgeIn, tenant: TenantIn, limit: Limit | None = None, offset: Offset = 0
+) -> Session:
+    """With its runs and its samplers, oldest first; all of them, unless a limit for each is given."""
     record = bridge.sessions.owned(tenant, session)
+    ids = partial(bridge.store.ids_of_parent, parent=record.id, limit=limit, offset=offset)
     return Session(
-        training_run_ids=[run.id for run in bridge.runs.of_session(record.id)],
-        sampler_ids=[sampler.id for sampler in bridge.samplers.of_session(record.id)],
+        training_run_ids=ids(RunRecord),
+        sampler_ids=ids(SamplerRecord),
         user_metadata=texts(record.user_metadata),
         display_name=record.display_name,
     )
@@ -160,7 +165,7 @@ async def session(session: str, bridge: BridgeIn, tenant: TenantIn) -> Session:
 
 @router.post("/sessions/search")
 async def search_sessions(body: SearchBody, bridge: BridgeIn, tenant: TenantIn) -> FoundSessions:
-    page, cursor = found_sessions(bridge.store.of_tenant(SessionRecord, tenant), tenant, body)
+    page, cursor = await found_sessions(bridge.store, bridge.pace, tenant, body)
     return FoundSessions(sessions=[_summary(bridge, each) for each in page], next_cursor=cursor)
 
 

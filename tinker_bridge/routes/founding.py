@@ -10,13 +10,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from ...bus.errors import Aborted, InvalidRequest, NotSupported
-from ...bus.ids import TenantId, checked_name
+from ...bus.ids import TenantId
 from ...bus.messages import AdapterList, ListAdapters, LoraSpec, SampleResult
 from ..bodies import OptimStepBody
 from ..bridge import Bridge
 from ..founding.bodies import AddLoraBody, ModelIdBody, Prompt, ResultBody, RowsBody, SampleBody, StepBody
 from ..founding.datums import prompt_tokens
 from ..founding.facts import adapters_facts, losses_facts, run_facts
+from ..founding.names import new_name
 from ..founding.samples import prompts_of, result_of, sample_of
 from ..future_rows import Asked
 from ..operations import Step
@@ -48,7 +49,7 @@ Facts = dict[str, Any]
 @router.post("/add_lora")
 async def add_lora(body: AddLoraBody, bridge: BridgeIn, tenant: TenantIn) -> Facts:
     """Make an adapter, ready to be trained and sampled from. It stays until it is removed."""
-    run = checked_name(f"{body.name}-{secrets.token_hex(8)}", what="an adapter")
+    run = new_name(bridge.store.secret, tenant, body.name)
     lora = LoraSpec(
         rank=body.rank,
         alpha=body.alpha,

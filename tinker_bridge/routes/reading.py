@@ -55,7 +55,8 @@ async def asked_of(request: Request, tenant: TenantId) -> Asked:
     return Asked(
         tenant,
         path_of(request),
-        await request.body(),
+        # As `request.body()`, which puts it together once more behind an empty part.
+        b"".join([part async for part in request.stream() if part]),
         request.headers.get("content-type", ""),
         request.headers.get("content-encoding"),
     )

@@ -125,7 +125,6 @@ async def _begin_pass(bridge: Bridge, asked: Asked, *, forward_only: bool) -> Be
         asked,
         envelope.model_id,
         envelope.seq_id,
-        _content(asked),
         call,
         digest,
         size_bytes=envelope.plain_bytes,
@@ -138,15 +137,11 @@ async def _peeked(bridge: Bridge, asked: Asked) -> tuple[Envelope, bytes]:
 
     def peek() -> tuple[Envelope, bytes]:
         envelope = peek_forward_backward(asked.body, asked.content_type, asked.content_encoding)
-        return envelope, digest_of(_content(asked))
+        return envelope, digest_of(asked.route.encode(), asked.body)
 
     if asked.content_encoding is not None:
         return await bridge.apart.run(asked.tenant, peek)
     return await asyncio.to_thread(peek) if len(asked.body) > _INLINE_BYTES else peek()
-
-
-def _content(asked: Asked) -> bytes:
-    return asked.route.encode() + asked.body
 
 
 @router.post("/optim_step", openapi_extra=described(OptimStepBody))
@@ -220,8 +215,8 @@ def started(
     size_bytes: int = 0,
 ) -> Begun:
     """size_bytes: what it takes, where that is more than its content."""
-    content = asked.route.encode() + content
-    future = bridge.training.submit(asked, model, seq, content, call, size_bytes=size_bytes)
+    digest = digest_of(asked.route.encode(), content)
+    future = bridge.training.submit(asked, model, seq, call, digest, size_bytes=size_bytes)
     return Begun(future, {"model_id": model})
 
 

@@ -19,14 +19,13 @@ def encode_pass(result: PassResult, lengths: Ints, metrics: Mapping[str, float] 
 
     Every datum gets `logprobs` and `elementwise_loss`, in the shape of its targets.
     """
-    record = pb.ArrayRecord(type_tag=_RECORD, num_datums=lengths.size)
+    output = pb.ForwardBackwardOutput(
+        loss_fn_output_type=_RECORD, metrics={**result.metrics, **(metrics or {})}
+    )
+    # Made where it belongs: a message that is put into another one is copied.
+    record = output.loss_fn_outputs.add(type_tag=_RECORD, num_datums=lengths.size)
     _fill(record.fields["logprobs"], result.logprobs, lengths)
     _fill(record.fields["elementwise_loss"], result.loss_terms, lengths)
-    output = pb.ForwardBackwardOutput(
-        loss_fn_output_type=_RECORD,
-        loss_fn_outputs=[record],
-        metrics={**result.metrics, **(metrics or {})},
-    )
     encoded: bytes = output.SerializeToString(deterministic=True)
     return encoded
 

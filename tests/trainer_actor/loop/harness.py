@@ -49,7 +49,7 @@ from loractl.trainer_actor.engine import TrainEngine
 
 Reply = TypeVar("Reply", bound=Message)
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 def make_config(state_dir: Path, model: Path, *overrides: str) -> Config:

@@ -95,7 +95,7 @@ def test_a_number_with_other_content_is_a_conflict_and_does_no_harm(serve: Serve
 
 
 def test_a_gap_fails_what_waits_behind_it_and_the_lane_goes_on(serve: Serve) -> None:
-    office = serve("trainer.lane_gap_timeout_s=0.2")
+    office = serve("trainer.lane_gap_timeout_s=0.5")
     adapter = create(office, "poet")
     adapter.forward_backward(1)
     lost = OptimStep(learning_rate=0.1, **adapter.next())

@@ -1,4 +1,4 @@
-"""The examples that talk HTTP, as a person runs them, in their shortest form against one daemon."""
+"""The examples, as a person runs them, in their shortest form against one daemon."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from loractl.tests.tinker_bridge.served import Served, serving
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-LIMIT_S = 120
+LIMIT_S = 240
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +90,24 @@ def test_a_key_that_is_not_known_ends_the_example_with_its_reason(service):
 
     assert done.returncode == 1
     assert done.stderr.startswith("error: this API key is not known")
+
+
+def test_the_sdks_shortest_script_learns_its_rows_and_says_one_of_them(service):
+    pytest.importorskip("tinker", reason="the example is the SDK's")
+
+    # The directory's tokenizer is found without a hub's cache, because the service is on this machine.
+    ran = subprocess.run(
+        [sys.executable, str(EXAMPLES / "tinker_sdk.py")],
+        env=service.environment(HF_HUB_CACHE=str(service.hub_cache / "none")),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+    *steps, saved, said = ran.stdout.splitlines()
+    losses = [float(line.split()[-1]) for line in steps]
+    assert losses[-1] < losses[0] / 10
+    assert saved.startswith("saved as tinker://")
+    assert saved.endswith("/weights/matey")
+    assert said == "What is the sea? A wide salt road, matey."
