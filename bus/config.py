@@ -250,6 +250,8 @@ _AT_LEAST_ONE = (
     "trainer.slots",
     "trainer.host_bytes",
     "trainer.max_rank",
+    "trainer.data_parallel",
+    "trainer.tensor_parallel",
     "trainer.logits_chunk",
     "model.max_sequence_tokens",
     "sampler.threads",

@@ -28,8 +28,13 @@ class TrainerConfig:
     keep_checkpoints: so many of an adapter's checkpoints stay, the newest; a save deletes older ones, whatever
     they are called. 0 is all. max_rank: the highest rank that an adapter may have.
 
-    threads 0: one fewer than the machine has, at least 1. pass_tokens: positions that run through the
-    model at one time, 0 for what suits model and device; a longer sequence runs alone. logits_chunk:
+    data_parallel, tensor_parallel: the trainer is data_parallel times tensor_parallel processes ("ranks"), on
+    CUDA of one device each. Each replica of the base model takes whole sequences of a pass, and lies on
+    tensor_parallel ranks.
+
+    threads 0: one fewer than the machine has, shared by the ranks, at least 1. pass_tokens: positions that run
+    through the model at one time, on all ranks together, 0 for what suits model and device; a longer sequence
+    runs alone. logits_chunk:
     positions whose logits exist at one time. fuse: several adapters share a pass. gather_s: how long a
     pass waits at most for adapters that shared the one before. recompute: activations are computed
     again on the way back (gradient checkpointing), which takes less memory and more time.
@@ -45,6 +50,8 @@ class TrainerConfig:
     sink_after_s: float = 600.0
     keep_checkpoints: int = 0
     max_rank: int = 32
+    data_parallel: int = 1
+    tensor_parallel: int = 1
     threads: int = 0
     pass_tokens: int = 0
     logits_chunk: int = 256
@@ -54,6 +61,10 @@ class TrainerConfig:
     window: Literal["shared", "exclusive"] = "shared"
     window_lease_s: float = 30.0
     lane_gap_timeout_s: float = 120.0
+
+    @property
+    def ranks(self) -> int:
+        return self.data_parallel * self.tensor_parallel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

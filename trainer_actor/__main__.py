@@ -18,6 +18,7 @@ from ..bus.errors import InvalidConfig, LoractlError, StorageFailed
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from .absent_libraries import silence_absent_libraries
+from .threads import threads_of
 
 # The base model cannot be loaded or the daemon is not there: trying again changes nothing.
 CANNOT_START = 3
@@ -49,10 +50,9 @@ def _read(file: Path) -> Config:
 
 
 def _serve(config: Config, actor: str) -> int:
-    threads = config.trainer.threads or max(1, (os.cpu_count() or 2) - 1)
     set_process_environment(
         {
-            "OMP_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(threads_of(config.trainer)),
             # Nothing here is compiled, and loading the compiler costs seconds.
             "TORCHDYNAMO_DISABLE": "1",
             "HF_HUB_OFFLINE": "1",
@@ -65,9 +65,13 @@ def _serve(config: Config, actor: str) -> int:
         from .actor import TrainerActor
         from .engine import TrainEngine
 
-        trainer = TrainerActor.build(config, link, TrainEngine.build(config))
-        signal.signal(signal.SIGTERM, lambda *_: trainer.stop())
-        return trainer.run()
+        engine = TrainEngine.build(config)
+        try:
+            trainer = TrainerActor.build(config, link, engine)
+            signal.signal(signal.SIGTERM, lambda *_: trainer.stop())
+            return trainer.run()
+        finally:
+            engine.close()
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class TrainerActor:
         self._link = link
         self._in_hand = in_hand
         self._model = engine.details
+        self._ranks = f", {config.trainer.ranks} ranks" if config.trainer.ranks > 1 else ""
         self._adapters = adapters
         batches = Batches(engine, adapters)
         self._lanes = Lanes(
@@ -127,7 +128,7 @@ class TrainerActor:
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit status of the process."""
-        details = f"{self._model.name}, {self._model.dtype}, {self._model.parameters} parameters"
+        details = f"{self._model.name}, {self._model.dtype}, {self._model.parameters} parameters{self._ranks}"
         self._link.ready(details, self._adapters.versions.all(), len(self._adapters))
         patience_s = 0.0
         while not self._leaving:

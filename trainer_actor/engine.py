@@ -5,7 +5,6 @@ left to the trainer's loop. Every call is all or nothing: what it raises, or ans
 leaves the slots as they were.
 """
 
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Self
 
@@ -17,25 +16,28 @@ from ..bus.config import Config
 from ..bus.errors import InvalidData, LoractlError, OutOfSlots, StartFailed
 from ..bus.messages import Floats, Ints, LoraSpec, ModelDetails
 from . import checks
-from .backbone import Backbone
 from .bank import Bank, HostState, Piece
 from .checkpoint_state import Counts, read_state, state_metadata, state_tensors
+from .compute import Compute, OneProcess
 from .costs import Costs
-from .device_choice import device_of, dtype_of, model_directory, pass_tokens_of
+from .device_choice import adapter_dtype_of, device_of, dtype_of, model_directory, pass_tokens_of
 from .hf_config import BaseModel, read_base_model
 from .loss_settings import checked_settings
 from .measuring import measure
 from .naming import to_named
 from .optimizer import adam_step
-from .output import OutputHead
 from .part_run import PartRun
-from .pass_runner import PassRunner, fits, fitting
+from .pass_runner import PassRunner, fitting
 from .passes import AdamParams, PartOutcome, PartResult, PassPart, StepOutcome
 from .peft_files import read_peft, write_peft
-from .row_floor import floor_of
+from .ranks.group import Group
+from .ranks.ranked_compute import RankedCompute
+from .ranks.sizes import check_sizes
 from .row_layout import RowLayouts
+from .row_memory import fits
 from .seeds import fresh_weights
 from .tensor_group import tensor_group
+from .threads import threads_of
 
 
 class TrainEngine:
@@ -55,29 +57,42 @@ class TrainEngine:
         device = device_of(config)
         dtype = dtype_of(config, device)
         if device.type == "cpu":
-            torch.set_num_threads(config.trainer.threads or max(1, (os.cpu_count() or 2) - 1))
+            torch.set_num_threads(threads_of(config.trainer))
         base = read_base_model(model_directory(config))
+        check_sizes(config.trainer, base, device)
+        # The others load the model at the same time.
+        group = Group.start(config, device) if config.trainer.ranks > 1 else None
         try:
-            return cls(config, base, dtype, device)
-        except torch.OutOfMemoryError as error:
-            raise StartFailed(f"{base.path} does not fit on the device") from error
+            return cls(config, base, dtype, device, group)
+        except BaseException as error:
+            if group is not None:
+                group.close()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise StartFailed(f"{base.path} does not fit on the device") from error
+            raise
 
-    def __init__(self, config: Config, base: BaseModel, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        base: BaseModel,
+        dtype: torch.dtype,
+        device: torch.device,
+        group: Group | None = None,
+    ) -> None:
         settings = config.trainer
-        self._layouts = RowLayouts(base.shape, tensor_group().shard)
+        self._layouts = RowLayouts(base.shape, tensor_group(settings.tensor_parallel).shard)
         self._max_rank = settings.max_rank
-        linears = self._layouts.own
-        self._backbone = Backbone(base, linears, dtype, device, recompute=settings.recompute)
         self._dtype = dtype
-        # Small products in bfloat16 take ten times as long on a CPU: adapters stay float32 there.
-        self._bank = Bank(
-            self._layouts, settings.slots, torch.float32 if device.type == "cpu" else dtype, device
-        )
-        floor = floor_of(device)
-        unembed = next(linear for linear in linears if linear.kind == "unembed")
-        head = OutputHead.of(self._backbone.output_weight, unembed, settings.logits_chunk, floor)
-        self._passes = PassRunner(self._backbone, head, self._bank.memory)
-        self.pass_tokens = pass_tokens_of(config, device, self._backbone.parameters)
+        self._bank = Bank(self._layouts, settings.slots, adapter_dtype_of(device, dtype), device)
+        own = OneProcess.load(settings, base, self._layouts, dtype, device)
+        self._group = group
+        self._compute: Compute = own
+        if group is not None:
+            group.wait_until_ready()
+            self._compute = RankedCompute(own, group, self._bank.memory, settings.tensor_parallel)
+        self._passes = PassRunner(self._compute, self._bank.memory)
+        parameters = own.backbone.parameters
+        self.pass_tokens = pass_tokens_of(config, device, parameters)
         self.slots = settings.slots
         self.details = ModelDetails(
             name=config.model.name or base.path.name,
@@ -85,13 +100,18 @@ class TrainEngine:
             family=base.family.name,
             vocab_size=base.shape.vocab,
             max_sequence_tokens=min(config.model.max_sequence_tokens, base.max_positions),
-            parameters=self._backbone.parameters,
+            parameters=parameters,
             dtype=str(dtype).removeprefix("torch."),
         )
 
     def tell_progress(self, alive: Callable[[], None]) -> None:
         """alive: called again and again within a pass, some times a layer."""
-        self._backbone.tell_progress(alive)
+        self._compute.tell_progress(alive)
+
+    def close(self) -> None:
+        """End the other ranks, if there are any. Nothing is computed from here on."""
+        if self._group is not None:
+            self._group.close()
 
     def row_bytes(self, lora: LoraSpec) -> int:
         """The most that the adapter takes on the device while one forward_backward of it runs."""

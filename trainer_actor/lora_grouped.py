@@ -89,14 +89,15 @@ class _Block:
         return self._grouped(dmid_Ts, self._a(self._weights_GN, site))
 
     def finish(self) -> None:
-        """Sites end to end in the row move as one range: all but the unembedding, which `output` gathers."""
+        """All but the unembedding, which `output` gathers."""
         if self._gradients_GN is None:
             return
         sites = sorted(self._gathered, key=_offset_of)
         assert sites == list(self.layout.sites[: len(sites)]), "backward reached some linears and not others"
+        written = {site.linear.index for site in sites}
         for segment, gradients_N in zip(self._segments, self._gradients_GN, strict=True):
             if segment.gradients is not None:
-                segment.gradients.gather_sites(sites, gradients_N)
+                segment.gradients.join(gradients_N, written)
 
     def _gather(self, site: Site) -> Tensor:
         if self._gradients_GN is None:

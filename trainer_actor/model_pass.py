@@ -179,8 +179,9 @@ def _segments(members: Sequence[Member]) -> list[LoraSegment | None]:
 
 
 def _lora_pass(segments: Sequence[LoraSegment | None]) -> LoraPass:
-    """On CUDA several adapters are multiplied at once; on a CPU, and one adapter, plainly."""
+    """On CUDA several adapters are multiplied at once; on a CPU, and one adapter, plainly. A rank may have
+    fillers only."""
     present = [segment for segment in segments if segment is not None]
-    if len(segments) > 1 and present[0].weights.row_N.is_cuda:
+    if len(segments) > 1 and present and present[0].weights.row_N.is_cuda:
         return GroupedPass(present)
     return SegmentedPass(present)

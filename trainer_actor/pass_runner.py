@@ -5,28 +5,25 @@ before runs in such a pass again.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 import torch
 
 from ..bus.errors import InvalidData
-from .backbone import Backbone
 from .compositions import PassShape, RunShape, packed_seats
+from .compute import Compute
 from .members import Member, filler
-from .model_pass import RowsResult, run_members
-from .output import OutputHead
+from .model_pass import RowsResult
 from .part_run import PartRun
-from .row_floor import neighbours_matter
-from .row_memory import RowMemory
+from .row_memory import RowMemory, fits
 
 log = structlog.get_logger()
 
 
 class PassRunner:
-    def __init__(self, backbone: Backbone, head: OutputHead, memory: RowMemory) -> None:
-        self._backbone = backbone
-        self._head = head
+    def __init__(self, compute: Compute, memory: RowMemory) -> None:
+        self._compute = compute
         self._memory = memory
         self._number = 0
 
@@ -77,9 +74,8 @@ class PassRunner:
             places = {id(run): run.seat.place for run in runs if run.seat is not None}
             present = {places[id(run)]: run.member() for run in runs}
             members = _filled(shape, present, self._memory.device)
-        results = run_members(self._backbone, self._head, members)
-        ranks = self._backbone.group.shard.count
-        if shape is None and neighbours_matter(self._memory.device, self._head.weight_VH.dtype, ranks):
+        results = self._compute.run(members)
+        if shape is None and self._compute.neighbours_matter:
             shape = self._shape(ordered, members, results)
         seats = packed_seats(shape) if shape is not None else None
         for run in runs:
@@ -127,23 +123,6 @@ def _filled(shape: PassShape, present: Mapping[int, Member], device: torch.devic
     return [
         present.get(place) or filler(run, like.get(run.group), device) for place, run in enumerate(shape.runs)
     ]
-
-
-def fits(memory: RowMemory, work: Callable[[], None]) -> bool:
-    """Do the work. False: memory ran out on the way, and what could be let go of is let go of."""
-    try:
-        work()
-    except RuntimeError as error:
-        # torch has a class for the device's memory only; on a CPU the message is all there is.
-        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
-            raise
-    else:
-        return True
-    # What the work held is free only once the exception is gone.
-    memory.release()
-    if memory.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return False
 
 
 def fitting(runs: Sequence[PartRun], tokens: int) -> list[PartRun]:

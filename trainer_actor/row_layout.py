@@ -118,6 +118,10 @@ class RowLayout:
         return self.by_linear[linear.index]
 
     @property
+    def sections(self) -> tuple[Section, ...]:
+        return tuple(dict.fromkeys(site.linear.section for site in self.sites))
+
+    @property
     def layers_stop(self) -> int:
         """Where the matrices of the layers end: those of the unembedding come last."""
         last = self.sites[-1]
@@ -170,7 +174,11 @@ class RowLayouts:
 
     def of(self, lora: LoraSpec) -> RowLayout:
         """The same object for every adapter of the same geometry."""
-        key = (padded_rank(lora.rank), active_sections(lora))
+        return self.at(padded_rank(lora.rank), active_sections(lora))
+
+    def at(self, rank: int, sections: tuple[Section, ...]) -> RowLayout:
+        """rank: of the row. sections: in their order."""
+        key = (rank, sections)
         if key not in self._made:
             self._made[key] = self._lay_out(*key)
         return self._made[key]

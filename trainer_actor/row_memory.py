@@ -6,11 +6,18 @@ kept for later never makes the whole larger than it was when the most was in use
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 
 from .row_layout import RowLayout
 from .row_views import RowViews
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether it says that memory ran out."""
+    # torch has a class for the device's memory only; on a CPU the message is all there is.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class RowMemory:
@@ -46,6 +53,8 @@ class RowMemory:
     def release(self) -> None:
         """Keep nothing."""
         self._shrink(self.in_use_bytes)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _shrink(self, most_bytes: int) -> None:
         """Let go of the oldest until all that is in use or kept is at most so much."""
@@ -59,3 +68,17 @@ class RowMemory:
             if views.layout is layout and views.row_N.dtype is dtype:
                 return views
         return None
+
+
+def fits(memory: RowMemory, work: Callable[[], None]) -> bool:
+    """Do the work. False: memory ran out on the way, and what could be let go of is let go of."""
+    try:
+        work()
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+    else:
+        return True
+    # What the work held is free only once the exception is gone.
+    memory.release()
+    return False

@@ -7,8 +7,10 @@ Legend: N = elements of a row, k = projections of a linear, R = rank of the row,
 s = k * R.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
 from torch import Tensor
 
@@ -79,14 +81,28 @@ class GradientRow:
                     self._written.add(site.linear.index)
         return row_N
 
-    def gather_sites(self, sites: Sequence[Site], gradients_N: Tensor) -> None:
-        """Gather the first sites of another row, one range. They are always gathered together."""
-        end = sites[-1].end(self.views.layout.rank)
-        target_n, source_n = self.views.row_N[:end], gradients_N[:end]
-        if sites[0].linear.index in self._written:
-            target_n.add_(source_n)
+    @property
+    def written(self) -> list[int]:
+        """Indices of the linears at which something came."""
+        return sorted(self._written)
+
+    def join(self, gradients_N: Tensor, written: Collection[int]) -> None:
+        """Gather what another row of this layout has at these linears, as if it came here one by one."""
+        for (there, add), sites in groupby(self.views.layout.sites, key=partial(self._way_of, written)):
+            if there:
+                self._join_range(list(sites), gradients_N, add=add)
+
+    def _way_of(self, written: Collection[int], site: Site) -> tuple[bool, bool]:
+        index = site.linear.index
+        return index in written, index in self._written
+
+    def _join_range(self, sites: Sequence[Site], gradients_N: Tensor, *, add: bool) -> None:
+        """Sites end to end in the row move as one range."""
+        mine = slice(sites[0].a_offset, sites[-1].end(self.views.layout.rank))
+        if add:
+            self.views.row_N[mine].add_(gradients_N[mine])
         else:
-            target_n.copy_(source_n)
+            self.views.row_N[mine].copy_(gradients_N[mine])
             self._written.update(site.linear.index for site in sites)
 
 

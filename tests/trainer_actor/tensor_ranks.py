@@ -105,7 +105,7 @@ def outcomes_of(engine: TrainEngine, parts: Sequence[PassPart]) -> Sequence[obje
     ordered = sorted(parts, key=lambda part: engine.bank.row(part.slot).layout.number)
     for members in zip_longest(*(_members_of(engine, part) for part in ordered)):
         present = [member for member in members if member is not None]
-        assert run_members(engine._passes._backbone, engine._passes._head, present) == []
+        assert run_members(engine._compute.backbone, engine._compute.head, present) == []
     return []
 
 
@@ -130,7 +130,7 @@ def beside_a_filler(engine: TrainEngine) -> Found:
     begin(engine, part.slot, part.lora)
     (member,) = _members_of(engine, part)
     members = [member, filler(FILLED, member, engine.bank.memory.device)]
-    results = run_members(engine._passes._backbone, engine._passes._head, members)
+    results = run_members(engine._compute.backbone, engine._compute.head, members)
     assert member.gradients is not None
     return {
         "gradients": member.gradients.finish().clone(),
@@ -140,7 +140,7 @@ def beside_a_filler(engine: TrainEngine) -> Found:
 
 def hidden_of_the_base_model(engine: TrainEngine) -> Tensor:
     """With megatron-core's own forward."""
-    backbone, tokens_T = engine._passes._backbone, torch.tensor(LONG.tokens)
+    backbone, tokens_T = engine._compute.backbone, torch.tensor(LONG.tokens)
     with torch.no_grad(), backbone.running(pack(LONG.lengths.tolist(), tokens_T.device), None):
         return backbone.hidden(tokens_T)
 

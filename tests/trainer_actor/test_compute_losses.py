@@ -143,7 +143,7 @@ def test_the_chunked_output_is_autograds(lab: Lab, loss: LossName) -> None:
         tensors[f"main/base_model.model.lm_head.lora_{which}.weight"].clone().requires_grad_()
         for which in "AB"
     )
-    logits = hidden @ engine._backbone.output_weight.t() + 3.0 * (hidden @ a.t()) @ b.t()
+    logits = hidden @ engine._compute.backbone.output_weight.t() + 3.0 * (hidden @ a.t()) @ b.t()
     logprobs = logits.log_softmax(-1).gather(1, torch.tensor(part.targets)[:, None]).squeeze(1)
     given = LossInputs(
         weights_T=torch.tensor(part.weights),

@@ -132,10 +132,10 @@ def test_only_adapters_are_trained(lab: Lab) -> None:
 
 def test_training_leaves_the_base_model_as_it_was(lab: Lab) -> None:
     engine = lab.engine("qwen3")
-    before = [each.clone() for each in engine._backbone._model.parameters()]
+    before = [each.clone() for each in engine._compute.backbone._model.parameters()]
     begin(engine, 0, spec())
 
     run(engine, batch(0, [20, 7]))
 
-    for old, new in zip(before, engine._backbone._model.parameters(), strict=True):
+    for old, new in zip(before, engine._compute.backbone._model.parameters(), strict=True):
         assert torch.equal(old, new)
