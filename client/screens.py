@@ -20,6 +20,7 @@ from .terminal import count_text, counted, duration_text, show_facts, show_table
 
 NO_ADAPTERS = "no adapters yet: make one with `loractl train DATA.jsonl --adapter NAME`"
 _PLACES = {"device": "on the device", "host": "in host memory", "disk": "on disk"}
+_TO_DO = "see `loractl logs`, mend the cause and run `loractl daemon restart`"
 _PHASE_STYLES = {"ready": "green", "failed": "bold red"}
 
 
@@ -38,6 +39,8 @@ def show_status(console: Console, status: DaemonStatus, adapters: Sequence[Adapt
     )
     console.print()
     show_actors(console, status.actors)
+    if gone := [actor.actor for actor in status.actors if actor.phase == "failed"]:
+        console.print(Text(f"{', '.join(gone)} given up: {_TO_DO}", "bold red"))
     console.print()
     if adapters is None:
         console.print(f"{status.adapters} adapters; the trainer cannot list them at the moment")
@@ -73,7 +76,7 @@ def _actor_row(actor: ActorStatus) -> tuple[str | Text, ...]:
         size_text(actor.rss_bytes) if actor.rss_bytes else "-",
         str(actor.restarts),
         str(actor.waiting),
-        actor.details,
+        f"given up: {actor.details}" if actor.phase == "failed" else actor.details,
     )
 
 

@@ -19,9 +19,10 @@ from typing import Self, TypedDict, Unpack
 
 import numpy as np
 
+from ..bus.chat import ChatTokenizer
 from ..bus.client import Client
 from ..bus.config import Config, load_config
-from ..bus.errors import AdapterNotFound, VersionNotFound
+from ..bus.errors import ActorUnavailable, AdapterNotFound, VersionNotFound
 from ..bus.ids import AdapterId, TenantId
 from ..bus.messages import (
     AdapterCreated,
@@ -52,7 +53,7 @@ from ..bus.messages import (
 from ..bus.remote_daemon import remote_daemon
 from .adapter import Adapter
 from .futures import Future, ask, checked
-from .text import ModelText, load_tokenizer
+from .text import ModelText, load_tokenizer, prompt_tokens
 
 Prompt = str | Sequence[int]
 # A daemon that is started again listens after a second or two, however large its model.
@@ -113,7 +114,13 @@ class Service:
     @cached_property
     def text(self) -> ModelText:
         """The base model's tokenizer and chat template."""
-        return ModelText(self.model, load_tokenizer(self.model))
+        return ModelText(self.model, self._tokenizer)
+
+    @cached_property
+    def _tokenizer(self) -> ChatTokenizer:
+        """The broker says where it is, so that prompts need no trainer."""
+        status = self.status()
+        return load_tokenizer(status.base_model, status.model_path)
 
     def status(self) -> DaemonStatus:
         return ask(self._client, GetStatus(), DaemonStatus)
@@ -214,12 +221,12 @@ class Service:
         """
         name = options.get("adapter")
         adapter = None if name is None else self._published(name)
-        raw = options.get("raw", False)
-        tokens = self.text.prompt(prompt, raw=raw) if isinstance(prompt, str) else prompt
+        if isinstance(prompt, str):
+            prompt = prompt_tokens(self._tokenizer, prompt, raw=options.get("raw", False))
         return Sample(
             adapter=adapter,
             version=options.get("version"),
-            prompt=np.asarray(tokens, np.int64),
+            prompt=np.asarray(prompt, np.int64),
             max_tokens=options.get("max_tokens", 256),
             temperature=options.get("temperature", 1.0),
             seed=options.get("seed"),
@@ -236,7 +243,13 @@ class Service:
             yield part if isinstance(part, SampleChunk) else checked(part, SampleResult)
 
     def _published(self, name: str) -> AdapterId:
-        details = self.details(name)
+        try:
+            details = self.details(name)
+        except ActorUnavailable:  # the trainer was given up; samplers still have what it published
+            records = ask(self._client, GetVersions(), VersionTable).records
+            if found := {r.adapter for r in records if r.name == name}:
+                return found.pop()
+            raise
         if not details.version:
             raise VersionNotFound(
                 f"{name!r} was not published yet: `loractl train` publishes at its end, "

@@ -21,17 +21,8 @@ class ModelText:
         self._tokenizer = tokenizer
 
     def prompt(self, text: str, *, raw: bool = False) -> tuple[int, ...]:
-        """A prompt as one user turn that the assistant answers, or the bare text.
-
-        Raises:
-            InvalidData: no text, no Unicode text, or the model has no chat template.
-        """
-        if not text:
-            raise InvalidData("the prompt is empty")
-        check_text(text, "the prompt")
-        if raw:
-            return tuple(self._tokenizer.encode(text, add_special_tokens=True))
-        return render_prompt(self._tokenizer, [{"role": "user", "content": text}])
+        """As `prompt_tokens`."""
+        return prompt_tokens(self._tokenizer, text, raw=raw)
 
     def datums(self, rows: Sequence[Row], max_length: int | None) -> tuple[list[Datum], list[BadRow], int]:
         """Rows as datums, the rows that cannot be used, and how many were cut to `max_length` tokens."""
@@ -86,15 +77,31 @@ class ModelText:
         return cut_datum(datum, max_length)
 
 
-def load_tokenizer(model: ModelDetails) -> ChatTokenizer:
+def prompt_tokens(tokenizer: ChatTokenizer, text: str, *, raw: bool = False) -> tuple[int, ...]:
+    """A prompt as one user turn that the assistant answers, or the bare text.
+
+    Raises:
+        InvalidData: no text, no Unicode text, or the model has no chat template.
+    """
+    if not text:
+        raise InvalidData("the prompt is empty")
+    check_text(text, "the prompt")
+    if raw:
+        return tuple(tokenizer.encode(text, add_special_tokens=True))
+    return render_prompt(tokenizer, [{"role": "user", "content": text}])
+
+
+def load_tokenizer(name: str, path: str) -> ChatTokenizer:
     """Read the tokenizer of a model directory. Takes a second or two, for the import of its library.
+
+    path: of the model's directory on the daemon's machine.
 
     Raises:
         InvalidConfig: it cannot be read here.
     """
     try:
         # On another machine than the daemon's, the name leads to what `loractl tokenizer-cache` put there.
-        source = model.path if Path(model.path).is_dir() else model.name
+        source = path if Path(path).is_dir() else name
         if (Path(source) / "tokenizer.json").is_file():
             # Everything that a tokenizer does is in that file; `AutoTokenizer` would import torch.
             from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -108,7 +115,7 @@ def load_tokenizer(model: ModelDetails) -> ChatTokenizer:
         raise InvalidConfig("text needs the transformers package: pip install 'loractl[train]'") from error
     except (OSError, ValueError) as error:
         raise InvalidConfig(
-            f"cannot read the tokenizer in {model.path}: {error}; for a daemon elsewhere, "
-            f"`loractl tokenizer-cache {model.name} DIR` puts it in reach here"
+            f"cannot read the tokenizer in {path}: {error}; for a daemon elsewhere, "
+            f"`loractl tokenizer-cache {name} DIR` puts it in reach here"
         ) from error
     return tokenizer

@@ -1,6 +1,7 @@
 """What the daemon says about itself."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..bus.config import Config
 from ..bus.errors import AnotherBase
@@ -46,4 +47,5 @@ def daemon_status(
         put_off=put_off.total(),
         another_base=put_off[AnotherBase.code],
         chaos=identity.chaos.summary if identity.chaos is not None else "",
+        model_path=str(Path(config.model.path or config.model.name).absolute()),
     )

@@ -38,7 +38,8 @@ async def ask(
     step: which one it is. when_full: also ask again while the daemon has no room for the tenant's requests.
 
     Raises:
-        LoractlError: what stands in the way for good.
+        LoractlError: what stands in the way for good. An actor that was given up does not, where the work is
+            patient: the daemon is started again some day.
     """
     request = progress.origin.request(step)
     while True:
@@ -47,6 +48,8 @@ async def ask(
         try:
             return await pending.result()
         except (ActorRestarting, ActorStopping, ActorUnavailable) as error:
+            if isinstance(error, ActorUnavailable) and not progress.patient:
+                raise
             progress.waiting = Pause(error.message)
         except QuotaExceeded as error:
             if not when_full:

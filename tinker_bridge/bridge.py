@@ -101,6 +101,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
     )
     sessions = Sessions(store, expiry_s=settings.session_expiry_s, clock=time.time)
     training = Training(bus, sessions, runs, futures, held_bytes=config.quotas.held_bytes)
+    health = HealthCheck(bus, clock=time.monotonic)
     return Bridge(
         config=config,
         layout=layout,
@@ -111,7 +112,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         journal=journal,
         pace=Pace(),
         apart=Apart(),
-        health=HealthCheck(bus, clock=time.monotonic),
+        health=health,
         futures=futures,
         sessions=sessions,
         checkpoints=checkpoints,
@@ -122,5 +123,5 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         samplers=samplers,
         sampling=Sampling(bus, base, samplers, futures, room=SampleRoom(settings.pending_samples)),
         tokenizer=TokenizerThread(base),
-        serving=Serving(training),
+        serving=Serving(training, health),
     )

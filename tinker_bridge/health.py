@@ -7,9 +7,11 @@ from ..bus.messages import DaemonStatus
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """missing: what keeps requests from being served, in words; nothing when all is well."""
+    """missing: what keeps requests from being served, in words; nothing when all is well.
+    given_up: there will be no trainer before the daemon is started again."""
 
     missing: tuple[str, ...] = ()
+    given_up: bool = False
 
     @property
     def ok(self) -> bool:
@@ -22,4 +24,7 @@ def health_of(status: DaemonStatus) -> Health:
     if not trainers:
         return Health(("the daemon has no trainer",))
     # Without details: anybody may ask, and they may name files.
-    return Health(tuple(f"{each.actor} is {each.phase}" for each in trainers if each.phase != "ready"))
+    return Health(
+        tuple(f"{each.actor} is {each.phase}" for each in trainers if each.phase != "ready"),
+        given_up=all(each.phase == "failed" for each in trainers),
+    )

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from ..bus.errors import LoractlError
+from ..bus.errors import ActorUnavailable, LoractlError
 from ..bus.messages import DaemonStatus, GetStatus
 from .base import Bus
 from .health import Health, health_of
@@ -30,6 +30,14 @@ class HealthCheck:
                 self._found = await self._asked()
                 self._found_at = self._clock()
         return self._found
+
+    async def check_trainer(self) -> None:
+        """For those who wait for the trainer while their client waits for them. Raises ActorUnavailable."""
+        if (await self.found()).given_up:
+            raise ActorUnavailable(
+                "the trainer was given up: see its log (`loractl logs`), mend the cause and run "
+                "`loractl daemon restart`"
+            )
 
     async def _asked(self) -> Health:
         """A broker that does not answer is what is missing then. What it says is not for everybody."""

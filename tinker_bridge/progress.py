@@ -35,12 +35,14 @@ async def _nowhere(_decided: bytes) -> None:
 @dataclass(slots=True)
 class Progress:
     """waiting: a bus request it waits on, or a pause. origin: of every id that the work gives out.
+    patient: False where a client waits for the work itself, and not for a future: not for what was given up.
     decided: what the work found when it ran before and must find again, or empty; write: makes it durable.
     made: set when what its body grows to has been made, or others are waited for before that.
     """
 
     waiting: Waited | None = None
     origin: Origin = field(default_factory=Origin.fresh)
+    patient: bool = True
     decided: bytes = b""
     write: Callable[[bytes], Awaitable[None]] = _nowhere
     made: asyncio.Event = field(default_factory=asyncio.Event)

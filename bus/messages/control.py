@@ -124,7 +124,7 @@ class ActorStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonStatus(Message):
-    """put_off: adapters that cannot be brought back just now, which is tried again; another_base: those of them
+    """model_path: where the base model's files lie on the daemon's machine. put_off: adapters that cannot be brought back just now, which is tried again; another_base: those of them
     that are for another base model than this, or cannot be read. chaos: what `--chaos` did so far, in words;
     empty without."""
 
@@ -142,3 +142,4 @@ class DaemonStatus(Message):
     put_off: int = 0
     another_base: int = 0
     chaos: str = ""
+    model_path: str = ""

@@ -25,4 +25,4 @@ def model_details(tmp_path_factory: pytest.TempPathFactory) -> ModelDetails:
 
 @pytest.fixture(scope="session")
 def text(model_details: ModelDetails) -> ModelText:
-    return ModelText(model_details, load_tokenizer(model_details))
+    return ModelText(model_details, load_tokenizer(model_details.name, model_details.path))

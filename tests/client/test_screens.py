@@ -4,7 +4,7 @@ import io
 from dataclasses import replace
 
 from loractl.bus.ids import AdapterId, TenantId
-from loractl.bus.messages import AdapterDetails, DaemonStatus, LoraSpec, TenantUsage, Usage
+from loractl.bus.messages import ActorStatus, AdapterDetails, DaemonStatus, LoraSpec, TenantUsage, Usage
 from loractl.client.screens import show_adapter, show_adapters, show_status, show_tenants, usage_line
 from rich.console import Console
 
@@ -132,6 +132,26 @@ def test_a_status_counts_the_adapters_of_others_and_names_ones_own():
     assert "2 adapters of other tenants" in shown(lambda console: show_status(console, STATUS, [details()]))
     assert "3 adapters of other tenants" in shown(lambda console: show_status(console, STATUS, []))
     assert "other tenants" not in shown(lambda console: show_status(console, STATUS, [details()] * 3))
+
+
+def test_a_status_says_who_was_given_up_and_what_to_do():
+    trainer = ActorStatus(
+        actor="trainer",
+        role="trainer",
+        phase="failed",
+        pid=0,
+        restarts=4,
+        rss_bytes=0,
+        waiting=0,
+        details="was ended by SIGKILL",
+    )
+    sampler = replace(trainer, actor="sampler-0", role="sampler", phase="ready", details="vllm")
+
+    text = shown(lambda console: show_status(console, replace(STATUS, actors=(trainer, sampler)), None))
+
+    words = " ".join(text.split())
+    assert "given up: was ended by SIGKILL" in words
+    assert "trainer given up: see `loractl logs`, mend the cause and run `loractl daemon restart`" in words
 
 
 def test_a_status_tells_of_adapters_that_are_not_brought_back_and_of_those_for_another_base():

@@ -16,13 +16,13 @@ def test_only_the_answer_and_its_end_are_trained(text, model_details):
     (datum,), bad, cut = text.datums([chat(1, "Water.")], None)
 
     trained = datum.targets[datum.weights > 0].tolist()
-    tokenizer = load_tokenizer(model_details)
+    tokenizer = load_tokenizer(model_details.name, model_details.path)
     assert tokenizer.decode(trained) == "Water.<|im_end|>"
     assert (bad, cut) == ([], 0)
 
 
 def test_a_model_without_a_template_takes_completions_and_no_chats(text, model_details):
-    tokenizer = load_tokenizer(model_details)
+    tokenizer = load_tokenizer(model_details.name, model_details.path)
     tokenizer.chat_template = None
     plain = ModelText(model_details, tokenizer)
     row = chat(1, " Water.")
@@ -91,4 +91,4 @@ def test_a_sampled_token_outside_the_vocabulary_is_refused(text, model_details):
 
 def test_a_missing_tokenizer_is_one_clear_error(model_details, tmp_path):
     with pytest.raises(InvalidConfig, match="cannot read the tokenizer"):
-        load_tokenizer(replace(model_details, path=str(tmp_path)))
+        load_tokenizer(model_details.name, str(tmp_path))

@@ -10,6 +10,7 @@ from itertools import count
 import numpy as np
 from loractl.bus.codec import encode
 from loractl.bus.errors import (
+    ActorUnavailable,
     AdapterExists,
     AdapterNotFound,
     CheckpointNotFound,
@@ -20,11 +21,13 @@ from loractl.bus.errors import (
 )
 from loractl.bus.ids import AdapterId, LaneId, RequestId, TenantId, new_request_id
 from loractl.bus.messages import (
+    ActorStatus,
     AdapterCreated,
     AdapterDetails,
     AdapterList,
     CheckpointSaved,
     CreateAdapter,
+    DaemonStatus,
     DeleteAdapter,
     DeleteCheckpoint,
     DeleteVersion,
@@ -32,6 +35,7 @@ from loractl.bus.messages import (
     Done,
     Envelope,
     ExportWeights,
+    GetStatus,
     GetVersions,
     LaneOpened,
     ListAdapters,
@@ -79,7 +83,10 @@ class Adapter:
 
 
 class InMemoryBus:
-    """asked: every message that came, with its tenant."""
+    """asked: every message that came, with its tenant. given_up: whether the trainer was, which answers for
+    all that is asked of it, but to those who ask who is there."""
+
+    given_up = False
 
     def __init__(self) -> None:
         self.adapters: dict[AdapterId, Adapter] = {}
@@ -96,6 +103,10 @@ class InMemoryBus:
         self, body: Message, *, timeout_s: float | None = None, tenant: TenantId | None = None
     ) -> Message:
         self.asked.append((tenant, body))
+        if isinstance(body, GetStatus):
+            return self._status()
+        if self.given_up:
+            raise ActorUnavailable("the trainer was given up")
         return self._answer(body, tenant or TenantId("local"))
 
     def kinds(self) -> list[str]:
@@ -156,6 +167,30 @@ class InMemoryBus:
                 records = tuple(record for each in own for record in each.versions.values())
                 return VersionTable(last_event=0, records=records)
         raise AssertionError(f"nobody here answers {body.kind}")
+
+    def _status(self) -> DaemonStatus:
+        trainer = ActorStatus(
+            actor="trainer",
+            role="trainer",
+            phase="failed" if self.given_up else "ready",
+            pid=1,
+            restarts=0,
+            rss_bytes=0,
+            waiting=0,
+            details="",
+        )
+        return DaemonStatus(
+            daemon_version="1",
+            pid=1,
+            uptime_s=1.0,
+            state_dir="/state",
+            base_model="tiny",
+            http="",
+            actors=(trainer,),
+            adapters=len(self.adapters),
+            versions=0,
+            last_event=0,
+        )
 
     def _created(self, name: str, lora: LoraSpec, tenant: TenantId) -> AdapterCreated:
         for each in self.adapters.values():

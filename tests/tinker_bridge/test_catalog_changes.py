@@ -182,6 +182,19 @@ def test_a_copy_of_ones_own_keeps_what_was_said_of_its_run(tmp_path: Path) -> No
     with_bridge(tmp_path, test)
 
 
+def test_a_copy_does_not_wait_for_a_trainer_that_was_given_up(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, bus: InMemoryBus) -> None:
+        ann = User(bridge, "ann")
+        source = await ann.save(await ann.run(), 1, "a")
+        bus.given_up = True
+
+        refused = await ann.post("/copy_weights", 503, source_path=source, destination_project_id="archive")
+
+        assert refused["code"] == "actor_unavailable"
+
+    with_bridge(tmp_path, test)
+
+
 def test_a_copy_into_a_session_is_made_once(tmp_path: Path) -> None:
     async def test(bridge: Bridge, bus: InMemoryBus) -> None:
         ann = User(bridge, "ann")

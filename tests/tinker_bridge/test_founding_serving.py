@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 from loractl.bus.config import load_config
-from loractl.bus.errors import Aborted, ActorRestarting, AdapterNotFound, LaneLost, PublishFailed
+from loractl.bus.errors import (
+    Aborted,
+    ActorRestarting,
+    ActorUnavailable,
+    AdapterNotFound,
+    LaneLost,
+    PublishFailed,
+)
 from loractl.bus.ids import LaneId, TenantId
 from loractl.bus.messages import LoraSpec, Message, OptimStep, PublishAdapter, StepResult
 from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
 from loractl.tests.tinker_bridge.in_memory import User, bridge_on, client
 from loractl.tinker_bridge.bodies import OptimStepBody
 from loractl.tinker_bridge.bridge import Bridge, open_bridge
+from loractl.tinker_bridge.founding.serving import Serving
 from loractl.tinker_bridge.future_rows import Asked
 from loractl.tinker_bridge.housekeeping import one_round
 from loractl.tinker_bridge.operations import Step
@@ -153,6 +161,48 @@ def test_a_restart_of_the_trainer_is_waited_for(tmp_path):
         assert len({*bus.lanes()}) == 1
 
     play(tmp_path, story)
+
+
+def test_samples_do_not_wait_for_a_trainer_that_was_given_up(tmp_path):
+    async def story(bridge: Bridge, bus: TrainingBus, run: RunRecord) -> None:
+        serving = Serving(bridge.training, bridge.health, look_s=0.0)
+        await serving.up_to_date(run)
+        await step(bridge, run)
+        bus.given_up = True
+
+        for _ in range(3):
+            with pytest.raises(ActorUnavailable, match="daemon restart"):
+                await serving.up_to_date(run)
+
+        assert len(bridge.futures) == 1  # and not one for each who asked
+        assert bus.published() == 2
+
+    play(tmp_path, story)
+
+
+def test_what_was_published_is_sampled_from_without_a_trainer(tmp_path):
+    async def story(bridge: Bridge, bus: TrainingBus, run: RunRecord) -> None:
+        await bridge.serving.up_to_date(run)
+        bus.given_up = True
+
+        await bridge.serving.up_to_date(run)
+
+        assert bus.published() == 1
+
+    play(tmp_path, story)
+
+
+def test_who_asks_for_an_adapter_is_told_at_once_that_the_trainer_was_given_up(tmp_path):
+    async def told() -> None:
+        bus = TrainingBus()
+        async with bridge_on(tmp_path, bus) as bridge:
+            bus.given_up = True
+            refused = await User(bridge, ANN).http.post("/add_lora", json={"name": "poet", "rank": 4})
+
+        assert (refused.status_code, refused.json()["code"]) == (503, "actor_unavailable")
+        assert bus.adapters == {}
+
+    asyncio.run(asyncio.wait_for(told(), 60))
 
 
 def test_what_the_trainer_lost_is_published_anew(tmp_path):

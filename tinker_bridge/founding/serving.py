@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from ...bus.errors import Aborted, AdapterNotFound
+from ..health_check import HealthCheck
 from ..records import RunRecord
 from ..training import Training
 
@@ -29,18 +30,26 @@ class _Publication:
 
 
 class Serving:
-    def __init__(self, training: Training) -> None:
+    """look_s: how often whoever waits looks whether there still is a trainer to wait for."""
+
+    def __init__(self, training: Training, health: HealthCheck, *, look_s: float = 1.0) -> None:
         self._training = training
+        self._health = health
+        self._look_s = look_s
         self._newest: dict[str, _Publication] = {}
 
     async def up_to_date(self, run: RunRecord) -> None:
         """Wait until the newest version holds every change that was answered before.
 
         Raises:
+            ActorUnavailable: the trainer was given up. The publication stays, as durable as its neighbours.
             LoractlError: the adapter could not be published.
         """
-        # Shielded: others may wait for the same publication.
-        await asyncio.shield(self.begin(run))
+        publication = self.begin(run)
+        # Never cancelled: others may wait for the same publication.
+        while not (await asyncio.wait({publication}, timeout=self._look_s))[0]:
+            await self._health.check_trainer()
+        await publication
 
     def begin(self, run: RunRecord) -> "asyncio.Task[None]":
         """Start what `up_to_date` waits for, unless it was started, or done, before."""

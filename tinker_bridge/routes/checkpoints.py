@@ -95,7 +95,7 @@ async def copy(body: CopyBody, request: Request, bridge: BridgeIn, tenant: Tenan
     begun = await begin_copy(bridge, asked)
     await told(bridge, begun)
     while not isinstance(found := await bridge.futures.wait(tenant, begun.future.id, _LOOK_S), Result):
-        pass
+        await bridge.health.check_trainer()
     if found.failed:
         raise error_of(found)
     return Changed.model_validate_json(found.body)
@@ -117,7 +117,7 @@ async def begin_copy(bridge: Bridge, asked: Asked) -> Begun:
 
 
 STARTS = {"/api/v1/copy_weights": begin_copy}
-_LOOK_S = 60.0
+_LOOK_S = 0.5
 
 
 @router.put("/sessions/{session}/project")

@@ -59,7 +59,8 @@ async def add_lora(body: AddLoraBody, bridge: BridgeIn, tenant: TenantIn) -> Fac
         train_unembed=body.train_unembed,
     )
     base_model = body.base_model or bridge.base.name
-    record = await bridge.runs.create(tenant, "", run, base_model, lora, {}, Progress())
+    progress = Progress(patient=False)
+    record = await bridge.runs.create(tenant, "", run, base_model, lora, {}, progress)
     if bridge.config.sampler.count > 0:
         bridge.serving.begin(record)
     return run_facts(record)
