@@ -20,6 +20,7 @@ from ..bus.keys import Keys, ensure_local_key
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from ..bus.messages import ActorStatus, DaemonStatus, GetStatus, Shutdown
+from ..bus.private_files import make_private, open_private
 from .broker import Broker
 from .chaos import Chaos
 from .instance import actors_file, already_running, hold_state_directory, is_held, read_pid, unusable
@@ -192,8 +193,8 @@ def _warn_of_unknown_tenants(config: Config, layout: StateLayout) -> None:
 
 def _spawn(config: Config, layout: StateLayout) -> "subprocess.Popen[str]":
     try:
-        layout.logs.mkdir(parents=True, exist_ok=True)
-        with _daemon_output(layout).open("w") as output:
+        make_private(layout.root, layout.logs)
+        with os.fdopen(open_private(_daemon_output(layout)), "w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "loractl.daemon", "--config", "-"],
                 stdin=subprocess.PIPE,
