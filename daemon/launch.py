@@ -61,8 +61,10 @@ def run_foreground(
         if config.daemon.listen:
             checked_server(layout, config.daemon.listen)
         chaos = Chaos(config.daemon.chaos, config.limits) if config.daemon.chaos else None
-        identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic(), chaos=chaos)
+        started = time.monotonic()
         journal = Journal(layout, config.journal) if config.journal.enabled else None
+        disk = journal.writer.room if journal is not None else None
+        identity = Identity(version=__version__, pid=os.getpid(), started=started, chaos=chaos, disk=disk)
         past = journal.past if journal is not None else None
         broker = Broker(config, {each.actor: each.role for each in commands}, identity, past)
         supervisor = Supervisor(config, commands)

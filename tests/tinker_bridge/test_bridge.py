@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -83,9 +84,10 @@ STARTING = status(actor("trainer", "trainer", "starting"))
         (STARTING, ("trainer is starting",)),
         (status(actor("trainer", "trainer", "failed", "no model")), ("trainer is failed",)),
         (status(), ("the daemon has no trainer",)),
+        (replace(READY, disk_free_bytes=63, disk_kept_bytes=64), ("the disk is full",)),
     ],
 )
-def test_the_service_is_up_when_the_trainer_is_ready(
+def test_the_service_is_up_when_the_trainer_is_ready_and_has_room(
     reported: DaemonStatus, missing: tuple[str, ...]
 ) -> None:
     assert health_of(reported).missing == missing
