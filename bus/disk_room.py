@@ -12,6 +12,10 @@ _SPARE_BYTES = 16 * 2**20
 _TENANTS_SPARE_BYTES = 512 * 2**20
 
 
+def mib_text(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.1f} MiB"
+
+
 def check_free(directory: Path, size_bytes: int, *, what: str) -> None:
     """Refuse before any damage if `size_bytes` would not fit.
 

@@ -14,6 +14,7 @@ import msgspec
 
 from .errors import StorageFailed
 from .layout import StateLayout
+from .private_files import make_private
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ def changing(layout: StateLayout, *, holds: str) -> Iterator[None]:
         StorageFailed: the state directory cannot be read or written.
     """
     try:
-        layout.root.mkdir(parents=True, exist_ok=True)
+        make_private(layout.root)
         directory = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)

@@ -94,6 +94,11 @@ def history(place: Place, name: str, tenant: TenantId, as_json: bool) -> int:
 @tenant_option
 @placed
 def fork(place: Place, name: str, new: str, at_step: int | None, tenant: TenantId) -> int:
-    """Make NEW what the adapter NAME was at a step, from the journal."""
+    """Make NEW what the adapter NAME was at a step, from the journal.
+
+    It runs NAME's operations again, from its creation or the last state that it loaded. Once the journal has let go
+    of the first of them (journal.keep_s, journal.keep_bytes) there is no fork, not of the present either: load a
+    checkpoint into a new adapter instead.
+    """
     new = checked_name(new, what="an adapter")
     return history_work.fork_adapter(place.config(), name, new, at_step, tenant)

@@ -35,6 +35,8 @@ _CHANGES = _LOADS | {ForwardBackward.kind, OptimStep.kind}
 # Operations under way at one time while a history runs again.
 _AHEAD = 16
 
+KEPT_SO_LONG = "it keeps what recovery does not need for journal.keep_s and up to journal.keep_bytes"
+
 Operation = ForwardBackward | OptimStep | LoadCheckpoint | LoadVersion | ImportWeights
 
 
@@ -66,9 +68,11 @@ def read_history(
         entries += ended
 
 
-def changes(entries: Sequence[HistoryEntry], *, at_step: int | None) -> list[HistoryEntry]:
+def changes(
+    entries: Sequence[HistoryEntry], *, at_step: int | None, whole: bool = True
+) -> list[HistoryEntry]:
     """Those that made the state what it was when the adapter last stood at a step (None: now), from the
-    last that replaced all of it on.
+    last that replaced all of it on. whole: they are all there ever were.
 
     Raises:
         InvalidRequest: the adapter never was at that step, as far as the journal goes back.
@@ -80,7 +84,11 @@ def changes(entries: Sequence[HistoryEntry], *, at_step: int | None) -> list[His
             return []
         if not ends:
             there = sorted({each.step for each in made if each.step >= 0})
-            known = f"{there[0]} to {there[-1]}" if there else "no step"
+            if not whole and at_step < max(there, default=at_step + 1):
+                raise InvalidRequest(
+                    f"the journal no longer has step {at_step} of this adapter: {KEPT_SO_LONG}"
+                )
+            known = f"{there[0]} to {there[-1]}" if there else "none yet"
             raise InvalidRequest(f"the journal has no step {at_step} of this adapter; it has {known}")
         made = made[: ends[-1] + 1]
     loads = [index for index, each in enumerate(made) if each.operation in _LOADS]

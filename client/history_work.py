@@ -28,10 +28,16 @@ from ..bus.messages import (
 )
 from . import screens
 from .futures import checked
-from .history import Difference, changes, read_history, run_again
+from .history import KEPT_SO_LONG, Difference, changes, read_history, run_again
 from .history_sources import Source, copy_source, source_of
 from .history_weights import exported, standing
 from .terminal import EXIT_FAILED, counted, data_console, show_json, show_table, size_text, talk_console
+
+_INSTEAD_OF_A_FORK = (
+    "what it is now can be had all the same: go on with `loractl train --resume`, or load a checkpoint of it into a "
+    "new adapter (`save` and `load` of the Python client; `loractl adapters export` and `import` for weights alone)"
+)
+_INSTEAD_OF_A_PROOF = "give them more before a run that is to be verified"
 
 
 class StartDaemon(Protocol):
@@ -60,7 +66,9 @@ def fork_adapter(config: Config, name: str, new: str, at_step: int | None, tenan
     with _client(config) as client:
         details = _details(client, name, tenant)
         entries, whole = read_history(client, details.adapter, tenant)
-        made = _from_the_start(changes(entries, at_step=at_step), whole=whole)
+        made = _from_the_start(
+            changes(entries, at_step=at_step, whole=whole), whole=whole, instead=_INSTEAD_OF_A_FORK
+        )
         _source(client, details, tenant, made, config)
         created = checked(
             client.submit(CreateAdapter(name=new, lora=details.lora), tenant=tenant).result(), AdapterCreated
@@ -89,7 +97,9 @@ def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaem
     with _client(config) as client, tempfile.TemporaryDirectory(prefix="lo") as scratch:
         details = _details(client, name, tenant)
         now = standing(client, details.adapter, tenant)
-        made = _from_the_start(changes(now.entries, at_step=None), whole=now.whole)
+        made = _from_the_start(
+            changes(now.entries, at_step=None), whole=now.whole, instead=_INSTEAD_OF_A_PROOF
+        )
         source = _source(client, details, tenant, made, config)
         here, there = StateLayout(Path(config.state_dir)), StateLayout(Path(scratch) / "s")
         if source is not None:
@@ -136,13 +146,12 @@ def _replayed(
     return [difference for _, difference in ran if difference is not None]
 
 
-def _from_the_start(made: list[HistoryEntry], *, whole: bool) -> list[HistoryEntry]:
+def _from_the_start(made: list[HistoryEntry], *, whole: bool, instead: str) -> list[HistoryEntry]:
     """Raises InvalidRequest: the journal does not go back to where the state came from."""
     loads = (LoadCheckpoint.kind, LoadVersion.kind, "import_weights")
     if not whole and not (made and made[0].operation in loads):
         raise InvalidRequest(
-            "the journal does not go back to this adapter's beginning any more: journal.keep_s and "
-            "journal.keep_bytes say how long it keeps what recovery does not need"
+            f"the journal does not go back to this adapter's beginning any more: {KEPT_SO_LONG}; {instead}"
         )
     return made
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ..bus.errors import CheckpointMismatch
+from ..bus.private_files import make_private, open_private
 from .run_plan import RunSettings, differences
 
 
@@ -33,10 +34,11 @@ def read_record(file: Path) -> RunRecord | None:
 
 
 def write_record(file: Path, record: RunRecord) -> None:
-    """Write aside and rename, so that a reader never sees half a record."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write aside and rename, so that a reader never sees half a record. It names the user's files: it is theirs."""
+    make_private(file.parent)
     aside = file.with_name(f"{file.name}.{os.getpid()}.new")
-    aside.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
+    with os.fdopen(open_private(aside), "wb") as written:
+        written.write(msgspec.json.format(msgspec.json.encode(record), indent=2))
     aside.replace(file)
 
 

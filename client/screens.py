@@ -7,6 +7,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from ..bus.disk_room import mib_text
 from ..bus.messages import (
     ActorStatus,
     AdapterDetails,
@@ -34,6 +35,7 @@ def show_status(console: Console, status: DaemonStatus, adapters: Sequence[Adapt
             "state": status.state_dir,
             "http": status.http or "off",
             **({"chaos": status.chaos} if status.chaos else {}),
+            **({"disk": said} if (said := disk_text(status)) else {}),
             **({"put off": _put_off_text(status)} if status.put_off else {}),
         },
     )
@@ -51,6 +53,19 @@ def show_status(console: Console, status: DaemonStatus, adapters: Sequence[Adapt
         console.print(NO_ADAPTERS)
     if (others := status.adapters - len(adapters)) > 0:
         console.print(f"{counted(others, 'adapter')} of other tenants")
+
+
+def disk_text(status: DaemonStatus) -> str:
+    """What to know of a disk that is full, or nearly so; nothing of any other."""
+    free, kept = status.disk_free_bytes, status.disk_kept_bytes
+    if free >= 2 * kept:
+        return ""
+    said = f"{mib_text(free)} free, and the journal keeps {mib_text(kept)} for outcomes of what runs"
+    if status.disk_is_full:
+        return f"full ({said}): requests that change something are refused until there is more room"
+    return (
+        f"nearly full ({said}): large requests are refused, and all that change something when less is left"
+    )
 
 
 def _put_off_text(status: DaemonStatus) -> str:

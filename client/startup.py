@@ -16,6 +16,7 @@ from ..bus.errors import DaemonNotRunning, InvalidConfig
 from ..bus.layout import StateLayout
 from ..bus.listening import is_open_to_others, listen
 from ..bus.messages import ActorPhase, ActorStatus, DaemonStatus
+from .screens import disk_text
 from .terminal import duration_text
 
 
@@ -170,6 +171,7 @@ def _how_to_go_on(status: DaemonStatus, option: str) -> str:
     ready = f"ready after {duration_text(status.uptime_s)}: serving {status.base_model}"
     lines = [
         f"{ready}, pid {status.pid}, state in {status.state_dir}",
+        *([f"the disk of {status.state_dir} is {said}"] if (said := disk_text(status)) else []),
         *_http_lines(status.http, option),
         f"  loractl train {option}DATA.jsonl --adapter NAME",
         f"  loractl sample {option}--adapter NAME 'Hello'",

@@ -46,7 +46,13 @@ class Histories:
         """Raises AdapterNotFound; InvalidRequest: it has no such operation, or not any more."""
         past = self._owned(asked.tenant, body.adapter)
         logged = past.numbered(body.number)
-        if logged is None or logged.adapter != body.adapter or logged.order is None:
+        known = logged is not None and logged.adapter == body.adapter
+        if not known and not past.begins(body.adapter):
+            raise InvalidRequest(
+                f"the journal no longer has operation {body.number} of this adapter: journal.keep_s and "
+                "journal.keep_bytes say how long it keeps what recovery does not need"
+            )
+        if logged is None or not known or logged.order is None:
             raise InvalidRequest(f"the journal has no ended operation {body.number} of this adapter")
         if not logged.whole:
             raise InvalidRequest(

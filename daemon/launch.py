@@ -20,6 +20,7 @@ from ..bus.keys import Keys, ensure_local_key
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from ..bus.messages import ActorStatus, DaemonStatus, GetStatus, Shutdown
+from ..bus.private_files import make_private, open_private
 from .broker import Broker
 from .chaos import Chaos
 from .instance import actors_file, already_running, hold_state_directory, is_held, read_pid, unusable
@@ -60,8 +61,10 @@ def run_foreground(
         if config.daemon.listen:
             checked_server(layout, config.daemon.listen)
         chaos = Chaos(config.daemon.chaos, config.limits) if config.daemon.chaos else None
-        identity = Identity(version=__version__, pid=os.getpid(), started=time.monotonic(), chaos=chaos)
+        started = time.monotonic()
         journal = Journal(layout, config.journal) if config.journal.enabled else None
+        disk = journal.writer.room if journal is not None else None
+        identity = Identity(version=__version__, pid=os.getpid(), started=started, chaos=chaos, disk=disk)
         past = journal.past if journal is not None else None
         broker = Broker(config, {each.actor: each.role for each in commands}, identity, past)
         supervisor = Supervisor(config, commands)
@@ -192,8 +195,8 @@ def _warn_of_unknown_tenants(config: Config, layout: StateLayout) -> None:
 
 def _spawn(config: Config, layout: StateLayout) -> "subprocess.Popen[str]":
     try:
-        layout.logs.mkdir(parents=True, exist_ok=True)
-        with _daemon_output(layout).open("w") as output:
+        make_private(layout.root, layout.logs)
+        with os.fdopen(open_private(_daemon_output(layout)), "w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "loractl.daemon", "--config", "-"],
                 stdin=subprocess.PIPE,

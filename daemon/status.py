@@ -1,5 +1,6 @@
 """What the daemon says about itself."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from .publishing import Publishing
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """Which daemon this is. started: when its sockets opened, on the clock that `now` reads. chaos: None
-    where there is none."""
+    where there is none. disk: the bytes that are free for the journal, and those that it keeps; None without one."""
 
     version: str
     pid: int
     started: float
     chaos: Chaos | None = None
+    disk: Callable[[], tuple[int, int]] | None = None
 
     def pong(self, now: float) -> Pong:
         return Pong(daemon_version=self.version, uptime_s=now - self.started)
@@ -30,6 +32,7 @@ def daemon_status(
 ) -> DaemonStatus:
     bridges = [actor for actor in dispatch.actors if actor.role == "bridge"]
     put_off = dispatch.recovery.all_put_off()
+    free_bytes, kept_bytes = identity.disk() if identity.disk is not None else (0, 0)
     return DaemonStatus(
         daemon_version=identity.version,
         pid=identity.pid,
@@ -48,4 +51,6 @@ def daemon_status(
         another_base=put_off[AnotherBase.code],
         chaos=identity.chaos.summary if identity.chaos is not None else "",
         model_path=str(Path(config.model.path or config.model.name).absolute()),
+        disk_free_bytes=free_bytes,
+        disk_kept_bytes=kept_bytes,
     )

@@ -19,12 +19,11 @@ class Health:
 
 
 def health_of(status: DaemonStatus) -> Health:
-    """Training needs the trainer; a sampler that restarts holds up samples only, and they wait."""
+    """Training needs the trainer and room for the journal; a sampler that restarts holds up samples only, and they wait."""
     trainers = [actor for actor in status.actors if actor.role == "trainer"]
     if not trainers:
         return Health(("the daemon has no trainer",))
     # Without details: anybody may ask, and they may name files.
-    return Health(
-        tuple(f"{each.actor} is {each.phase}" for each in trainers if each.phase != "ready"),
-        given_up=all(each.phase == "failed" for each in trainers),
-    )
+    missing = [f"{each.actor} is {each.phase}" for each in trainers if each.phase != "ready"]
+    full = ["the disk is full"] if status.disk_is_full else []
+    return Health((*missing, *full), given_up=all(each.phase == "failed" for each in trainers))

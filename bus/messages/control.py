@@ -124,9 +124,11 @@ class ActorStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonStatus(Message):
-    """model_path: where the base model's files lie on the daemon's machine. put_off: adapters that cannot be brought back just now, which is tried again; another_base: those of them
-    that are for another base model than this, or cannot be read. chaos: what `--chaos` did so far, in words;
-    empty without."""
+    """model_path: where the base model's files lie on the daemon's machine. put_off: adapters that cannot be
+    brought back just now, which is tried again; another_base: those of them that are for another base model
+    than this, or cannot be read. chaos: what `--chaos` did so far, in words; empty without. disk_free_bytes:
+    where the journal lies; with less than disk_kept_bytes, which it keeps for outcomes, what is new is
+    refused. Both 0 where there is no journal."""
 
     kind: ClassVar[str] = "daemon_status"
     daemon_version: str
@@ -143,3 +145,9 @@ class DaemonStatus(Message):
     another_base: int = 0
     chaos: str = ""
     model_path: str = ""
+    disk_free_bytes: int = 0
+    disk_kept_bytes: int = 0
+
+    @property
+    def disk_is_full(self) -> bool:
+        return self.disk_free_bytes < self.disk_kept_bytes

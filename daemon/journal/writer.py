@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from ...bus.crash_points import crash_point
+from ...bus.disk_room import mib_text
 from ...bus.errors import StorageFailed
 from ...bus.settings import JournalConfig
 from .compaction import Compaction
@@ -82,6 +83,13 @@ class Writer:
     def ended(self) -> bool:
         """Whether nothing more will be written or told: after `close`, or a bug of ours."""
         return self._ended
+
+    def room(self) -> tuple[int, int]:
+        """The bytes that are free where the journal lies, none where that cannot be told, and those that it keeps."""
+        try:
+            return free_bytes(self._directory), self._reserve_bytes
+        except OSError:
+            return 0, self._reserve_bytes
 
     def close(self) -> None:
         """Write what was submitted, then end."""
@@ -161,7 +169,10 @@ class Writer:
         # Twice: once in the log, once in the file.
         if free >= self._reserve_bytes + 2 * size_bytes:
             return ""
-        return f"the disk has {free} bytes free, of which {self._reserve_bytes} are kept for outcomes of what runs"
+        return (
+            f"the disk has {mib_text(free)} free, and the journal keeps {mib_text(self._reserve_bytes)} for outcomes of "
+            "what runs: make room on it"
+        )
 
     def _commit(self, batch: Sequence[Record]) -> str:
         """Why it was not possible; "" when it is durable."""

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 from loractl.bus.client import Client
@@ -14,6 +15,12 @@ from loractl.bus.messages import CreateAdapter, LoraSpec
 from loractl.client import connect, supervised_datum
 
 STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def state_dir(state_dir: Path) -> Path:
+    """One that loractl makes."""
+    return state_dir / "made"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -356,6 +363,15 @@ def test_the_logs_of_all_processes_are_one_story(loractl):
     assert outcome.code == 0
     assert "actor.spawned  actor=trainer" in outcome.out
     assert "sampler-0 " in outcome.out
+
+
+def test_what_lies_in_the_state_directory_is_for_its_user_alone(loractl, uninterrupted):
+    made = [loractl.state_dir, *loractl.state_dir.rglob("*")]
+
+    open_to_others = [path for path in made if path.stat().st_mode & 0o077 and not path.is_socket()]
+
+    assert {"training", "daemon.out", "journal.sqlite"} <= {path.name for path in made}
+    assert open_to_others == []
 
 
 def test_stopping_ends_everything(loractl):

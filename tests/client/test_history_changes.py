@@ -53,5 +53,19 @@ def test_gradients_that_an_unload_took_with_it_do_not_count():
 
 def test_a_step_that_never_was_is_named_with_those_that_were():
     assert numbers("forward_backward", "optim_step", "forward_backward", "optim_step", at_step=1) == [1, 2]
-    with pytest.raises(InvalidRequest, match="no step 7"):
+    with pytest.raises(InvalidRequest, match="no step 7 of this adapter; it has 1 to 1"):
         numbers("forward_backward", "optim_step", at_step=7)
+    with pytest.raises(InvalidRequest, match="no step 2 of this adapter; it has none yet"):
+        numbers("forward_backward", at_step=2)
+
+
+def test_a_step_that_retention_took_is_told_with_the_settings():
+    made = entries("forward_backward", "optim_step", "forward_backward", "optim_step")
+
+    for left in ([], made[2:]):
+        with pytest.raises(
+            InvalidRequest, match=r"no longer has step 1 .*journal\.keep_s and .*journal\.keep_bytes"
+        ):
+            changes(left, at_step=1, whole=False)
+    with pytest.raises(InvalidRequest, match="no step 9 of this adapter; it has 2 to 2"):
+        changes(made[2:], at_step=9, whole=False)

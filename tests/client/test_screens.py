@@ -163,3 +163,13 @@ def test_a_status_tells_of_adapters_that_are_not_brought_back_and_of_those_for_a
     assert "2 adapters cannot be brought back just now" in words(put_off=2)
     assert "another base model" not in words(put_off=2)
     assert "1 of them for another base model than this" in words(put_off=2, another_base=1)
+
+
+def test_a_status_tells_of_a_disk_that_is_full_or_nearly_so_and_of_no_other():
+    def words(free_mib: int) -> str:
+        status = replace(STATUS, disk_free_bytes=free_mib * 2**20, disk_kept_bytes=64 * 2**20)
+        return " ".join(shown(lambda console: show_status(console, status, [])).split())
+
+    assert "disk full (63.0 MiB free, and the journal keeps 64.0 MiB" in words(63)
+    assert "disk nearly full (64.0 MiB free" in words(64)
+    assert "disk" not in words(128)

@@ -1,6 +1,7 @@
 """What the daemon shall serve, as people write it."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,15 @@ def said_when_ready(http: str) -> str:
     stream = io.StringIO()
     StartScreen(Console(file=stream, soft_wrap=True), state_option="").show(status(http, a="ready"))
     return stream.getvalue()
+
+
+def test_a_disk_that_is_full_already_is_told_when_all_are_ready():
+    stream = io.StringIO()
+    full = replace(status(a="ready"), disk_kept_bytes=64 * 2**20)
+
+    StartScreen(Console(file=stream, soft_wrap=True), state_option="").show(full)
+
+    assert "the disk of /state is full (0.0 MiB free, and the journal keeps 64.0 MiB" in stream.getvalue()
 
 
 def test_http_comes_with_the_way_to_it_and_with_a_warning_where_others_reach_it():

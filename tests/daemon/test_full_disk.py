@@ -13,6 +13,7 @@ from loractl.bus.errors import StorageFailed
 from loractl.bus.messages import (
     AdapterCreated,
     CreateAdapter,
+    DaemonStatus,
     GetStatus,
     OptimStep,
     PassResult,
@@ -71,15 +72,20 @@ def test_new_requests_are_refused_with_numbers_while_outcomes_still_have_room(da
         created = create(client)
         ballast = fill(disk, leave_bytes=ENOUGH_FOR_OUTCOMES)
 
-        with pytest.raises(StorageFailed, match=r"the disk has \d+ bytes free.*nothing was changed"):
+        with pytest.raises(StorageFailed, match=r"the disk has \d+\.\d MiB free.*nothing was changed"):
             client.request(step(created, 1), timeout_s=PATIENCE_S)
-        client.request(GetStatus(), timeout_s=PATIENCE_S)
+        full = client.request(GetStatus(), timeout_s=PATIENCE_S)
         ballast.unlink()
+        emptied = client.request(GetStatus(), timeout_s=PATIENCE_S)
 
         stepped = client.request(step(created, 1), timeout_s=PATIENCE_S)
 
     assert stepped == StepResult(applied=True, step=1, grad_norm=0.0, learning_rate=0.1, tokens=0)
     assert daemon.process.poll() is None
+    assert isinstance(full, DaemonStatus)
+    assert isinstance(emptied, DaemonStatus)
+    assert 0 < full.disk_free_bytes <= ENOUGH_FOR_OUTCOMES
+    assert (full.disk_is_full, emptied.disk_is_full) == (True, False)
 
 
 def test_an_outcome_that_finds_no_room_is_told_once_there_is_some_and_the_daemon_lives(

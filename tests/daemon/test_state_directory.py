@@ -35,6 +35,15 @@ def test_only_the_user_may_enter_the_run_directory_even_an_old_one(start: Start,
     assert mode(layout.config) == 0o600
 
 
+def test_a_state_directory_that_was_there_keeps_its_mode(start: Start, state_dir: Path):
+    state_dir.chmod(0o755)
+
+    start().until(trainer="ready")
+
+    assert mode(state_dir) == 0o755
+    assert mode(StateLayout(state_dir).logs) == 0o700
+
+
 def test_a_second_daemon_on_the_same_directory_is_refused_by_name(start: Start, state_dir: Path):
     first = start().until(trainer="ready")
 

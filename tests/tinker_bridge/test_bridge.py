@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -34,6 +35,7 @@ from loractl.bus.messages import (
     ActorReady,
     ActorRole,
     ActorStatus,
+    CreateAdapter,
     DaemonStatus,
     Drain,
     Envelope,
@@ -83,9 +85,10 @@ STARTING = status(actor("trainer", "trainer", "starting"))
         (STARTING, ("trainer is starting",)),
         (status(actor("trainer", "trainer", "failed", "no model")), ("trainer is failed",)),
         (status(), ("the daemon has no trainer",)),
+        (replace(READY, disk_free_bytes=63, disk_kept_bytes=64), ("the disk is full",)),
     ],
 )
-def test_the_service_is_up_when_the_trainer_is_ready(
+def test_the_service_is_up_when_the_trainer_is_ready_and_has_room(
     reported: DaemonStatus, missing: tuple[str, ...]
 ) -> None:
     assert health_of(reported).missing == missing
@@ -197,6 +200,7 @@ class Broker:
     def __init__(self, layout: StateLayout) -> None:
         self.status = READY
         self.heard: Queue[Message] = Queue()
+        self.unanswered: Queue[Message] = Queue()
         self._limits = LimitsConfig()
         self._orders: Queue[Callable[[], None]] = Queue()
         self._context = sockets.new_context()
@@ -230,6 +234,7 @@ class Broker:
             for client, *frames in sockets.receive_waiting(self._clients):
                 asked = decode(frames, self._limits)
                 if not isinstance(asked.body, GetStatus):
+                    self.unanswered.put(asked.body)
                     continue  # what the trainer would answer, once it is ready
                 answer = Envelope(request=asked.request, tenant=asked.tenant, body=self.status)
                 self._clients.send_multipart([client, *encode(answer)])
@@ -283,13 +288,23 @@ def test_the_bridge_serves_where_it_says_until_it_is_drained(broker: Broker, sta
         assert process.wait(60) == 0
 
 
-def test_a_signal_ends_the_bridge_cleanly(broker: Broker, state_dir: Path) -> None:
-    with bridge(state_dir) as process:
-        broker.wait_until_ready()
+def test_a_signal_ends_the_bridge_cleanly_and_who_still_waits_is_told(
+    broker: Broker, state_dir: Path
+) -> None:
+    headers = {"X-API-Key": Keys(StateLayout(state_dir)).create("ann")}
+    with bridge(state_dir) as process, ThreadPoolExecutor() as senders:
+        url = broker.wait_until_ready().details
+        asking = senders.submit(httpx.post, f"{url}/add_lora", json={"rank": 4}, headers=headers, timeout=60)
+        while not isinstance(broker.unanswered.get(timeout=20), CreateAdapter):
+            pass
 
         process.send_signal(signal.SIGTERM)
+        answer = asking.result()
+        _, talk = process.communicate(timeout=60)
 
-        assert process.wait(60) == 0
+        assert process.returncode == 0
+        assert (answer.status_code, answer.json()["code"]) == (503, "actor_stopping")
+        assert "Traceback" not in talk
 
 
 def test_bodies_that_grew_leave_no_memory_behind(broker: Broker, state_dir: Path) -> None:
