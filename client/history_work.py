@@ -20,11 +20,13 @@ from ..bus.messages import (
     AdapterList,
     CreateAdapter,
     DeleteAdapter,
+    DescribeModel,
     Done,
     HistoryEntry,
     ListAdapters,
     LoadCheckpoint,
     LoadVersion,
+    ModelDescribed,
 )
 from . import screens
 from .futures import checked
@@ -107,6 +109,7 @@ def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaem
         alone = alone_like(config_from_json(here.config.read_text(encoding="utf-8")), there.root)
         talk_console().print(f"a fresh trainer runs {counted(len(made), 'operation')} of {name} alone")
         with start(alone), Client(alone) as fresh:
+            _check_same_base(client, fresh)
             # Named like no adapter whose files were copied there.
             body = CreateAdapter(name=f"alone-{secrets.token_hex(8)}", lora=details.lora)
             created = checked(fresh.submit(body, tenant=tenant).result(), AdapterCreated)
@@ -119,6 +122,18 @@ def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaem
             "have been saved anew under its name, and the journal does not say any more"
         )
     return _verdict(name, made, differing, same_weights=same_weights)
+
+
+def _check_same_base(running: Client, fresh: Client) -> None:
+    """Raises InvalidRequest: the daemon runs on weights that are not in the model's files any more."""
+    model, now = (
+        checked(each.submit(DescribeModel()).result(), ModelDescribed).model for each in (running, fresh)
+    )
+    if model.weights != now.weights:
+        raise InvalidRequest(
+            f"base model {model.name!r} has other weights in {model.path} than when the daemon started: nothing can be "
+            "told on these; put back the files that it had"
+        )
 
 
 def _verdict(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bus.errors import AdapterExists, AdapterNotFound, CheckpointMismatch
+from ..bus.errors import AdapterExists, AdapterNotFound, AnotherBase, CheckpointMismatch
 from ..bus.layout import StateLayout
 from ..bus.messages import AdapterDetails
 from .adapter import Adapter
@@ -55,6 +55,7 @@ def prepare_run(service: Service, layout: StateLayout, job: Job, say: Say) -> Re
 
     Raises:
         AdapterExists, AdapterNotFound: it exists and `resume` was not asked for, or the reverse.
+        AnotherBase: the run to resume belongs to another base model.
         CheckpointMismatch: the run that is resumed had other data or settings.
         BadRows, InvalidData: the data cannot be used.
         InvalidRequest: a setting is out of range.
@@ -87,7 +88,12 @@ def prepare_run(service: Service, layout: StateLayout, job: Job, say: Say) -> Re
 
 
 def _existing(service: Service, job: Job) -> AdapterDetails | None:
-    found = service.find(job.adapter)
+    try:
+        found = service.find(job.adapter)
+    except AnotherBase:
+        if job.resume:
+            raise
+        found = None  # a fresh one may have the name over this base
     if found is not None and not job.resume:
         raise AdapterExists(
             f"there is an adapter {job.adapter!r} already, at step {found.step}: go on with --resume, "

@@ -142,7 +142,7 @@ class Service:
         return [checked(each.result(), AdapterList) for each in asked]
 
     def find(self, name: str) -> AdapterDetails | None:
-        """The adapter of that name, if there is one."""
+        """The adapter of that name, if there is one. Raises AnotherBase: it is another base model's."""
         with contextlib.suppress(AdapterNotFound):
             return self.details(name)
         return None

@@ -19,6 +19,7 @@ from ..bus.layout import StateLayout
 from ..bus.messages import AdapterDetails, LoraSpec, Usage
 from .adapter import Adapter, Saved
 from .bank import HostState
+from .base_identity import base_signature
 from .budgets import Budgets
 from .checkpoints import Checkpoints
 from .copies import device_budget
@@ -26,7 +27,7 @@ from .disk_quota import DiskQuota
 from .engine import TrainEngine
 from .idleness import Idleness
 from .publishing import Versions
-from .registry import AdapterRecord, Registry, base_signature, exists_on_disk, open_registry
+from .registry import AdapterRecord, Registry, exists_on_disk, open_registry
 from .resident import Residents
 from .saved_states import SavedStates
 from .snapshots import SnapshotRecord, Snapshots

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..bus.errors import CheckpointMismatch
 from ..bus.messages import LoraSpec
 from .bank import HostState
+from .base_identity import base_difference
 from .naming import from_named, listed, to_named
 from .row_layout import RowLayout
 
@@ -64,7 +65,6 @@ def check_geometry(what: str, saved: tuple[LoraSpec, str], ours: tuple[LoraSpec,
     """
     (their_lora, their_base), (lora, base) = saved, ours
     pairs = {
-        "base model": (their_base, base),
         "rank": (their_lora.rank, lora.rank),
         "alpha": (their_lora.alpha, lora.alpha),
         "train_attn": (their_lora.train_attn, lora.train_attn),
@@ -72,6 +72,8 @@ def check_geometry(what: str, saved: tuple[LoraSpec, str], ours: tuple[LoraSpec,
         "train_unembed": (their_lora.train_unembed, lora.train_unembed),
     }
     different = [f"{each} {theirs} is not {own}" for each, (theirs, own) in pairs.items() if theirs != own]
+    if other_base := base_difference(their_base, base):
+        different.insert(0, other_base)
     if different:
         raise CheckpointMismatch(
             f"{what} does not fit this adapter: {', '.join(different)}; create an adapter like the one that was saved"

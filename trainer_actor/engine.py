@@ -17,11 +17,13 @@ from ..bus.errors import InvalidData, LoractlError, OutOfSlots, StartFailed
 from ..bus.messages import Floats, Ints, LoraSpec, ModelDetails
 from . import checks
 from .bank import Bank, HostState, Piece
+from .base_identity import weights_fingerprint
 from .checkpoint_state import Counts, read_state, state_metadata, state_tensors
 from .compute import Compute, OneProcess
 from .costs import Costs
 from .device_choice import adapter_dtype_of, device_of, dtype_of, model_directory, pass_tokens_of
 from .hf_config import BaseModel, read_base_model
+from .hf_weights import weight_files
 from .loss_settings import checked_settings
 from .measuring import measure
 from .naming import to_named
@@ -102,6 +104,7 @@ class TrainEngine:
             max_sequence_tokens=min(config.model.max_sequence_tokens, base.max_positions),
             parameters=parameters,
             dtype=str(dtype).removeprefix("torch."),
+            weights=weights_fingerprint(weight_files(base.path)),
         )
 
     def tell_progress(self, alive: Callable[[], None]) -> None:

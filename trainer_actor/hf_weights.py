@@ -137,7 +137,7 @@ class _Tensors:
         self._path = path
         self._opened: dict[str, safe_open] = {}
         self._taken: set[str] = set()
-        for file in _files(path):
+        for file in weight_files(path):
             opened = _open(file)
             names: list[str] = opened.keys()  # type: ignore[no-untyped-call]
             for name in names:
@@ -185,7 +185,8 @@ class _Tensors:
         return shape
 
 
-def _files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a model directory. Raises InvalidConfig: there are none, or one is missing."""
     index = path / _INDEX
     if not index.is_file():
         if not (path / _SINGLE).is_file():

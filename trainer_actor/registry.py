@@ -5,7 +5,6 @@ adapter exactly as long as that file lies in it. Training state is left to `chec
 to `publishing`.
 """
 
-import hashlib
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,8 @@ import structlog
 from ..bus.errors import AdapterExists, AdapterNotFound, AnotherBase, InvalidRequest
 from ..bus.ids import NO_ADAPTER, AdapterId, TenantId, checked_name, new_adapter_id
 from ..bus.layout import StateLayout
-from ..bus.messages import LoraSpec, ModelDetails
+from ..bus.messages import LoraSpec
+from .base_identity import base_difference
 from .checks import check_lora
 from .durable_files import (
     own_directories,
@@ -55,9 +55,10 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """An adapter on disk that is none of ours, and why. tenant: whose, None where nobody can read it."""
+    """An adapter on disk that is none of ours, and why. tenant and name: None where nobody can read them."""
 
     tenant: TenantId | None
+    name: str | None
     why: str
 
 
@@ -138,6 +139,7 @@ class Registry:
 
         Raises:
             AdapterNotFound: a name was given, and the tenant has no such adapter.
+            AnotherBase: the tenant has it on disk, and it is apart.
         """
         mine = self._named.get(tenant, {})
         if name is None:
@@ -145,6 +147,9 @@ class Registry:
             return sorted(records, key=lambda record: record.created_unix_s)
         if name in mine:
             return [self._records[mine[name]]]
+        for apart in self._apart.values():
+            if (apart.tenant, apart.name) == (tenant, name):
+                raise AnotherBase(f"adapter {name!r} is on disk, but {apart.why}")
         raise AdapterNotFound(f"you have no adapter named {name!r}; `loractl adapters list` shows yours")
 
     def begin_version(self, adapter: AdapterId) -> int:
@@ -194,13 +199,17 @@ def open_registry(layout: StateLayout, base: str) -> Registry:
     apart: dict[AdapterId, Apart] = {}
     for directory in sorted(own_directories(layout.adapters, layout.adapters)):
         record = _read(directory)
-        if record is not None and record.base == base:
-            records.append(record)
+        difference = "" if record is None else base_difference(record.base, base)
+        if record is not None and not difference:
+            # Where it did not say which weights, it is bound to these from now on.
+            records.append(replace(record, base=base))
         elif record is not None:
             log.info("registry.adapter_of_another_base", adapter=record.adapter, base=record.base)
-            apart[record.adapter] = Apart(record.tenant, _of_another_base(record.base, base))
+            apart[record.adapter] = Apart(record.tenant, record.name, _of_another_base(difference))
         elif (directory / _FILE).exists():
-            apart[AdapterId(directory.name)] = Apart(None, f"its {_FILE} cannot be read: the log says why")
+            apart[AdapterId(directory.name)] = Apart(
+                None, None, f"its {_FILE} cannot be read: the log says why"
+            )
         elif _OUR_DIRECTORY.fullmatch(directory.name):
             # A crash in the middle of a creation or a deletion: there is no adapter here.
             shutil.rmtree(directory, ignore_errors=True)
@@ -212,19 +221,8 @@ def exists_on_disk(layout: StateLayout, adapter: AdapterId) -> bool:
     return (layout.adapter(adapter) / _FILE).is_file()
 
 
-def base_signature(model: ModelDetails) -> str:
-    """What must be equal for an adapter's state to belong to a base model.
-
-    The weights themselves are not part of it: hashing gigabytes at every start costs too much.
-    """
-    shape = f"{model.family}/{model.vocab_size}/{model.parameters}"
-    return f"{model.name} {hashlib.sha256(shape.encode()).hexdigest()[:16]}"
-
-
-def _of_another_base(theirs: str, ours: str) -> str:
-    return (
-        f"belongs to base model {theirs!r}, and this is {ours!r}: start the daemon with the model that it had"
-    )
+def _of_another_base(difference: str) -> str:
+    return f"belongs to another base model: {difference}; start the daemon with the model that it had"
 
 
 def _read(directory: Path) -> AdapterRecord | None:

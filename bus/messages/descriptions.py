@@ -83,7 +83,7 @@ class AdapterDetails:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDetails:
-    """The base model. `path` is where its files lie on the daemon's machine."""
+    """The base model. `path` is where its files lie on the daemon's machine. `weights`: a fingerprint of them."""
 
     name: str
     path: str
@@ -92,6 +92,7 @@ class ModelDetails:
     max_sequence_tokens: int
     parameters: int
     dtype: str
+    weights: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from loractl.bus.client import Client
@@ -14,13 +15,14 @@ from loractl.bus.config import (
     TrainerConfig,
     load_config,
 )
-from loractl.bus.errors import AdapterNotFound
+from loractl.bus.errors import AdapterNotFound, InvalidRequest
 from loractl.bus.ids import LOCAL_TENANT, AdapterId
 from loractl.client import connect, supervised_datum
 from loractl.client.adapter import Adapter
 from loractl.client.history import read_history
 from loractl.client.history_work import alone_like, verify_adapter
 from loractl.client.service import Service
+from loractl.client.tiny_model import make_tiny_model
 from loractl.daemon.launch import running_daemon
 from loractl.tests.daemon.real_daemon import free_address
 
@@ -217,3 +219,39 @@ def test_with_a_daemon_elsewhere_nothing_is_done_to_the_one_here(loractl, comman
 def test_a_history_of_nobody_is_refused(loractl):
     assert loractl("adapters", "history", "nobody").code == 2
     assert loractl("verify", "nobody").code == 2
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory):
+    """As the daemon's model, of other weights."""
+    directory = tmp_path_factory.mktemp("other") / "tiny"
+    make_tiny_model(directory, seed=1, steps=0)
+    return directory
+
+
+def test_nobody_is_accused_where_the_models_files_are_others_by_now(loractl, other_model):
+    def start(alone: Config) -> contextlib.AbstractContextManager[None]:
+        return running_daemon(replace(alone, model=replace(alone.model, path=str(other_model))))
+
+    config = load_config(state_dir=str(loractl.state_dir), environ={})
+    with pytest.raises(InvalidRequest, match="base model 'tiny' has other weights in"):
+        verify_adapter(config, "pirate", LOCAL_TENANT, start)
+
+
+def test_over_other_weights_of_the_same_name_an_adapter_is_refused_with_words_and_its_name_is_free(
+    loractl, other_model, rows, train
+):
+    restarted = loractl("daemon", "restart", "--base-model", f"tiny={other_model}")
+    assert restarted.code == 0, restarted.err
+
+    for command in (
+        ("verify", "pirate"),
+        ("adapters", "fork", "pirate", "foreign"),
+        ("sample", "hello", "--adapter", "pirate"),
+        ("train", rows, "--adapter", "pirate", "--resume"),
+    ):
+        outcome = loractl(*command)
+
+        assert outcome.code != 0
+        assert "base model 'tiny' has other weights here than it had there" in outcome.err, command
+    train("pirate", 1)

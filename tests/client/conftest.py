@@ -20,6 +20,7 @@ def model_details(tmp_path_factory: pytest.TempPathFactory) -> ModelDetails:
         max_sequence_tokens=64,
         parameters=made.parameters,
         dtype="float32",
+        weights="0123",
     )
 
 

@@ -70,6 +70,7 @@ MODEL = ModelDetails(
     max_sequence_tokens=64,
     parameters=1000,
     dtype="float32",
+    weights="0123",
 )
 SAFETENSORS = bytes(range(256)) * 8
 

@@ -68,6 +68,7 @@ def command_line_arrays(model: Path, tokenizer, rows: list[object], loss: LossNa
         max_sequence_tokens=64,
         parameters=1,
         dtype="float32",
+        weights="0123",
     )
     good, bad = parse_rows([json.dumps(row) for row in rows], loss)
     datums, unfit, _ = ModelText(details, tokenizer).datums(good, None)
