@@ -69,7 +69,8 @@ def list_keys(config: Config, *, as_json: bool) -> int:
     if as_json:
         show_json(data_console(), facts)
     elif facts:
-        rows = [tuple(each.values()) for each in facts]
+        ends = [each.expires_unix_s for each in api] + [each.expires_unix_s for each in curve]
+        rows = [_row(each, end) for each, end in zip(facts, ends, strict=True)]
         show_table(data_console(), ("NAME", "KEY", "ID", "CREATED", "EXPIRES", "FOR"), rows)
     else:
         talk_console().print("no keys yet: `loractl keys create NAME` makes one")
@@ -138,6 +139,11 @@ def _curve_facts(record: CurveRecord) -> dict[str, str]:
         "expires": _shown(record.expires_unix_s),
         "for": "tcp",
     }
+
+
+def _row(facts: dict[str, str], expires_unix_s: float | None) -> tuple[str, ...]:
+    expired = expires_unix_s is not None and time.time() >= expires_unix_s
+    return tuple({**facts, "expires": facts["expires"] + (" (expired)" if expired else "")}.values())
 
 
 def _shown(unix_s: float | None) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from loractl.bus.keys import Keys
+from loractl.bus.layout import StateLayout
 from loractl.bus.listening import listen, url_of
 from loractl.tests.daemon.real_daemon import free_address
 
@@ -154,6 +156,17 @@ def test_a_key_whose_file_cannot_be_written_is_not_made(call, tmp_path: Path):
     assert "cannot write" in outcome.err
     assert json.loads(call("keys", "list", "--json", *place).out) == []
     assert not (tmp_path / "local.key").exists()
+
+
+def test_a_key_that_has_expired_is_listed_as_such(call, tmp_path: Path):
+    keys = Keys(StateLayout(tmp_path))
+    keys.create("alice", expires_unix_s=1.0)
+    keys.create("ben", expires_unix_s=2.0**33)
+
+    table = call("keys", "list", "--state-dir", tmp_path).out
+
+    assert {line.split()[0] for line in table.splitlines() if "(expired)" in line} == {"alice"}
+    assert "ben" in table
 
 
 @pytest.mark.parametrize("expires", ["soon", "3", "0d", "-1d", "1w", "9999999999d"])
