@@ -246,8 +246,6 @@ def test_over_other_weights_of_the_same_name_an_adapter_is_refused_with_words_an
 
     for command in (
         ("verify", "pirate"),
-        ("adapters", "fork", "pirate", "foreign"),
-        ("sample", "hello", "--adapter", "pirate"),
         ("train", rows, "--adapter", "pirate", "--resume"),
     ):
         outcome = loractl(*command)
