@@ -15,6 +15,11 @@ from .results import Result, failed_result
 
 log = structlog.get_logger()
 
+# Of every future that has ended: thousands are remembered, and nothing of their work is needed.
+_OVER = Progress()
+_DONE = asyncio.Event()
+_DONE.set()
+
 
 @dataclass(slots=True, eq=False)
 class Future:
@@ -51,6 +56,10 @@ class Future:
             future.started, future.result, future.ended_unix_s = True, kept.result, kept.ended_unix_s
             future.done.set()
         return future
+
+    def let_go_of_work(self) -> None:
+        """It has its result, and whoever waited was told."""
+        self.progress, self.done = _OVER, _DONE
 
     def begun_written(self, written: "asyncio.Future[None]") -> None:
         self.writing = None

@@ -32,7 +32,7 @@ from .results import Result, failed_result, failed_text
 log = structlog.get_logger()
 
 # Results in memory; all of them are on disk.
-_RECENT_BYTES = 64 * 2**20
+_RECENT_BYTES = 32 * 2**20
 
 _CANCELLED = failed_text("the request was cancelled", "user", "aborted")
 

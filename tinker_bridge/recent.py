@@ -7,7 +7,7 @@ from ..bus.ids import TenantId
 from .future import Future
 
 # What an ended future costs beside its result (measured).
-_ENTRY_BYTES = 1700
+ENTRY_BYTES = 1700
 
 
 class Recent:
@@ -29,6 +29,7 @@ class Recent:
 
     def add(self, future: Future) -> None:
         """One that has ended, and whose result is durable."""
+        future.let_go_of_work()
         self._futures[future.id] = future
         self._size_bytes += _weight(future)
         while self._size_bytes > self._most_bytes and len(self._futures) > 1:
@@ -55,4 +56,4 @@ class Recent:
 
 def _weight(future: Future) -> int:
     assert future.result is not None
-    return _ENTRY_BYTES + len(future.result.body)
+    return ENTRY_BYTES + len(future.result.body)

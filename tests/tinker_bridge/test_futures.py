@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from loractl.tinker_bridge.future_journal import FutureJournal
 from loractl.tinker_bridge.future_rows import Asked
 from loractl.tinker_bridge.futures import Futures
 from loractl.tinker_bridge.progress import Progress
+from loractl.tinker_bridge.recent import ENTRY_BYTES
 from loractl.tinker_bridge.results import Result, json_result
 
 ANN, BEN = TenantId("ann"), TenantId("ben")
@@ -483,5 +485,31 @@ def test_what_cannot_be_started_again_ends_and_says_why(tmp_path: Path) -> None:
             table.fail(future.id, InvalidData("no longer"))
 
             assert said(await table.wait(ANN, future.id, 30))["error"] == "no longer"
+
+    run(test)
+
+
+def test_an_ended_future_takes_no_more_memory_than_it_is_counted_as(tmp_path: Path) -> None:
+    many = 500
+
+    async def test() -> None:
+        with futures(tmp_path, recent_bytes=10**9) as table:
+
+            async def ended(number: int) -> None:
+                asked = Asked(ANN, "/optim_step", b"")
+                future = table.start(asked, ("op", str(number)), b"d", counting(json_result({}), []))
+                await table.wait(ANN, future.id, 60)
+
+            await ended(0)
+            tracemalloc.start()
+            try:
+                before, _ = tracemalloc.get_traced_memory()
+                for number in range(1, many + 1):
+                    await ended(number)
+                after, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            # Collected or not: what ended is in no cycle that keeps its work.
+            assert (after - before) / many < ENTRY_BYTES
 
     run(test)
