@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import queue
 import random
 import signal
@@ -164,7 +165,9 @@ def free_address() -> str:
 
 
 def say_logs(layout: StateLayout, lines: int = 40) -> None:
-    """pytest shows it of a test that failed: what its processes said last."""
+    """pytest shows it of a test that failed: what its processes said last. Elsewhere it would be in the way."""
+    if "PYTEST_CURRENT_TEST" not in os.environ:
+        return
     for file in sorted(layout.logs.glob("*")):
         said = file.read_text(errors="replace").splitlines()[-lines:]
         print(f"--- {file.name}", *said, sep="\n")
