@@ -17,7 +17,6 @@ import structlog
 from ..bus.errors import StorageFailed
 from .future_rows import Begun, Row, Settle
 from .future_table import FutureTable
-from .giving_way import give_way
 
 log = structlog.get_logger()
 
@@ -72,7 +71,6 @@ class FutureJournal:
     # --- in the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
-        give_way()
         try:
             while (batch := self._next()) is not None:
                 self._take_in(batch)

@@ -24,7 +24,6 @@ from .allocator import give_back_large_blocks
 from .app import create_app
 from .bridge import Bridge, open_bridge
 from .connections import Connection
-from .giving_way import pool
 from .housekeeping import keep_house
 from .run_again import run_again
 
@@ -70,7 +69,6 @@ async def run_bridge(config: Config, actor: str) -> None:
     """
     give_back_large_blocks()
     most_files = _allow_many_connections()
-    asyncio.get_running_loop().set_default_executor(pool())
     http = config.daemon.http
     listening = (
         listen_as_before(StateLayout(Path(config.state_dir)).http_port) if http == "auto" else listen(http)
