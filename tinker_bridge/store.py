@@ -16,6 +16,7 @@ import msgspec
 
 from ..bus.errors import StorageFailed
 from ..bus.ids import TenantId
+from ..bus.sqlite_file import transaction
 from .records import CheckpointRecord, Record, RunRecord, SamplerRecord, SessionRecord
 from .settling import Settling
 
@@ -121,16 +122,9 @@ class Store:
         if not statements:
             return
         try:
-            self._db.execute("BEGIN")
-            try:
+            with transaction(self._db):
                 for statement in statements:
                     self._db.execute(*statement)
-                self._db.execute("COMMIT")
-            except BaseException:
-                # SQLite ends the transaction itself where the disk is full; what it said then is the reason.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
         except sqlite3.Error as error:
             raise StorageFailed(f"a record cannot be written to the state directory: {error}") from error
         self.settling.wrote()
