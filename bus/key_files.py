@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from .disk_sync import sync
 from .errors import StorageFailed
 from .layout import StateLayout
 from .private_files import make_private
@@ -95,11 +96,7 @@ def replace(file: Path, data: bytes) -> None:
         written.flush()
         os.fsync(written.fileno())
     aside.replace(file)
-    directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)  # a key that was shown, or revoked, is so after a loss of power, too
-    finally:
-        os.close(directory)
+    sync(file.parent)  # a key that was shown, or revoked, is so after a loss of power, too
 
 
 def unusable(path: Path, error: OSError, holds: str) -> StorageFailed:

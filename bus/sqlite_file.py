@@ -4,12 +4,12 @@ WAL with full synchronisation: what was committed is there after the power went.
 left to whoever opens them.
 """
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .disk_sync import sync
 from .errors import StorageFailed
 
 # The log may grow beyond it for a large request; afterwards it is cut to this.
@@ -44,7 +44,7 @@ def open_database(
         try:
             file.chmod(0o600)
             _prepare(db, file, newest, changes, (*_DURABLE, *settings))
-            _sync(file.parent)  # the file's name, too, has to outlive the machine's power
+            sync(file.parent)  # the file's name, too, has to outlive the machine's power
         except BaseException:
             db.close()
             raise
@@ -84,11 +84,3 @@ def _prepare(
         db.execute(f"PRAGMA {setting}").close()
     if found < newest:
         db.executescript(f"BEGIN IMMEDIATE; {changes(found)} PRAGMA user_version = {newest}; COMMIT")
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import msgspec
 
 from ..bus.disk_room import check_free_for_tenant
+from ..bus.disk_sync import sync
 from ..bus.errors import CheckpointNotFound, DiskQuotaExceeded, ResultExpired, StorageFailed
 from ..bus.ids import TenantId
 from ..bus.layout import StateLayout
@@ -140,7 +141,7 @@ class Exports:
             directory.mkdir(mode=0o700)
             size_bytes = sum(_write_file(directory, name, data, to) for name, data in files.items())
             for each in (directory, directory.parent):
-                _sync(each)
+                sync(each)
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             raise StorageFailed(f"cannot write the export: {error.strerror or error}") from error
@@ -174,14 +175,6 @@ def _synced(file: BinaryIO) -> int:
     file.flush()
     os.fsync(file.fileno())
     return file.tell()
-
-
-def _sync(directory: Path) -> None:
-    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def _files(directory: Path) -> list[Path]:

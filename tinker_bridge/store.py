@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ..bus.disk_sync import sync
 from ..bus.errors import StorageFailed
 from ..bus.ids import TenantId
 from ..bus.sqlite_file import transaction
@@ -45,10 +46,11 @@ class Store:
             file.chmod(0o600)
             self._prepare(file)
             self.secret = self._secret()
+            sync(file.parent)  # the file's name, too, has to outlive the machine's power
             # From here on what is written waits for `settle`.
             for setting in ("synchronous = NORMAL", "wal_autocheckpoint = 0"):
                 self._db.execute(f"PRAGMA {setting}").close()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StorageFailed(f"cannot open {file}: {error}") from error
         self.settling = Settling(file, move=lambda: _move_log(file))
         self._file = file

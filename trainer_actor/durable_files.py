@@ -20,6 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from ..bus.crash_points import crash_point
+from ..bus.disk_sync import sync
 from ..bus.errors import StorageFailed
 
 _ASIDE = ".aside-"
@@ -54,7 +55,7 @@ def write_file(file: Path, data: bytes) -> None:
     try:
         aside.write_bytes(data)
         crash_point("file.written")
-        _sync(aside)
+        sync(aside)
         crash_point("file.synced")
         aside.replace(file)
         crash_point("file.renamed")
@@ -62,7 +63,7 @@ def write_file(file: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     try:
-        _sync(file.parent)
+        sync(file.parent)
     except OSError as error:
         raise NotSynced(error.errno, error.strerror) from error
 
@@ -77,8 +78,8 @@ def new_directory(final: Path) -> Iterator[Path]:
         yield aside
         crash_point("file.written")
         for file in aside.iterdir():
-            _sync(file)
-        _sync(aside)
+            sync(file)
+        sync(aside)
         crash_point("file.synced")
         aside.rename(final)
         crash_point("file.renamed")
@@ -213,7 +214,7 @@ def _sync_or_move_back(path: Path, before: Path) -> None:
         OSError: it is where it was.
     """
     try:
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         try:
             path.rename(before)
@@ -234,16 +235,8 @@ def _make_directory(directory: Path) -> None:
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def _aside(path: Path) -> Path:
     return path.with_name(f"{_ASIDE}{secrets.token_hex(8)}")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
