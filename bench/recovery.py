@@ -121,7 +121,10 @@ def measure(killed: str, adapters: int, seconds: float, *, snapshots: bool) -> R
         with Client(service.config) as client:
             trainees = [create(client, number) for number in range(adapters)]
             trained_s = train(client, trainees, 2.0 if snapshots else seconds)
+        until = time.monotonic() + _PATIENCE_S
         while snapshots and to_run_again(service.config):
+            if time.monotonic() > until:
+                sys.exit(f"snapshots do not hold everything after {_PATIENCE_S:g} s: see the trainer's log")
             time.sleep(0.2)
         again = to_run_again(service.config)
         began = time.monotonic()
