@@ -21,6 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # Sums of parts are added up by themselves, and then those of all parts: another order. A gradient of this model is up
 # to hundreds, and Adam makes steps of one size of what is nearly nothing.
 TOLERANCE = {"rtol": 2e-4, "atol": 3e-4}
+# Memory of earlier passes goes back to the system, so that a limit on all of it is one on what the next pass takes.
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT / ".pkg"),
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**16),
+    "MALLOC_TRIM_THRESHOLD_": str(2**16),
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,7 @@ def played(lab: Lab, directory: Path, *arguments: str) -> Came:
     out = directory / "came.safetensors"
     subprocess.run(
         [sys.executable, "-W", "ignore", ranks_scenes.__file__, str(lab.root), str(out), *arguments],
-        env=subprocess_environment({"PYTHONPATH": str(ROOT / ".pkg"), "OMP_NUM_THREADS": "1"}),
+        env=subprocess_environment(ENVIRONMENT),
         check=True,
         timeout=240,
     )
