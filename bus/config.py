@@ -19,6 +19,7 @@ from platformdirs import user_data_path
 
 from .config_files import config_files, read_toml, state_directory
 from .errors import InvalidConfig
+from .giving_way import MOST_NICENESS
 from .listening import http_address, tcp_address
 from .settings import (
     BridgeConfig,
@@ -214,18 +215,24 @@ def _checked(config: Config) -> Config:
         section, _, key = dotted.partition(".")
         if getattr(getattr(config, section), key) < 1:
             raise InvalidConfig(f"{dotted} must be at least 1")
-    if not 0 < config.sampler.gpu_memory_utilization <= 1:
-        raise InvalidConfig("sampler.gpu_memory_utilization must lie in (0, 1]")
-    tenant_numbers(config.fairness.weights, what="fairness.weights", least=_LEAST_SHARE, most=_LARGEST_SHARE)
-    tenant_numbers(config.fairness.priorities, what="fairness.priorities")
-    if not _LEAST_SHARE <= config.fairness.quantum_ms <= _LARGEST_SHARE:
-        raise InvalidConfig(f"fairness.quantum_ms must lie from {_LEAST_SHARE:g} to {_LARGEST_SHARE:g}")
+    _check_ranges(config)
     if config.daemon.serves_http and config.daemon.http != "auto":
         http_address(config.daemon.http)
     for address in (config.daemon.listen, config.client.connect):
         if address:
             tcp_address(address)
     return config
+
+
+def _check_ranges(config: Config) -> None:
+    if not 0 < config.sampler.gpu_memory_utilization <= 1:
+        raise InvalidConfig("sampler.gpu_memory_utilization must lie in (0, 1]")
+    if config.daemon.niceness > MOST_NICENESS:
+        raise InvalidConfig(f"daemon.niceness must lie from 0 to {MOST_NICENESS}")
+    tenant_numbers(config.fairness.weights, what="fairness.weights", least=_LEAST_SHARE, most=_LARGEST_SHARE)
+    tenant_numbers(config.fairness.priorities, what="fairness.priorities")
+    if not _LEAST_SHARE <= config.fairness.quantum_ms <= _LARGEST_SHARE:
+        raise InvalidConfig(f"fairness.quantum_ms must lie from {_LEAST_SHARE:g} to {_LARGEST_SHARE:g}")
 
 
 def _numbers(config: Config) -> Iterable[tuple[str, float]]:

@@ -23,6 +23,8 @@ from .patience import Patience
 PING_EVERY_S = 0.5
 GONE_AFTER_S = 20.0
 _RECALLED_AT_ONCE = 256
+# Of many requests those that are late are found a little later.
+_LOOKED_AT_PER_S = 2000
 # When to ask again after what the daemon would not take just now.
 _AGAIN_S = 1.0
 
@@ -39,6 +41,8 @@ class Conversations:
         # Weak: an answer that nobody waits for any more is dropped when it comes.
         self._asked: WeakValueDictionary[RequestId, Asked] = WeakValueDictionary()
         self._pings: dict[RequestId, float] = {}
+        # All that is unanswered was sent after this.
+        self._none_before = float("inf")
         self._heard_at = float("-inf")
         self._look_at = float("-inf")
         self._recall_at = float("-inf")
@@ -55,6 +59,7 @@ class Conversations:
         asked = self._asked.get(request)
         if asked is None or asked.final is not None:
             asked = Asked(request, tenant, now, frames)
+            self._none_before = min(self._none_before, now)
             self._asked[request] = asked
         return asked
 
@@ -90,7 +95,10 @@ class Conversations:
         if now < self._look_at:
             return None
         self._look_at = now + PING_EVERY_S
-        if not any(asked.final is None and asked.sent_at <= now - PING_EVERY_S for asked in self._all()):
+        # One after the other, for the first one will mostly do.
+        if not any(
+            asked.final is None and asked.sent_at <= now - PING_EVERY_S for asked in self._asked.values()
+        ):
             return None
         ping = new_request_id()
         self._pings[ping] = now
@@ -100,7 +108,7 @@ class Conversations:
         """What to ask after now, if it is time for that."""
         if now < self._recall_at:
             return []
-        self._recall_at = now + PING_EVERY_S
+        self._recall_at = now + max(PING_EVERY_S, len(self._asked) / _LOOKED_AT_PER_S)
         late: dict[TenantId, list[RequestId]] = {}
         for asked in self._all():
             if asked.final is None and asked.recall_at <= now:
@@ -169,6 +177,9 @@ class Conversations:
         # An answer overtakes none: pings before this one went to a daemon that has died.
         self._pings = {other: at for other, at in self._pings.items() if at > sent_at}
         born_at = sent_at - pong.uptime_s  # never later than the true birth, however slow the pong
+        if born_at <= self._none_before:
+            return
+        self._none_before = born_at
         for asked in self._all():
             if asked.sent_at < born_at and asked.final is None:
                 self._lose(asked, now)

@@ -163,7 +163,10 @@ class DaemonConfig:
     Actors send a heartbeat every heartbeat_s. One of which none came for heartbeat_timeout_s, or that is not
     ready ready_timeout_s after its start, is killed and started again. stuck_s: so is one that gets no further
     for so long with one step of its work; it says itself when it gets on: with each layer of a model, token,
-    message and file. 0 is never. stop_timeout_s: how long a stop lets actors end by themselves."""
+    message and file. 0 is never. stop_timeout_s: how long a stop lets actors end by themselves.
+
+    niceness: how far trainer and samplers give way where they and what answers clients want the same CPU, as
+    `nice` counts it; 0 is not at all."""
 
     http: str = ""
     listen: str = ""
@@ -175,6 +178,7 @@ class DaemonConfig:
     restart_max_s: float = 30.0
     restart_limit: int = 5
     stop_timeout_s: float = 4.0
+    niceness: int = 5
     chaos: int = 0
 
     @property

@@ -20,6 +20,8 @@ from .future_table import FutureTable
 
 log = structlog.get_logger()
 
+_TOLD_AT_ONCE = 32
+
 
 class FutureJournal:
     """table: for reading only; sees everything that was committed."""
@@ -55,11 +57,17 @@ class FutureJournal:
         """Write what was submitted, then end."""
         self._waiting.put(None)
         self._thread.join()
-        self._take_done()
+        self._tell(len(self._done))
         self.table.close()
 
     def _take_done(self) -> None:
-        while self._done:
+        """Tell of some, then others have their turn: behind each may be a poll that wakes up."""
+        self._tell(min(_TOLD_AT_ONCE, len(self._done)))
+        if self._done:
+            self._loop.call_soon(self._take_done)
+
+    def _tell(self, count: int) -> None:
+        for _ in range(count):
             refused, written = self._done.popleft(), self._asked.popleft()
             if written.cancelled():
                 continue

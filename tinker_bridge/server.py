@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import resource
 import signal
 import socket
@@ -23,6 +22,7 @@ from ..bus.messages import Drain, Echo, Echoed, Envelope
 from .allocator import give_back_large_blocks
 from .app import create_app
 from .bridge import Bridge, open_bridge
+from .collecting import collect_by_hand, keep_collecting
 from .connections import Connection
 from .housekeeping import keep_house
 from .run_again import run_again
@@ -36,9 +36,6 @@ _CONNECTIONS_WAITING = 4096
 # Of connections; and what else is open: databases, logs, exports that are being read.
 _MOST_FILES = 2**16
 _OTHER_FILES = 512
-# New objects until the youngest are looked at, rounds of that until the next older, and so on: a millisecond,
-# two milliseconds, and what lives long only after some millions.
-_COLLECT_AFTER = (2000, 5, 500)
 # For answers under way when the daemon stops; the supervisor waits a little longer.
 _GRACE_S = 2
 
@@ -93,7 +90,7 @@ async def run_bridge(config: Config, actor: str) -> None:
         stopping = bridge.futures.gone
         for each in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(each, stopping.set)
-        _collect_rarely()
+        collect_by_hand()
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         keeping = asyncio.create_task(_work(bridge))
         # The socket listens already: requests that come before uvicorn looks wait in its queue.
@@ -113,18 +110,11 @@ async def run_bridge(config: Config, actor: str) -> None:
 
 
 async def _work(bridge: Bridge) -> None:
-    """Take up what an earlier process left, then keep house until cancelled."""
+    """Take up what an earlier process left, and keep house until cancelled."""
     async with asyncio.TaskGroup() as group:
         group.create_task(run_again(bridge))
         group.create_task(keep_house(bridge))
-
-
-def _collect_rarely() -> None:
-    """Python looks for cycles among everything that lives, and nobody is served meanwhile: a third of a
-    second with some thousand futures. What is here now stays, and what comes goes mostly without cycles."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECT_AFTER)
+        group.create_task(keep_collecting(lambda: len(bridge.futures)))
 
 
 def _allow_many_connections() -> int:

@@ -15,6 +15,7 @@ import structlog
 from ..bus.actor_link import ActorLink
 from ..bus.config import Config, config_from_json, set_process_environment
 from ..bus.errors import InvalidConfig, LoractlError, StorageFailed
+from ..bus.giving_way import give_way
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from .absent_libraries import silence_absent_libraries
@@ -60,6 +61,7 @@ def _serve(config: Config, actor: str) -> int:
         }
     )
     silence_absent_libraries()
+    give_way(config.daemon.niceness)
     with ActorLink(config, actor, "trainer") as link:
         # Here, not above: torch reads its settings when it is imported.
         from .actor import TrainerActor

@@ -1,16 +1,23 @@
-"""Clients in processes of their own, so that they do not wait behind one another."""
+"""Clients in processes of their own, so that they do not wait behind one another.
+
+They have what the service leaves of the machine, for users' clients are on other machines and take nothing of it.
+"""
 
 import asyncio
 import multiprocessing
+import os
 import resource
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from .api import Api, connected
 
 Told = Callable[[Any], None]
+
+_NICENESS = 15
 
 
 class Elsewhere:
@@ -39,6 +46,14 @@ def elsewhere(
         process.join()
 
 
+def _give_way() -> None:
+    os.setsid()
+    os.nice(_NICENESS)
+    # Linux may share the machine out among sessions first, and then niceness is for those of one session only.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(_NICENESS))
+
+
 def _run(
     pipe: Connection,
     work: Callable[..., Awaitable[None]],
@@ -46,6 +61,7 @@ def _run(
     key: str,
     arguments: tuple[Any, ...],
 ) -> None:
+    _give_way()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -48,6 +48,7 @@ def test_http_is_off_for_programs_unless_they_ask_for_it(tmp_path: Path, http: s
         ("trainer.gather_s=-1", "trainer.gather_s is -1.0: it must be a finite number and not negative"),
         ("quotas.wait_s=nan", "quotas.wait_s is nan: it must be a finite number"),
         ("fairness.quantum_ms=inf", "fairness.quantum_ms is inf: it must be a finite number"),
+        ("daemon.niceness=20", "daemon.niceness must lie from 0 to 19"),
         ("fairness.quantum_ms=0", "fairness.quantum_ms must lie from 1e-06 to 1e+06"),
         ("fairness.weights=alice=1e-320", "alice has 1e-320; it must lie from 1e-06 to 1e+06"),
         ("fairness.weights=alice=1e308", "alice has 1e308; it must lie from 1e-06 to 1e+06"),
