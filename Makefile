@@ -35,8 +35,9 @@ $(STAMP): pyproject.toml requirements/cpu.lock requirements/cuda.lock requiremen
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# In the order of tests/conftest.py. xdist's own ends with the files of one test, of which some take minutes.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Processes are killed while tenants train. Others every time, and KILLS=... so many; SEED=... draws them again,
 # CHAOS=... (a seed) disturbs messages, too.

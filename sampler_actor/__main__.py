@@ -16,6 +16,7 @@ import structlog
 from ..bus.config import Config, config_from_json, set_process_environment
 from ..bus.errors import LoractlError
 from ..bus.giving_way import give_way
+from ..bus.lasting_imports import lasting_imports
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from .environment import thread_environment
@@ -51,7 +52,8 @@ def _serve(config: Config, actor: str) -> None:
     set_process_environment(thread_environment(config.sampler.threads))
     give_way(config.daemon.niceness)
     # Here, not above: torch and the tokenizer read the environment when they are imported.
-    from .actor import run_sampler
+    with lasting_imports():
+        from .actor import run_sampler
 
     # Not asyncio.run, whose end waits for threads: a stop does not wait for an engine that is starting.
     asyncio.Runner().run(run_sampler(config, actor))

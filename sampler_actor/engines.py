@@ -10,6 +10,7 @@ from typing import Literal, assert_never
 
 from ..bus.config import Config, set_process_environment
 from ..bus.errors import EngineFailed
+from ..bus.lasting_imports import lasting_imports
 from ..bus.messages import EngineName
 from .engine import Engine, EngineSettings
 from .environment import vllm_environment
@@ -61,12 +62,14 @@ def open_engine(name: EngineName, settings: EngineSettings) -> Engine:
         case "vllm":
             set_process_environment(vllm_environment(settings.device))
             try:
-                from .vllm_engine import VllmEngine
+                with lasting_imports():
+                    from .vllm_engine import VllmEngine
             except (ImportError, OSError, RuntimeError) as error:
                 raise EngineFailed(f"vllm cannot be imported: {error}") from error
             return VllmEngine(settings)
         case "torch":
-            from .torch_engine import TorchEngine
+            with lasting_imports():
+                from .torch_engine import TorchEngine
 
             return TorchEngine(settings)
         case _:

@@ -16,6 +16,7 @@ from ..bus.actor_link import ActorLink
 from ..bus.config import Config, config_from_json, set_process_environment
 from ..bus.errors import InvalidConfig, LoractlError, StorageFailed
 from ..bus.giving_way import give_way
+from ..bus.lasting_imports import lasting_imports
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from .absent_libraries import silence_absent_libraries
@@ -64,8 +65,9 @@ def _serve(config: Config, actor: str) -> int:
     give_way(config.daemon.niceness)
     with ActorLink(config, actor, "trainer") as link:
         # Here, not above: torch reads its settings when it is imported.
-        from .actor import TrainerActor
-        from .engine import TrainEngine
+        with lasting_imports():
+            from .actor import TrainerActor
+            from .engine import TrainEngine
 
         engine = TrainEngine.build(config)
         try:

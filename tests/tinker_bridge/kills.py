@@ -17,7 +17,11 @@ from loractl.tests.tinker_bridge.served import START_S, Served
 
 def actors(config: Config) -> list[ActorStatus]:
     with Client(config) as client:
-        status = client.request(GetStatus(), timeout_s=PATIENCE_S)
+        return actors_told(client)
+
+
+def actors_told(client: Client) -> list[ActorStatus]:
+    status = client.request(GetStatus(), timeout_s=PATIENCE_S)
     assert isinstance(status, DaemonStatus)
     return [*status.actors]
 
@@ -30,15 +34,18 @@ def replace(served: Served, role: str = "bridge") -> None:
     """Kill an actor, and wait until the service is whole again."""
     before = pid_of(served, role)
     assert before, "0 would be this process's own group"
-    os.kill(before, signal.SIGKILL)
+    # One of each for all tries: to make them takes longer than to ask, and who starts needs the processor.
+    with Client(served.config) as client, httpx.Client() as http:
+        os.kill(before, signal.SIGKILL)
 
-    def serves() -> bool:
-        try:
-            return httpx.get(f"{served.url}/healthz").is_success and pid_of(served, role) not in (0, before)
-        except httpx.TransportError:
-            return False
+        def serves() -> bool:
+            pid = next(each.pid for each in actors_told(client) if each.role == role)
+            try:
+                return pid not in (0, before) and http.get(f"{served.url}/healthz").is_success
+            except httpx.TransportError:
+                return False
 
-    assert until(serves)
+        assert until(serves)
 
 
 def kill_all(served: Served) -> None:

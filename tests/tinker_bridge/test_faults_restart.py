@@ -8,39 +8,13 @@ import os
 import signal
 from collections.abc import Iterator
 
-import httpx
 import pytest
-from loractl.bus.client import Client
-from loractl.bus.messages import DaemonStatus, GetStatus
-from loractl.tests.daemon.real_daemon import PATIENCE_S, until
 from loractl.tests.tinker_bridge import raw as wire
+from loractl.tests.tinker_bridge.kills import pid_of, replace
 from loractl.tests.tinker_bridge.raw import Raw
 from loractl.tests.tinker_bridge.sdk import adapter, logprobs, prompt, same, step, text, tokens, types
-from loractl.tests.tinker_bridge.served import Served
 
 DATA = [text(9, 1)]
-
-
-def bridge_pid(served: Served) -> int:
-    with Client(served.config) as client:
-        status = client.request(GetStatus(), timeout_s=PATIENCE_S)
-    assert isinstance(status, DaemonStatus)
-    return next(each.pid for each in status.actors if each.role == "bridge")
-
-
-def replace_bridge(served: Served) -> None:
-    """Kill the bridge, and wait for the next one at the same place."""
-    before = bridge_pid(served)
-    assert before, "0 would be this process's own group"
-    os.kill(before, signal.SIGKILL)
-
-    def serves() -> bool:
-        try:
-            return httpx.get(f"{served.url}/healthz").is_success and bridge_pid(served) != before
-        except httpx.TransportError:
-            return False
-
-    assert until(serves)
 
 
 @pytest.fixture
@@ -64,7 +38,7 @@ def test_everything_is_still_there_and_training_goes_on(served, user):
     sampled = user.do("/asample", wire.sample(sampler, 0, seed=1))
     unread = user.start("/forward_backward", wire.forward(model, 5))
 
-    replace_bridge(served)
+    replace(served)
 
     assert user.ok("/session_heartbeat", {"session_id": session})
     assert user.ok("/get_info", {"model_id": model})["lora_rank"] == 4
@@ -90,7 +64,7 @@ def test_what_was_sent_before_can_be_sent_again_and_runs_once(served, user):
     ]
     outcomes = [user.do(*each) for each in posts]
 
-    replace_bridge(served)
+    replace(served)
 
     assert [user.do(*each) for each in posts] == outcomes
     assert user.do("/optim_step", wire.optim_step(model, 5))["metrics"]["tokens"] == 0
@@ -105,7 +79,7 @@ def test_the_sdk_does_not_notice(served, service):
         step(each, DATA)
     said = sampler.sample(ids, 2, few).result().sequences
 
-    replace_bridge(served)
+    replace(served)
 
     for each in (client, calm):
         step(each, DATA)
@@ -121,7 +95,7 @@ def test_work_that_is_sent_while_the_bridge_is_away_waits_for_it(served, service
     client, calm = adapter(service), adapter(service)
     expected = [step(calm, DATA).metrics["loss:sum"] for _ in range(2)]
 
-    os.kill(bridge_pid(served), signal.SIGKILL)
+    os.kill(pid_of(served, "bridge"), signal.SIGKILL)
     running = []
     for _ in range(2):
         running.append(client.forward_backward(DATA, "cross_entropy"))

@@ -1,9 +1,11 @@
 """Scenes with adapters, played by one process in a test and by two as a script, and what came of each.
 
-Run as a script it is rank 0 of a trainer with two: a process has one group for its life, and that of the tests has
-none.
+Run as a script it is rank 0 of trainers with two: a process has one group for its life, and that of the tests has
+none. So it forks for each trainer, having read the libraries once.
 """
 
+import json
+import os
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -172,10 +174,21 @@ SCENES: dict[str, Callable[[TrainEngine], Came]] = {
 }
 
 
-def main(models: str, out: str, data_parallel: str, tensor_parallel: str, *scenes: str) -> None:
+def main(models: str, worlds: str) -> int:
+    """worlds: lines of JSON, [file for what came, data parallel, tensor parallel, scenes]."""
+    for out, data_parallel, tensor_parallel, scenes in map(json.loads, worlds.splitlines()):
+        pid = os.fork()
+        if pid == 0:
+            play(Path(models), out, scenes, data_parallel=data_parallel, tensor_parallel=tensor_parallel)
+            return 0
+        if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+            return code
+    return 0
+
+
+def play(models: Path, out: str, scenes: Sequence[str], **sizes: int) -> None:
     torch.set_num_threads(1)
-    sizes = {"data_parallel": int(data_parallel), "tensor_parallel": int(tensor_parallel)}
-    engine = Lab(Path(models)).engine(FAMILY, **sizes, **SETTINGS)
+    engine = Lab(models).engine(FAMILY, **sizes, **SETTINGS)
     came = {f"{name}/{key}": value for name in scenes for key, value in SCENES[name](engine).items()}
     (other,) = psutil.Process().children()
     engine.close()
@@ -184,4 +197,4 @@ def main(models: str, out: str, data_parallel: str, tensor_parallel: str, *scene
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -1,8 +1,9 @@
 """Two data-parallel ranks: the same bits whoever is beside, and what one process computes, within rounding.
 
-The scenes of `ranks_scenes` are played once by two real processes and once here.
+The scenes of `ranks_scenes` are played by two real processes, once for each way to share the work, and once here.
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -31,29 +32,33 @@ ENVIRONMENT = {
 
 
 @pytest.fixture(scope="module")
-def two(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Came:
-    """What came of the scenes on two ranks."""
-    return played(lab, tmp_path_factory.mktemp("ranks"), "2", "1", *SCENES)
+def played(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Came]:
+    """What came of the scenes on two ranks, data parallel and tensor parallel ones: by rank 0 of others, which is a
+    process of its own."""
+    from safetensors.torch import load_file
+
+    lab.directory(FAMILY)
+    directory = tmp_path_factory.mktemp("ranks")
+    files = {name: directory / f"{name}.safetensors" for name in ("data", "tensor")}
+    worlds = [(files["data"], 2, 1, [*SCENES]), (files["tensor"], 1, 2, ["together", "few_datums"])]
+    lines = "\n".join(json.dumps([str(file), *rest]) for file, *rest in worlds)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", ranks_scenes.__file__, str(lab.root), lines],
+        env=subprocess_environment(ENVIRONMENT),
+        check=True,
+        timeout=240,
+    )
+    return {name: load_file(file) for name, file in files.items()}
+
+
+@pytest.fixture
+def two(played: dict[str, Came]) -> Came:
+    return played["data"]
 
 
 @pytest.fixture(scope="module")
 def engine(lab: Lab) -> TrainEngine:
     return lab.engine(FAMILY, **SETTINGS)
-
-
-def played(lab: Lab, directory: Path, *arguments: str) -> Came:
-    """By rank 0 of others, which is a process of its own."""
-    from safetensors.torch import load_file
-
-    lab.directory(FAMILY)
-    out = directory / "came.safetensors"
-    subprocess.run(
-        [sys.executable, "-W", "ignore", ranks_scenes.__file__, str(lab.root), str(out), *arguments],
-        env=subprocess_environment(ENVIRONMENT),
-        check=True,
-        timeout=240,
-    )
-    return load_file(out)
 
 
 def scene(came: Came, name: str) -> Came:
@@ -108,9 +113,9 @@ def test_costs_are_measured_and_no_process_is_left(two: Came) -> None:
 
 
 def test_tensor_parallel_ranks_compute_what_one_process_does(
-    lab: Lab, engine: TrainEngine, tmp_path: Path
+    played: dict[str, Came], engine: TrainEngine
 ) -> None:
-    came = played(lab, tmp_path, "1", "2", "together", "few_datums")
+    came = played["tensor"]
 
     assert not came["left"]
     assert_close(scene(came, "together"), SCENES["together"](engine))

@@ -12,6 +12,7 @@ import structlog
 
 from ...bus.config import Config, config_from_json
 from ...bus.errors import LoractlError
+from ...bus.lasting_imports import lasting_imports
 from ...bus.layout import StateLayout
 from ...bus.logs import configure_logs
 from ..absent_libraries import silence_absent_libraries
@@ -55,7 +56,8 @@ def _log_beside_the_trainers(config: Config, rank: int) -> None:
 def _serve(config: Config, begin: Begin, channel: Channel[FromRank, ToRank]) -> None:
     silence_absent_libraries()
     # Here, not above: torch reads its settings when it is imported, and this takes seconds.
-    from .serving import Rank
+    with lasting_imports():
+        from .serving import Rank
 
     channel.send(Here())
     try:

@@ -1,16 +1,34 @@
-"""The same commands with vLLM as the engine: train, publish, sample."""
+"""The command line beside SDK clients, with vLLM as the engine: train, publish, sample."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from loractl.tests.cli.conftest import Commands
+from loractl.tests.tinker_bridge.served import Served
 
 pytest.importorskip("vllm", reason="vLLM does not import here")
 
 
-def test_an_adapter_is_trained_published_and_sampled_through_vllm(loractl, tiny_model, rows):
-    started = loractl.start(tiny_model, "sampler.engine=vllm", "trainer.threads=1")
-    assert started.code == 0, started.err
+@pytest.fixture
+def loractl(served: Served) -> Iterator[Commands]:
+    commands = Commands(Path(served.config.state_dir))
+    yield commands
+    commands("adapters", "rm", "pirate")
 
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    answers = ("Arr!", "Aye, matey.", "The sea be calling.", "Land ahoy!")
+    file.write_text(
+        "".join(f'{{"prompt": "Question {i}?", "completion": "{a}"}}\n' for i, a in enumerate(answers))
+    )
+    return file
+
+
+def test_an_adapter_is_trained_published_and_sampled_through_vllm(loractl: Commands, rows: Path):
     trained = loractl("train", rows, "--adapter", "pirate", "--rank", "8", "--lr", "1e-2", "--max-steps", "8")
     answer = loractl(
         "sample", "--adapter", "pirate", "--json", "--temperature", "0", "--max-tokens", "6", "Question 1?"
@@ -19,7 +37,6 @@ def test_an_adapter_is_trained_published_and_sampled_through_vllm(loractl, tiny_
     streamed = loractl(
         "sample", "--adapter", "pirate", "--temperature", "0", "--max-tokens", "6", "Question 1?"
     )
-    stopped = loractl("daemon", "stop")
 
     assert trained.code == 0, trained.err
     assert "served by sampler-0 (vllm" in trained.out
@@ -28,4 +45,3 @@ def test_an_adapter_is_trained_published_and_sampled_through_vllm(loractl, tiny_
     assert (sampled["engine"], sampled["version"]) == ("vllm", 1)
     assert streamed.out == sampled["samples"][0]["text"] + "\n"
     assert json.loads(base.out)["samples"][0]["tokens"] != sampled["samples"][0]["tokens"]
-    assert stopped.code == 0
