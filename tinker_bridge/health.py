@@ -25,5 +25,6 @@ def health_of(status: DaemonStatus) -> Health:
         return Health(("the daemon has no trainer",))
     # Without details: anybody may ask, and they may name files.
     missing = [f"{each.actor} is {each.phase}" for each in trainers if each.phase != "ready"]
+    missing += [f"{each.actor} is silent for {each.silent_s:.0f} s" for each in trainers if each.silent_s]
     full = ["the disk is full"] if status.disk_is_full else []
     return Health((*missing, *full), given_up=all(each.phase == "failed" for each in trainers))

@@ -85,6 +85,10 @@ STARTING = status(actor("trainer", "trainer", "starting"))
         (STARTING, ("trainer is starting",)),
         (status(actor("trainer", "trainer", "failed", "no model")), ("trainer is failed",)),
         (status(), ("the daemon has no trainer",)),
+        (
+            status(replace(actor("trainer", "trainer", "ready"), silent_s=12.3)),
+            ("trainer is silent for 12 s",),
+        ),
         (replace(READY, disk_free_bytes=63, disk_kept_bytes=64), ("the disk is full",)),
     ],
 )
