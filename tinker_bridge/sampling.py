@@ -65,8 +65,9 @@ class Sampling:
             with self.room.taken(tenant):
                 progress.waiting = self._base
                 progress.made.set()  # a sample's body is JSON, and grows to nothing much
-                context_tokens = (await self._base.details()).max_sequence_tokens
-                call = decode_sample(content, context_tokens=context_tokens)
+                if sampler.adapter is not None or sampler.model_path is not None:
+                    await self._base.wait_for_versions()
+                call = decode_sample(content, context_tokens=self._base.most_tokens)
                 source = await self._samplers.source(tenant, sampler.id)
                 drawn, seed = progress.origin.number("seed", _SEEDS), call.message.seed
                 sample = replace(

@@ -50,6 +50,7 @@ from loractl.bus.messages import (
     PublishAdapter,
     Receipt,
     RefuseOperation,
+    Sample,
     SaveCheckpoint,
     StateLoaded,
     TenantList,
@@ -85,9 +86,10 @@ class Adapter:
 
 class InMemoryBus:
     """asked: every message that came, with its tenant. given_up: whether the trainer was, which answers for
-    all that is asked of it, but to those who ask who is there."""
+    all that is asked of it, but to those who ask who is there, or for a sample."""
 
     given_up = False
+    model_path = MODEL.path
 
     def __init__(self) -> None:
         self.adapters: dict[AdapterId, Adapter] = {}
@@ -106,7 +108,7 @@ class InMemoryBus:
         self.asked.append((tenant, body))
         if isinstance(body, GetStatus):
             return self._status()
-        if self.given_up:
+        if self.given_up and not isinstance(body, Sample):
             raise ActorUnavailable("the trainer was given up")
         return self._answer(body, tenant or TenantId("local"))
 
@@ -189,8 +191,9 @@ class InMemoryBus:
             http="",
             actors=(trainer,),
             adapters=len(self.adapters),
-            versions=0,
+            versions=sum(len(each.versions) for each in self.adapters.values()),
             last_event=0,
+            model_path=self.model_path,
         )
 
     def _created(self, name: str, lora: LoraSpec, tenant: TenantId) -> AdapterCreated:
