@@ -178,7 +178,9 @@ def opened(directory: Path) -> Iterator[tuple[Service, list[str]]]:
         loop.get_loop()
 
         async def make() -> Bridge:
-            return open_bridge(config, AnsweringBus(model))
+            bus = AnsweringBus(model)
+            bus.layout = StateLayout(state)
+            return open_bridge(config, bus)
 
         bridge = loop.run(make())
         yield Service(bridge, loop), keys
