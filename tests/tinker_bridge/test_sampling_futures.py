@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loractl.bus.errors import ActorRestarting, EngineFailed, LoractlError, VersionNotFound
+from loractl.bus.errors import ActorRestarting, AnotherBase, EngineFailed, LoractlError, VersionNotFound
 from loractl.bus.ids import TenantId
 from loractl.bus.messages import Message, Sample, SampleResult
 from loractl.client.tiny_model import _tokenizer
@@ -96,6 +96,24 @@ def test_a_sample_from_a_checkpoint_that_went_says_so_and_names_nothing_of_its_o
 
     assert "secret" not in result["error"]
     assert result["error"].endswith(f"{path} was deleted, or expired")
+
+
+def test_a_sample_over_another_base_model_says_how_to_get_its_source_back(tmp_path: Path) -> None:
+    async def story() -> Any:
+        bus = CrashingBus(AnotherBase("adapter 'secret' is on disk, but belongs to another base model"))
+        async with bridge_on(tmp_path, bus) as bridge:
+            user = User(bridge, "ann")
+            path = await user.save_for_sampler(await user.run(), 1, "kept")
+            session = await user.session()
+            opened = await user.post(
+                "/create_sampling_session", session_id=session, sampling_session_seq_id=0, model_path=path
+            )
+            return await sampled(user, opened["sampling_session_id"])
+
+    result = asyncio.run(asyncio.wait_for(story(), 60))
+
+    assert "secret" not in result["error"]
+    assert "is kept, and belongs to another base model than the server has now" in result["error"]
 
 
 @pytest.mark.parametrize("again", [False, True])
