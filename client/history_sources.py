@@ -1,8 +1,11 @@
 """What an adapter's history begins with, where that is a checkpoint or version: whether it is still the one
-that was loaded, and a copy for a trainer that runs the history alone.
+that was loaded, and a copy for a trainer that runs the history alone. And the newest checkpoint, from which an
+adapter can be had whose history is cut.
 """
 
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +24,11 @@ from ..bus.messages import (
 from .history import Operation, read_history, read_operation, read_save
 
 
-class _Kept(msgspec.Struct):
-    """Of a checkpoint's description. sequence: the newest of a name counts."""
+class Kept(msgspec.Struct):
+    """Of a checkpoint's description. sequence: the newest of a name counts, and of an adapter."""
 
+    name: str
+    step: int
     sequence: int
     digest: str
 
@@ -91,17 +96,24 @@ def _copy(here: Path, there: Path, what: str) -> None:
         raise StorageFailed(f"cannot copy {what}: {error.strerror or error}") from error
 
 
-def _kept(layout: StateLayout, operation: LoadCheckpoint) -> _Kept:
+def newest_checkpoint(layout: StateLayout, adapter: AdapterId) -> Kept | None:
+    return _newest((layout.adapter(adapter) / "checkpoints").glob("*/*/checkpoint.json"))
+
+
+def _kept(layout: StateLayout, operation: LoadCheckpoint) -> Kept:
     """The newest checkpoint of that name. Raises InvalidRequest: there is none."""
-    found: list[_Kept] = []
-    for file in layout.checkpoint(operation.source, operation.name).glob("*/checkpoint.json"):
-        try:
-            found.append(msgspec.json.decode(file.read_bytes(), type=_Kept))
-        except (OSError, msgspec.DecodeError):  # it went just now, or is nobody's
-            continue
-    if not found:
+    found = _newest(layout.checkpoint(operation.source, operation.name).glob("*/checkpoint.json"))
+    if found is None:
         raise _gone(f"checkpoint {operation.name!r}")
-    return max(found, key=lambda each: each.sequence)
+    return found
+
+
+def _newest(files: Iterable[Path]) -> Kept | None:
+    found: list[Kept] = []
+    for file in files:
+        with suppress(OSError, msgspec.DecodeError):  # it went just now, or is nobody's
+            found.append(msgspec.json.decode(file.read_bytes(), type=Kept))
+    return max(found, key=lambda each: each.sequence, default=None)
 
 
 def _saved(client: Client, load: LoadCheckpoint, at: HistoryEntry, tenant: TenantId) -> str | None:

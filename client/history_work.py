@@ -27,17 +27,18 @@ from ..bus.messages import (
     LoadCheckpoint,
     LoadVersion,
     ModelDescribed,
+    StateLoaded,
 )
 from . import screens
 from .futures import checked
 from .history import KEPT_SO_LONG, Difference, changes, read_history, run_again
-from .history_sources import Source, copy_source, source_of
+from .history_sources import Kept, Source, copy_source, newest_checkpoint, source_of
 from .history_weights import exported, standing
 from .terminal import EXIT_FAILED, counted, data_console, show_json, show_table, size_text, talk_console
 
 _INSTEAD_OF_A_FORK = (
-    "what it is now can be had all the same: go on with `loractl train --resume`, or load a checkpoint of it into a "
-    "new adapter (`save` and `load` of the Python client; `loractl adapters export` and `import` for weights alone)"
+    "what it is now can be had all the same: save it (`save` of the Python client) and fork it again, which loads the "
+    "checkpoint; or go on with `loractl train --resume` (`loractl adapters export` and `import`: weights alone)"
 )
 _INSTEAD_OF_A_PROOF = "give them more before a run that is to be verified"
 
@@ -68,19 +69,19 @@ def fork_adapter(config: Config, name: str, new: str, at_step: int | None, tenan
     with _client(config) as client:
         details = _details(client, name, tenant)
         entries, whole = read_history(client, details.adapter, tenant)
-        made = _from_the_start(
-            changes(entries, at_step=at_step, whole=whole), whole=whole, instead=_INSTEAD_OF_A_FORK
-        )
-        _source(client, details, tenant, made, config)
-        created = checked(
-            client.submit(CreateAdapter(name=new, lora=details.lora), tenant=tenant).result(), AdapterCreated
-        )
-        onto = (created.details.adapter, created.lane)
         try:
+            made = _from_the_start(
+                changes(entries, at_step=at_step, whole=whole), whole=whole, instead=_INSTEAD_OF_A_FORK
+            )
+        except InvalidRequest:
+            saved = _saved_now(config, details, at_step)
+            if whole or saved is None:
+                raise
+            _fork_from(client, details, saved, new, tenant)
+            return 0
+        _source(client, details, tenant, made, config)
+        with _made(client, details, new, tenant) as onto:
             differing = _replayed(client, details.adapter, tenant, made, client, onto)
-        except BaseException:
-            checked(client.submit(DeleteAdapter(adapter=onto[0]), tenant=tenant).result(), Done)
-            raise
         step = _details(client, new, tenant).step
     talk_console().print(
         f"{new} is {name} as it was at step {step}: {counted(len(made), 'operation')} ran again"
@@ -89,6 +90,44 @@ def fork_adapter(config: Config, name: str, new: str, at_step: int | None, tenan
         _show(differing)
         talk_console().print("its answers are not the journal's to the bit, see above; its steps are")
     return 0
+
+
+def _saved_now(config: Config, details: AdapterDetails, at_step: int | None) -> Kept | None:
+    """A checkpoint of what the adapter is at this moment, where that is what is asked for."""
+    if at_step not in (None, details.step) or (at_step is None and details.open_window):
+        return None
+    saved = newest_checkpoint(StateLayout(Path(config.state_dir)), details.adapter)
+    return saved if saved is not None and saved.step == details.step else None
+
+
+def _fork_from(client: Client, details: AdapterDetails, saved: Kept, new: str, tenant: TenantId) -> None:
+    """Raises InvalidRequest: another state has been loaded since, or it has gone on."""
+    with _made(client, details, new, tenant) as (adapter, lane):
+        load = LoadCheckpoint(adapter=adapter, lane=lane, seq=1, source=details.adapter, name=saved.name)
+        checked(client.submit(load, tenant=tenant).result(), StateLoaded)
+        now = standing(client, details.adapter, tenant).weights
+        if exported(client, adapter, tenant, lane, 2) != now:
+            raise InvalidRequest(
+                f"checkpoint {saved.name!r} is not what {details.name} is now: save another one, then ask again"
+            )
+    talk_console().print(
+        f"{new} is {details.name} as it was at step {saved.step}: loaded from checkpoint {saved.name!r}"
+    )
+
+
+@contextlib.contextmanager
+def _made(
+    client: Client, details: AdapterDetails, new: str, tenant: TenantId
+) -> Iterator[tuple[AdapterId, LaneId]]:
+    """A new adapter like another one, which is gone again where the block fails."""
+    body = CreateAdapter(name=new, lora=details.lora)
+    created = checked(client.submit(body, tenant=tenant).result(), AdapterCreated)
+    adapter = created.details.adapter
+    try:
+        yield adapter, created.lane
+    except BaseException:
+        checked(client.submit(DeleteAdapter(adapter=adapter), tenant=tenant).result(), Done)
+        raise
 
 
 def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaemon) -> int:

@@ -84,15 +84,26 @@ def show_actors(console: Console, actors: Sequence[ActorStatus]) -> None:
 
 
 def _actor_row(actor: ActorStatus) -> tuple[str | Text, ...]:
+    hangs = _hang_text(actor)
     return (
         actor.actor,
-        Text(actor.phase, _PHASE_STYLES.get(actor.phase, "yellow")),
+        Text(actor.phase, "yellow" if hangs else _PHASE_STYLES.get(actor.phase, "yellow")),
         str(actor.pid) if actor.pid else "-",
         size_text(actor.rss_bytes) if actor.rss_bytes else "-",
         str(actor.restarts),
         str(actor.waiting),
-        f"given up: {actor.details}" if actor.phase == "failed" else actor.details,
+        f"given up: {actor.details}" if actor.phase == "failed" else hangs or actor.details,
     )
+
+
+def _hang_text(actor: ActorStatus) -> str:
+    """What to know of one that may hang; nothing of any other."""
+    if actor.silent_s:
+        return f"no sign of life for {duration_text(actor.silent_s)}: started again if that goes on"
+    if actor.stuck_s:
+        at = actor.stuck_at or "what it is at"
+        return f"no further with {at} for {duration_text(actor.stuck_s)}: started again if that goes on"
+    return ""
 
 
 def show_adapters(

@@ -7,6 +7,7 @@ or failed (given up). Only the supervisor starts and ends processes; it tells th
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ..bus.config import DaemonConfig
 from ..bus.errors import ActorUnavailable
 from ..bus.ids import ActorId
 from ..bus.messages import ActorPhase, ActorReady, ActorRole, ActorStatus, Heartbeat
@@ -14,10 +15,14 @@ from .decisions import Key
 from .ledger import Ticket
 from .routing import ROLES, Destination
 
+# One that hangs is shown to do so once this part of the time after which it is ended has passed.
+_OVERDUE = 0.25
+
 
 @dataclass(slots=True, eq=False)
 class Actor:
-    """holds: requests handed to it and not answered. pid 0: nobody told, so any pid is believed."""
+    """holds: requests handed to it and not answered. pid 0: nobody told, so any pid is believed. heard: when
+    it last gave a sign of life, and what it was at then."""
 
     name: ActorId
     role: ActorRole
@@ -27,8 +32,15 @@ class Actor:
     rss_bytes: int = 0
     details: str = ""
     holds: dict[Key, Ticket] = field(default_factory=dict)
+    heard: float = 0.0
+    busy_s: float = 0.0
+    busy_at: str = ""
 
-    def status(self) -> ActorStatus:
+    def status(self, now: float, config: DaemonConfig) -> ActorStatus:
+        silent_s = now - self.heard if self.phase == "ready" else 0.0
+        stuck_s = self.busy_s + silent_s if self.phase == "ready" and self.busy_s else 0.0
+        is_silent = silent_s > max(_OVERDUE * config.heartbeat_timeout_s, 2 * config.heartbeat_s)
+        is_stuck = stuck_s > _OVERDUE * config.stuck_s > 0.0
         return ActorStatus(
             actor=self.name,
             role=self.role,
@@ -38,6 +50,9 @@ class Actor:
             rss_bytes=self.rss_bytes,
             waiting=len(self.holds),
             details=self.details,
+            silent_s=silent_s if is_silent else 0.0,
+            stuck_s=stuck_s if is_stuck else 0.0,
+            stuck_at=self.busy_at if is_stuck else "",
         )
 
 
@@ -97,12 +112,13 @@ class ActorTable:
         actor.pid, actor.restarts, actor.rss_bytes = pid, restarts, 0
         actor.phase = "restarting" if restarts else "starting"
 
-    def ready(self, body: ActorReady) -> Actor | None:
+    def ready(self, body: ActorReady, now: float) -> Actor | None:
         """Believe a READY that comes from the process we started; None for any other."""
         actor = self._actors.get(ActorId(body.actor))
         if actor is None or actor.pid not in (0, body.pid) or actor.phase in ("stopping", "failed"):
             return None
         actor.phase, actor.pid, actor.details = "ready", body.pid, body.details
+        actor.heard, actor.busy_s, actor.busy_at = now, 0.0, ""
         return actor
 
     def lost(self, name: ActorId, *, for_good: bool, details: str) -> list[Ticket]:
@@ -114,9 +130,10 @@ class ActorTable:
         held, actor.holds = actor.holds, {}
         return [*held.values()]
 
-    def beat(self, body: Heartbeat) -> None:
+    def beat(self, body: Heartbeat, now: float) -> None:
         if actor := self._actors.get(ActorId(body.actor)):
             actor.rss_bytes = body.rss_bytes
+            actor.heard, actor.busy_s, actor.busy_at = now, body.busy_s, body.at
 
     def stopping(self) -> Iterable[Actor]:
         """Turn every live actor to stopping; returns those that can be told."""

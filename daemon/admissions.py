@@ -50,7 +50,12 @@ class Admissions:
             )
         if body.adapter is not None:
             owner = body.owner or ticket.key[0]
-            ticket.pin = self._publishing.versions.admit(owner, body.adapter, body.version)
+            try:
+                ticket.pin = self._publishing.versions.admit(owner, body.adapter, body.version)
+            except VersionNotFound as error:
+                if (elsewhere := self._dispatch.recovery.elsewhere(body.adapter, owner)) is not None:
+                    raise elsewhere from error
+                raise
             ticket.frames = [with_fields(ticket.frames[0], version=ticket.pin.number), *ticket.frames[1:]]
         return self._dispatch.place(ticket, now)
 

@@ -104,7 +104,7 @@ class Hearing:
     def report(self, body: Message, now: float) -> list[Decision]:
         match body:
             case Heartbeat(actor=actor):
-                self._dispatch.actors.beat(body)
+                self._dispatch.actors.beat(body, now)
                 return [Heard(ActorId(actor), busy_s=body.busy_s, at=body.at)]
             case ActorReady():
                 return self._ready(body, now)
@@ -118,7 +118,7 @@ class Hearing:
                 raise AssertionError(f"{other.kind} is no report")
 
     def _ready(self, body: ActorReady, now: float) -> list[Decision]:
-        actor = self._dispatch.actors.ready(body)
+        actor = self._dispatch.actors.ready(body, now)
         if actor is None:  # of a process that we ended, or did not start
             return []
         decisions: list[Decision] = [Heard(actor.name, ready=True)]

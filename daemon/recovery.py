@@ -13,12 +13,13 @@ from ..bus.codec import Header, decode
 from ..bus.config import LimitsConfig
 from ..bus.errors import (
     AdapterNotFound,
+    AnotherBase,
     CheckpointMismatch,
     Internal,
     LoractlError,
     RecoveryFailed,
 )
-from ..bus.ids import NO_ADAPTER, ActorId, AdapterId, RequestId
+from ..bus.ids import NO_ADAPTER, ActorId, AdapterId, RequestId, TenantId
 from ..bus.messages import Failed, RecoverAdapter
 from .answers import left_alone, notice, recovery_failed
 from .decisions import Decision, Forward, Frames, Key, Say, WriteDown
@@ -99,6 +100,13 @@ class Recovery:
         """What requests wait for until then, in words."""
         reason = self._pauses.reason(adapter)
         return f"{WAITS}; that is not possible just now and is tried again: {reason}" if reason else WAITS
+
+    def elsewhere(self, adapter: AdapterId, owner: TenantId) -> AnotherBase | None:
+        """Why there is nothing of an adapter here, to its owner, where it waits on disk for its base model."""
+        if self._past is None or self._pauses.code(adapter) != AnotherBase.code:
+            return None
+        is_theirs = self._past.owner(adapter) == owner
+        return AnotherBase(self._pauses.reason(adapter)) if is_theirs else None
 
     def begin(self, adapter: AdapterId, now: float) -> Step:
         """Recover an adapter, unless that is under way or there is no trainer."""

@@ -43,7 +43,7 @@ def daemon_status(
         http=next(
             (each.details for each in bridges if each.phase == "ready"), config.daemon.http if bridges else ""
         ),
-        actors=tuple(actor.status() for actor in dispatch.actors),
+        actors=tuple(actor.status(now, config.daemon) for actor in dispatch.actors),
         adapters=publishing.adapters,
         versions=len(publishing.versions),
         last_event=publishing.versions.last_event,

@@ -4,9 +4,17 @@ import asyncio
 from typing import Protocol
 
 from ..bus.config import ModelConfig
-from ..bus.errors import ActorRestarting, ActorStopping, InvalidRequest
+from ..bus.errors import ActorRestarting, ActorStopping, ActorUnavailable, InvalidRequest
 from ..bus.ids import RequestId, TenantId
-from ..bus.messages import DescribeModel, Message, ModelDescribed, ModelDetails, WaitCause
+from ..bus.messages import (
+    DaemonStatus,
+    DescribeModel,
+    GetStatus,
+    Message,
+    ModelDescribed,
+    ModelDetails,
+    WaitCause,
+)
 
 _AGAIN_S = 1.0
 
@@ -45,6 +53,7 @@ class BaseModel:
         self._config = config
         self._bus = bus
         self._details: ModelDetails | None = None
+        self._path = ""
         self._asking = asyncio.Lock()
         self._pending: Pending | None = None
 
@@ -52,6 +61,11 @@ class BaseModel:
     def name(self) -> str:
         """As clients call it; known before the trainer is ready."""
         return self._config.name or self._config.path
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a prompt and its answer together; the model itself may hold fewer."""
+        return self._config.max_sequence_tokens
 
     @property
     def waits_for(self) -> str:
@@ -75,6 +89,25 @@ class BaseModel:
                 assert isinstance(described, ModelDescribed)
                 self._details, self._pending = described.model, None
         return self._details
+
+    async def path(self) -> str:
+        """Where its files lie on this machine. The broker says so: it needs no trainer."""
+        if not self._path:
+            self._path = (await self._status()).model_path
+        return self._path
+
+    async def wait_for_versions(self) -> None:
+        """Before a trainer was ready, the broker knows of no versions. Raises ActorUnavailable: it never will."""
+        try:
+            await self.details()
+        except ActorUnavailable:
+            if not (await self._status()).versions:
+                raise
+
+    async def _status(self) -> DaemonStatus:
+        status = await self._bus.request(GetStatus())
+        assert isinstance(status, DaemonStatus)
+        return status
 
     def check(self, wanted: str | None) -> None:
         """Refuse another base model than the one served. Raises InvalidRequest."""

@@ -7,7 +7,7 @@ published versions) or in `<state>/exports` (external ones), and go when their r
 import asyncio
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from ..bus.layout import StateLayout
 from ..bus.messages import DeleteCheckpoint, DeleteVersion
 from .base import Bus
 from .records import CheckpointKind, CheckpointRecord, RunRecord, parsed_path, tinker_path
-from .store import Store
+from .store import Store, not_expired
+from .whole import is_whole
 
 # What the API documents: an hour to ten years.
 _LEAST_TTL_S = 3600
@@ -120,8 +121,18 @@ class Checkpoints:
 
         Raises:
             InvalidRequest: that is no tinker path.
-            CheckpointNotFound: there is none, it expired, or it is another tenant's.
+            CheckpointNotFound: there is none, it expired, its files are gone, or it is another tenant's.
         """
+        record = self.recorded(tenant, path)
+        if not is_whole(self._layout, record):
+            raise CheckpointNotFound(
+                f"there is no checkpoint {path} any more: its files are gone from the server's disk or damaged; "
+                "load another (and delete this one, or overwrite it, to use its name again)"
+            )
+        return record
+
+    def recorded(self, tenant: TenantId, path: str) -> CheckpointRecord:
+        """As `find`, whether or not its files are there."""
         if parsed_path(path) is None:
             raise InvalidRequest(
                 f"{path[:200]!r} is no checkpoint path: write tinker://<run>/<weights|sampler_weights>/<name>"
@@ -133,7 +144,12 @@ class Checkpoints:
 
     def owned(self, tenant: TenantId, path: str) -> CheckpointRecord:
         """The tenant's own checkpoint. Raises as `find`."""
-        record = self.find(tenant, path)
+        self.deletable(tenant, path)
+        return self.find(tenant, path)
+
+    def deletable(self, tenant: TenantId, path: str) -> CheckpointRecord:
+        """As `owned`, whether or not its files are there."""
+        record = self.recorded(tenant, path)
         if record.tenant != tenant:
             raise CheckpointNotFound(f"there is no checkpoint {path}")
         return record
@@ -142,9 +158,30 @@ class Checkpoints:
         """Oldest first, without those that expired."""
         return [each for each in self._store.of_parent(CheckpointRecord, run) if not self._over(each)]
 
-    def of_tenant(self, tenant: TenantId) -> list[CheckpointRecord]:
-        """Newest first, without those that expired."""
-        return [each for each in self._store.of_tenant(CheckpointRecord, tenant) if not self._over(each)]
+    async def page(self, tenant: TenantId, *, limit: int, offset: int) -> tuple[list[CheckpointRecord], int]:
+        """A page of the tenant's checkpoints, newest first, and how many there are.
+
+        Without those that expired, or are not whole any more; among many the latter count, for nobody looks
+        at all of them.
+        """
+        live = not_expired(self._clock())
+        page = self._store.page(CheckpointRecord, tenant, live, limit=limit, offset=offset)
+        total = self._store.count(CheckpointRecord, tenant, live)
+        whole = await self.whole(page)
+        return whole, len(whole) if len(page) == total else total
+
+    async def by_project(self, tenant: TenantId) -> list[tuple[str | None, int, int]]:
+        """See `Store.checkpoints_by_project`."""
+        return await asyncio.to_thread(self._store.checkpoints_by_project, tenant, self._clock())
+
+    async def whole(self, records: Iterable[CheckpointRecord]) -> list[CheckpointRecord]:
+        """Those whose files are there."""
+        layout = self._layout
+        return await asyncio.to_thread(lambda: [each for each in records if is_whole(layout, each)])
+
+    async def last_whole(self, groups: Iterable[Sequence[CheckpointRecord]]) -> list[list[CheckpointRecord]]:
+        """Of each group, oldest first, the last one of each kind whose files are there."""
+        return await asyncio.to_thread(lambda: [_last_whole(self._layout, group) for group in groups])
 
     def check_public(self, record: CheckpointRecord, *, public: bool) -> None:
         """Raises CheckpointExists: it is not public, or not private, but the other already."""
@@ -197,6 +234,14 @@ class Checkpoints:
 
     def _over(self, record: CheckpointRecord) -> bool:
         return record.expires_unix_s is not None and record.expires_unix_s <= self._clock()
+
+
+def _last_whole(layout: StateLayout, group: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
+    found: dict[CheckpointKind, CheckpointRecord] = {}
+    for each in reversed(group):
+        if each.kind not in found and is_whole(layout, each):
+            found[each.kind] = each
+    return [*found.values()]
 
 
 def _remove_files(directory: Path) -> None:

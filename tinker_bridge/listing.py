@@ -12,7 +12,8 @@ from ..bus.errors import AdapterNotFound
 from ..bus.ids import TenantId
 from .bodies import Body
 from .bridge import Bridge
-from .records import CheckpointKind, CheckpointRecord, Json, RunRecord, SessionRecord
+from .records import CheckpointKind, CheckpointRecord, Json, RunRecord
+from .store import ALL, of_project
 
 
 class Checkpoint(Body):
@@ -51,8 +52,10 @@ class Cursor(Body):
     total_count: int
 
 
-def readable_run(bridge: Bridge, tenant: TenantId, run: str) -> tuple[RunRecord, list[CheckpointRecord]]:
-    """A run and its checkpoints, oldest first, as far as this tenant may see them.
+async def readable_run(
+    bridge: Bridge, tenant: TenantId, run: str
+) -> tuple[RunRecord, list[CheckpointRecord]]:
+    """A run and its checkpoints, oldest first, as far as this tenant may see them and they are there.
 
     Raises:
         AdapterNotFound: there is none, or none of it is public.
@@ -61,6 +64,7 @@ def readable_run(bridge: Bridge, tenant: TenantId, run: str) -> tuple[RunRecord,
     checkpoints = bridge.checkpoints.of_run(run)
     if record is not None and record.tenant != tenant:
         checkpoints = [each for each in checkpoints if each.public]
+    checkpoints = await bridge.checkpoints.whole(checkpoints)
     if record is None or (record.tenant != tenant and not checkpoints):
         raise AdapterNotFound(f"there is no training run {run[:200]!r}")
     return record, checkpoints
@@ -70,14 +74,9 @@ def runs_page(
     bridge: Bridge, tenant: TenantId, project: str | None, *, limit: int, offset: int
 ) -> tuple[list[RunRecord], int]:
     """A page of the tenant's runs, newest first, and how many there are. project: None for all."""
-    if project is None:
-        page = bridge.store.page(RunRecord, tenant, limit=limit, offset=offset)
-        return page, bridge.store.count(RunRecord, tenant)
-    inside = {
-        session.id for session in bridge.store.of_tenant(SessionRecord, tenant) if session.project == project
-    }
-    found = [run for run in bridge.store.of_tenant(RunRecord, tenant) if run.parent in inside]
-    return found[offset : offset + limit], len(found)
+    only = ALL if project is None else of_project(tenant, project)
+    page = bridge.store.page(RunRecord, tenant, only, limit=limit, offset=offset)
+    return page, bridge.store.count(RunRecord, tenant, only)
 
 
 def run_shown(

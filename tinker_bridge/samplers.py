@@ -141,7 +141,7 @@ class Samplers:
         """Raises VersionNotFound: it is not, or is another checkpoint by now."""
         assert record.model_path is not None
         with suppress(CheckpointNotFound):
-            found = self._checkpoints.find(record.tenant, record.model_path)
+            found = self._checkpoints.recorded(record.tenant, record.model_path)
             if (found.adapter, found.version) == (record.adapter, record.version):
                 return
         raise VersionNotFound(

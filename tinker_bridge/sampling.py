@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import structlog
 
-from ..bus.errors import ActorRestarting, ActorStopping, EngineFailed, QuotaExceeded, VersionNotFound
+from ..bus.errors import (
+    ActorRestarting,
+    ActorStopping,
+    AnotherBase,
+    EngineFailed,
+    QuotaExceeded,
+    VersionNotFound,
+)
 from ..bus.ids import RequestId, TenantId
 from ..bus.messages import Abort, Sample, SampleResult
 from .base import BaseModel, Bus
@@ -65,8 +72,9 @@ class Sampling:
             with self.room.taken(tenant):
                 progress.waiting = self._base
                 progress.made.set()  # a sample's body is JSON, and grows to nothing much
-                context_tokens = (await self._base.details()).max_sequence_tokens
-                call = decode_sample(content, context_tokens=context_tokens)
+                if sampler.adapter is not None or sampler.model_path is not None:
+                    await self._base.wait_for_versions()
+                call = decode_sample(content, context_tokens=self._base.most_tokens)
                 source = await self._samplers.source(tenant, sampler.id)
                 drawn, seed = progress.origin.number("seed", _SEEDS), call.message.seed
                 sample = replace(
@@ -80,6 +88,8 @@ class Sampling:
                     result = await self._sampled(tenant, sample, progress)
                 except VersionNotFound as error:
                     raise _gone(sampler) from error
+                except AnotherBase as error:
+                    raise _elsewhere(sampler) from error
                 return Result(encode_sample(result, call), PROTOBUF, form="sample")
 
         tenant, content = asked.tenant, asked.body
@@ -128,6 +138,13 @@ def _gone(sampler: SamplerRecord) -> VersionNotFound:
     """What the broker says names versions, which may be another tenant's."""
     what = f": {sampler.model_path} was deleted, or expired" if sampler.model_path is not None else ""
     return VersionNotFound(f"what sampling session {sampler.id} sampled from is gone{what}")
+
+
+def _elsewhere(sampler: SamplerRecord) -> AnotherBase:
+    return AnotherBase(
+        f"what sampling session {sampler.id} sampled from is kept, and belongs to another base model than the "
+        "server has now: start it with the model that it had, or sample from something else"
+    )
 
 
 def group_of(sampler: str, clone: int) -> Key:

@@ -9,6 +9,7 @@ import secrets
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +29,38 @@ _FORMAT = 1
 LAST_SEEN = "json_extract(body, '$.last_seen_unix_s')"
 HAS_ENDED = "json_extract(body, '$.status') != 'active'"
 _EXPIRY = "json_extract(body, '$.expires_unix_s')"
+_PROJECT = "json_extract(body, '$.project')"
 _KIND, _SIZE = "json_extract(body, '$.kind')", "json_extract(body, '$.size_bytes')"
+_BY_PROJECT = f"""
+    SELECT (SELECT {_PROJECT} FROM sessions WHERE sessions.id = runs.parent) AS project,
+        count(*), sum(json_extract(checkpoints.body, '$.size_bytes'))
+    FROM checkpoints LEFT JOIN runs ON runs.id = checkpoints.parent
+    WHERE checkpoints.tenant = :tenant
+        AND checkpoints.id NOT IN (SELECT id FROM checkpoints WHERE {_EXPIRY} <= :now)
+    GROUP BY project ORDER BY max(checkpoints.created) DESC"""  # noqa: S608
 _TABLES = (SessionRecord, RunRecord, CheckpointRecord, SamplerRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """Which of a tenant's records: a condition in SQL, and its values."""
+
+    where: str = "TRUE"
+    values: tuple[object, ...] = ()
+
+
+ALL = Only()
+
+
+def of_project(tenant: TenantId, project: str) -> Only:
+    """Runs of its sessions."""
+    where = f"parent IN (SELECT id FROM sessions WHERE tenant = ? AND {_PROJECT} = ?)"  # noqa: S608
+    return Only(where, (tenant, project))
+
+
+def not_expired(now_unix_s: float) -> Only:
+    """Checkpoints. Few have expired and are still there."""
+    return Only(f"id NOT IN (SELECT id FROM checkpoints WHERE {_EXPIRY} <= ?)", (now_unix_s,))  # noqa: S608
 
 
 class Store:
@@ -74,14 +105,18 @@ class Store:
         """Newest first."""
         return self._select(kind, "WHERE tenant = ? ORDER BY created DESC, id DESC", tenant)
 
-    def page(self, kind: type[RecordT], tenant: TenantId, *, limit: int, offset: int) -> list[RecordT]:
+    def page(
+        self, kind: type[RecordT], tenant: TenantId, only: Only = ALL, *, limit: int, offset: int
+    ) -> list[RecordT]:
         """Newest first, `limit` of them after the first `offset`."""
-        where = "WHERE tenant = ? ORDER BY created DESC, id DESC LIMIT ? OFFSET ?"
-        return self._select(kind, where, tenant, limit, offset)
+        order = "ORDER BY created DESC, id DESC"
+        # By ids first: those are in the index, so that whatever is passed over is not read.
+        ids = f"SELECT id FROM {kind.table} WHERE tenant = ? AND {only.where} {order} LIMIT ? OFFSET ?"  # noqa: S608
+        return self._select(kind, f"WHERE id IN ({ids}) {order}", tenant, *only.values, limit, offset)
 
-    def count(self, kind: type[RecordT], tenant: TenantId) -> int:
-        sql = f"SELECT count(*) FROM {kind.table} WHERE tenant = ?"  # noqa: S608
-        ((count,),) = self._rows(kind.table, sql, tenant)
+    def count(self, kind: type[RecordT], tenant: TenantId, only: Only = ALL) -> int:
+        sql = f"SELECT count(*) FROM {kind.table} WHERE tenant = ? AND {only.where}"  # noqa: S608
+        ((count,),) = self._rows(kind.table, sql, tenant, *only.values)
         return int(count)
 
     def of_parent(self, kind: type[RecordT], parent: str) -> list[RecordT]:
@@ -148,12 +183,23 @@ class Store:
     ) -> list[RecordT]:
         """What may take long to find, for a thread: with a connection of its own. Raises StorageFailed."""
         sql = f"SELECT body FROM {kind.table} WHERE {where} LIMIT {most}"  # noqa: S608
+        rows = self._rows_apart(kind.table, sql, values)
+        return [msgspec.json.decode(body, type=kind) for (body,) in rows]
+
+    def checkpoints_by_project(
+        self, tenant: TenantId, now_unix_s: float
+    ) -> list[tuple[str | None, int, int]]:
+        """Of each project, the newest checkpoint's first, how many checkpoints there are and their bytes; of
+        those that have not expired. For a thread, as `found_apart`."""
+        values = {"tenant": tenant, "now": now_unix_s}
+        return self._rows_apart(CheckpointRecord.table, _BY_PROJECT, values)
+
+    def _rows_apart(self, table: str, sql: str, values: Mapping[str, object]) -> list[Any]:
         try:
             with closing(sqlite3.connect(self._file)) as db:
-                rows = db.execute(sql, values).fetchall()
+                return db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
-            raise StorageFailed(f"{kind.table} cannot be read from the state directory: {error}") from error
-        return [msgspec.json.decode(body, type=kind) for (body,) in rows]
+            raise StorageFailed(f"{table} cannot be read from the state directory: {error}") from error
 
     def _prepare(self, file: Path) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -178,6 +224,7 @@ class Store:
         self._db.execute(
             f"CREATE INDEX IF NOT EXISTS sessions_by_end ON sessions ({LAST_SEEN}) WHERE {HAS_ENDED}"
         )
+        self._db.execute(f"CREATE INDEX IF NOT EXISTS sessions_by_project ON sessions (tenant, {_PROJECT})")
         self._db.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB)")
         self._db.execute(f"PRAGMA user_version = {_FORMAT}")
 

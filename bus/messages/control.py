@@ -110,7 +110,9 @@ class Echoed(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorStatus:
-    """One actor as the daemon sees it. waiting: requests handed to it and not yet answered."""
+    """One actor as the daemon sees it. waiting: requests handed to it and not yet answered. silent_s: since its
+    last sign of life, stuck_s: since it last got on with its work, which is `stuck_at`; both 0 unless that is
+    so long ago that it may hang."""
 
     actor: str
     role: ActorRole
@@ -120,6 +122,9 @@ class ActorStatus:
     rss_bytes: int
     waiting: int
     details: str
+    silent_s: float = 0.0
+    stuck_s: float = 0.0
+    stuck_at: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

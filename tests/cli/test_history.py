@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -89,6 +90,49 @@ def test_a_fork_at_a_step_that_never_was_is_refused_and_leaves_nothing(loractl):
     assert outcome.code == 2
     assert "the journal has no step 999 of this adapter; it has" in outcome.err
     assert loractl("adapters", "show", "later").code == 2
+
+
+@pytest.fixture
+def cut(loractl) -> Iterator[Adapter]:
+    """An adapter at step 1, of which retention took the beginning."""
+    with connect(str(loractl.state_dir)) as service:
+        adapter = service.create_adapter_like("cut", service.details("pirate").lora)
+        train_once(service, adapter)
+        with sqlite3.connect(loractl.state_dir / "journal.sqlite") as journal:
+            journal.execute("INSERT INTO clipped VALUES (?)", (adapter.id,))
+        yield adapter
+        for each in ("cut", "branch"):
+            with contextlib.suppress(AdapterNotFound):
+                service.delete_adapter(each)
+
+
+@pytest.mark.parametrize("at_step", [("--at-step", "1"), ()])
+def test_an_adapter_whose_beginning_is_gone_is_forked_as_it_is_now_from_its_checkpoint(loractl, cut, at_step):
+    refused = loractl("adapters", "fork", "cut", "branch", *at_step)
+    cut.save("now").result()
+
+    outcome = loractl("adapters", "fork", "cut", "branch", *at_step)
+
+    assert (refused.code, outcome.code) == (2, 0), outcome.err
+    assert "save it (`save` of the Python client) and fork it again" in " ".join(refused.err.split())
+    assert "branch is cut as it was at step 1: loaded from checkpoint 'now'" in outcome.err
+    assert weights_of(loractl, "branch") == weights_of(loractl, "cut")
+
+
+def test_an_adapter_whose_beginning_is_gone_is_not_forked_from_a_checkpoint_of_before(loractl, cut):
+    cut.save("old").result()
+    with connect(str(loractl.state_dir)) as service:
+        train_once(service, cut)
+    [description] = (loractl.state_dir / "adapters" / cut.id).glob("checkpoints/*/*/checkpoint.json")
+
+    older = [loractl("adapters", "fork", "cut", "branch", *at) for at in ((), ("--at-step", "1"))]
+    description.write_text(description.read_text().replace('"step":1', '"step":2'))
+    other = loractl("adapters", "fork", "cut", "branch")
+
+    assert [each.code for each in (*older, other)] == [2, 2, 2]
+    assert all("does not go back to this adapter's beginning" in each.err for each in older)
+    assert "checkpoint 'old' is not what cut is now" in other.err
+    assert loractl("adapters", "show", "branch").code == 2
 
 
 def test_an_adapter_is_proved_to_be_what_it_would_be_alone_and_again_while_it_trains(loractl, capsys):

@@ -154,6 +154,27 @@ def test_a_status_says_who_was_given_up_and_what_to_do():
     assert "trainer given up: see `loractl logs`, mend the cause and run `loractl daemon restart`" in words
 
 
+def test_a_status_says_who_may_hang_and_since_when_in_the_place_of_its_details():
+    ready = ActorStatus(
+        actor="trainer",
+        role="trainer",
+        phase="ready",
+        pid=1,
+        restarts=0,
+        rss_bytes=0,
+        waiting=0,
+        details="tiny",
+    )
+
+    def words(actor: ActorStatus) -> str:
+        status = replace(STATUS, actors=(actor,))
+        return " ".join(shown(lambda console: show_status(console, status, [])).split())
+
+    assert "ready 1 - 0 0 tiny" in words(ready)
+    assert "no sign of life for 12 s" in words(replace(ready, silent_s=12.0))
+    assert "no further with a pass for 4 min" in words(replace(ready, stuck_s=240.0, stuck_at="a pass"))
+
+
 def test_a_status_tells_of_adapters_that_are_not_brought_back_and_of_those_for_another_base():
     def words(**told: int) -> str:
         status = replace(STATUS, **told)

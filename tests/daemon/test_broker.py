@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from loractl.bus.codec import encode, peek
 from loractl.bus.errors import ActorStopping, BadFrame, RequestConflict
-from loractl.bus.ids import LOCAL_TENANT, AdapterId, RequestId
+from loractl.bus.ids import LOCAL_TENANT, ActorId, AdapterId, RequestId
 from loractl.bus.messages import (
     Abort,
     ActorReady,
@@ -461,6 +461,42 @@ def test_nobody_is_left_without_an_answer_at_the_end(office: Office):
 
 
 # --- what the broker knows -----------------------------------------------------------------------
+
+
+def test_the_status_shows_since_when_an_actor_hangs_and_nothing_of_a_healthy_one(office: Office):
+    def told(at: float) -> dict[str, tuple[float, float, str]]:
+        office.now = at
+        status = office.only(office.ask(GetStatus(), request="s1"))
+        assert isinstance(status, DaemonStatus)
+        return {a.actor: (a.silent_s, a.stuck_s, a.stuck_at) for a in status.actors}
+
+    def beat(actor: ActorId, busy_s: float = 0.0, at: str = "") -> None:
+        office.report(actor, Heartbeat(actor=actor, busy_s=busy_s, at=at, rss_bytes=1))
+
+    beat(TRAINER)
+    beat(SAMPLER)
+    beat(OTHER_SAMPLER, busy_s=140.0, at="a token")
+    soon = told(7.0)
+    beat(TRAINER)
+    beat(OTHER_SAMPLER, busy_s=147.0, at="a token")
+    late = told(12.0)
+
+    assert soon == {TRAINER: (0, 0, ""), SAMPLER: (0, 0, ""), OTHER_SAMPLER: (0, 0, "")}
+    assert late == {TRAINER: (0, 0, ""), SAMPLER: (12.0, 0, ""), OTHER_SAMPLER: (0, 152.0, "a token")}
+
+
+def test_an_actor_that_is_started_again_is_not_said_to_hang(office: Office):
+    office.now = 100.0
+
+    office.lose(TRAINER)
+    restarting = office.only(office.ask(GetStatus(), request="s1"))
+    office.broker.spawned(TRAINER, pid=20, restarts=1)
+    office.ready(TRAINER, pid=20)
+    ready = office.only(office.ask(GetStatus(), request="s2"))
+
+    assert isinstance(restarting, DaemonStatus)
+    assert isinstance(ready, DaemonStatus)
+    assert (restarting.actors[0].silent_s, ready.actors[0].silent_s) == (0.0, 0.0)
 
 
 def test_the_status_names_every_actor(office: Office):

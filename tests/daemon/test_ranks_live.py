@@ -2,9 +2,7 @@
 killed costs a pause and no bit; and nothing is left when it stops."""
 
 import contextlib
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +11,12 @@ import psutil
 import pytest
 from loractl.bus.client import Client, Pending
 from loractl.bus.config import Config
-from loractl.bus.errors import DaemonNotRunning
-from loractl.bus.ids import LOCAL_TENANT, AdapterId, LaneId
+from loractl.bus.ids import LOCAL_TENANT, AdapterId
 from loractl.bus.messages import (
     AdapterCreated,
     CheckpointSaved,
     CreateAdapter,
-    DaemonStatus,
     ExportWeights,
-    GetStatus,
     LaneOpened,
     LoadCheckpoint,
     LoraSpec,
@@ -36,6 +31,7 @@ from loractl.bus.messages import (
 )
 from loractl.daemon import launch
 from loractl.tests.daemon.real_daemon import gone
+from loractl.tests.daemon.trained_daemon import PATIENCE_S, Place, trained_daemon, trainer_of, weights_in
 from loractl.tests.trainer_actor.loop.harness import (
     Adapter,
     Office,
@@ -45,28 +41,15 @@ from loractl.tests.trainer_actor.loop.harness import (
     start,
     stop,
 )
-from loractl.tests.trainer_actor.loop.random_model import make_model
 
-PATIENCE_S = 240.0
 SPEC = LoraSpec(rank=4, alpha=8.0, seed=7)
 
 
 @pytest.fixture
-def root() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="lo"))
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture
-def config(root: Path) -> Iterator[Config]:
+def config() -> Iterator[Config]:
     """For a daemon with two ranks; nothing is snapshotted, so all runs again."""
-    make_model(root / "model")
-    settings = ("sampler.count=0", "journal.snapshot_s=3600", "daemon.restart_first_s=0.05")
-    config = make_config(root / "s", root / "model", "trainer.data_parallel=2", *settings)
-    yield config
-    with contextlib.suppress(DaemonNotRunning):
-        launch.stop(config)
+    with trained_daemon("trainer.data_parallel=2", "journal.snapshot_s=3600", starts=False) as config:
+        yield config
 
 
 @contextlib.contextmanager
@@ -79,24 +62,21 @@ def one_process(config: Config) -> Iterator[Office]:
     office.close()
 
 
-@dataclass
-class Trainee:
+@dataclass(kw_only=True)
+class Trainee(Place):
     client: Client
-    adapter: AdapterId
-    lane: LaneId
-    seq: int = 0
 
     @classmethod
     def create(cls, client: Client, name: str) -> "Trainee":
         created = client.request(CreateAdapter(name=name, lora=SPEC), timeout_s=PATIENCE_S)
         assert isinstance(created, AdapterCreated)
-        return cls(client, created.details.adapter, created.lane)
+        return cls(client=client, adapter=created.details.adapter, lane=created.lane)
 
     @classmethod
     def open(cls, client: Client, adapter: AdapterId) -> "Trainee":
         opened = client.request(OpenLane(adapter=adapter), timeout_s=PATIENCE_S)
         assert isinstance(opened, LaneOpened)
-        return cls(client, adapter, opened.lane)
+        return cls(client=client, adapter=adapter, lane=opened.lane)
 
     def ask(self, kind: type[Message], **fields: object) -> Message:
         return self.client.request(kind(**self.next(), **fields), timeout_s=PATIENCE_S)
@@ -122,27 +102,19 @@ class Trainee:
         return [self.client.submit(body) for body in bodies]
 
     def weights(self) -> bytes:
-        exported = self.ask(ExportWeights)
-        assert isinstance(exported, WeightsExported)
-        return exported.safetensors.tobytes()
-
-    def next(self) -> dict[str, object]:
-        self.seq += 1
-        return {"adapter": self.adapter, "lane": self.lane, "seq": self.seq}
+        return weights_in(self.ask(ExportWeights))
 
 
 def ranks(client: Client) -> list[psutil.Process]:
     """The trainer's processes, its own first."""
-    status = client.request(GetStatus(), timeout_s=PATIENCE_S)
-    assert isinstance(status, DaemonStatus)
-    [trainer] = [actor for actor in status.actors if actor.actor == "trainer"]
+    trainer = trainer_of(client)
     assert "2 ranks" in trainer.details
     own = psutil.Process(trainer.pid)
     return [own, *own.children()]
 
 
 def weights_of(adapter: Adapter) -> bytes:
-    return adapter.run(ExportWeights, WeightsExported).safetensors.tobytes()
+    return weights_in(adapter.run(ExportWeights, WeightsExported))
 
 
 @pytest.mark.timeout(900)

@@ -46,7 +46,7 @@ from loractl.tests.daemon.journalled_office import (
     stepped,
     told,
 )
-from loractl.tests.daemon.office import ALICE, BEN, BOB, SAMPLER, TRAINER, small
+from loractl.tests.daemon.office import ALICE, BEN, BOB, SAMPLER, TRAINER, sample, small
 
 A_LONG_TIME_S = 3600.0
 
@@ -307,6 +307,24 @@ def test_with_another_base_model_nothing_ends_and_everything_waits(office: Journ
     assert asked(right.come()) == [adapter]
     recover(right)
     assert right.broker.status(right.now).put_off == 0
+
+
+def test_whoever_samples_from_an_adapter_of_another_base_model_reads_where_it_is_and_nobody_else_does(
+    office: JournalledOffice,
+) -> None:
+    adapter, _ = trained(office)
+    wrong = office.restarted()
+    wrong.come()
+    elsewhere = AnotherBase(f"adapter {adapter!r} is on disk: start the daemon with the model that it had")
+    recover(wrong, body=failed(elsewhere))
+
+    mine = wrong.only(wrong.ask(sample(adapter, 3), request="r1"))
+    theirs = wrong.only(wrong.ask(sample(adapter, 3), request="r2", tenant=BOB))
+
+    assert isinstance(mine, Failed)
+    assert isinstance(theirs, Failed)
+    assert (mine.code, mine.message) == (elsewhere.code, elsewhere.message)
+    assert theirs.code == "version_not_found"
 
 
 def test_a_deletion_is_not_done_because_another_base_model_runs(office: JournalledOffice) -> None:

@@ -1,11 +1,6 @@
 """Two threads, several tenants in each pass: what is brought back after kill -9 of the trainer runs again in
 passes of the same shapes, to the same bits, and is proved alone."""
 
-import contextlib
-import os
-import shutil
-import signal
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,29 +9,24 @@ import numpy as np
 import pytest
 from loractl.bus.client import Client, Pending
 from loractl.bus.config import Config
-from loractl.bus.errors import DaemonNotRunning
-from loractl.bus.ids import AdapterId, LaneId, TenantId
+from loractl.bus.ids import TenantId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import (
     AdapterCreated,
     CreateAdapter,
-    DaemonStatus,
     ExportWeights,
     ForwardBackward,
-    GetStatus,
     LoraSpec,
     Message,
     OptimStep,
     PassResult,
-    WeightsExported,
 )
 from loractl.client.history_work import verify_adapter
 from loractl.daemon import launch
-from loractl.tests.trainer_actor.loop.harness import make_config
-from loractl.tests.trainer_actor.loop.random_model import VOCAB, make_model
+from loractl.tests.daemon.trained_daemon import PATIENCE_S, Place, kill_trainer, trained_daemon, weights_in
+from loractl.tests.trainer_actor.loop.random_model import VOCAB
 from loractl.trainer_actor.compositions import seats
 
-PATIENCE_S = 240.0
 ROUNDS = 3
 SPECS = [
     LoraSpec(rank=4, alpha=8.0, seed=1),
@@ -48,32 +38,22 @@ SPECS = [
 @pytest.fixture
 def config() -> Iterator[Config]:
     """Nothing is snapshotted: all runs again. The model is large enough for threads to share its sums."""
-    root = Path(tempfile.mkdtemp(prefix="lo"))
-    model = make_model(root / "model", hidden=256, intermediate=1024)
-    settings = ("trainer.threads=2", "trainer.slots=4", "trainer.pass_tokens=256", "sampler.count=0")
-    quiet = ("journal.snapshot_s=3600", "daemon.restart_first_s=0.05")
-    config = make_config(root / "s", model, *settings, *quiet)
-    launch.start_detached(config, PATIENCE_S)
-    yield config
-    with contextlib.suppress(DaemonNotRunning):
-        launch.stop(config)
-    shutil.rmtree(root)
+    settings = ("trainer.threads=2", "trainer.slots=4", "trainer.pass_tokens=256", "journal.snapshot_s=3600")
+    with trained_daemon(*settings, hidden=256, intermediate=1024) as config:
+        yield config
 
 
-@dataclass
-class Trainee:
+@dataclass(kw_only=True)
+class Trainee(Place):
     client: Client
     tenant: TenantId
-    adapter: AdapterId
-    lane: LaneId
-    seq: int = 0
 
     @classmethod
     def create(cls, client: Client, name: str, spec: LoraSpec) -> "Trainee":
         tenant = TenantId(name)
         created = client.submit(CreateAdapter(name=name, lora=spec), tenant=tenant).result(PATIENCE_S)
         assert isinstance(created, AdapterCreated), created
-        return cls(client, tenant, created.details.adapter, created.lane)
+        return cls(client=client, tenant=tenant, adapter=created.details.adapter, lane=created.lane)
 
     def round(self, number: int) -> list[Pending]:
         """A window with losses of both kinds, and a score in the middle of it."""
@@ -81,7 +61,7 @@ class Trainee:
             self.datums(number),
             self.datums(number + 100, loss="gspo"),
             self.datums(number, forward_only=True),
-            OptimStep(learning_rate=0.02, **self._next()),  # type: ignore[arg-type]
+            OptimStep(learning_rate=0.02, **self.next()),  # type: ignore[arg-type]
         ]
         return [self.client.submit(body, tenant=self.tenant) for body in bodies]
 
@@ -99,17 +79,11 @@ class Trainee:
             "advantages": draw.normal(0, 1, policy).astype(np.float32),
             "loss": "cross_entropy",
         }
-        return ForwardBackward(**{**plain, **changes, **self._next()})  # type: ignore[arg-type]
+        return ForwardBackward(**{**plain, **changes, **self.next()})  # type: ignore[arg-type]
 
     def weights(self) -> bytes:
-        body = ExportWeights(**self._next())  # type: ignore[arg-type]
-        exported = self.client.submit(body, tenant=self.tenant).result(PATIENCE_S)
-        assert isinstance(exported, WeightsExported), exported
-        return exported.safetensors.tobytes()
-
-    def _next(self) -> dict[str, object]:
-        self.seq += 1
-        return {"adapter": self.adapter, "lane": self.lane, "seq": self.seq}
+        body = ExportWeights(**self.next())  # type: ignore[arg-type]
+        return weights_in(self.client.submit(body, tenant=self.tenant).result(PATIENCE_S))
 
 
 def train(trainees: Sequence[Trainee], rounds: range) -> list[Message]:
@@ -123,14 +97,6 @@ def runs_beside(outcomes: Sequence[Message]) -> int:
     found = [seat for each in outcomes if isinstance(each, PassResult) for seat in seats(each.composition)]
     assert found
     return sum(len(seat.shape.runs) > 1 for seat in found)
-
-
-def kill_trainer(client: Client) -> None:
-    status = client.request(GetStatus(), timeout_s=PATIENCE_S)
-    assert isinstance(status, DaemonStatus)
-    [trainer] = [actor for actor in status.actors if actor.actor == "trainer"]
-    assert trainer.pid, "0 would be this process's own group"
-    os.killpg(trainer.pid, signal.SIGKILL)
 
 
 @pytest.mark.timeout(900)

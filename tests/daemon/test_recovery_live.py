@@ -3,9 +3,7 @@ nothing had happened, and nothing twice."""
 
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from loractl import cli
 from loractl.bus.client import Client
 from loractl.bus.config import Config
 from loractl.bus.errors import ActorRestarting, ActorStopping, DaemonGone, DaemonNotRunning
-from loractl.bus.ids import NO_ADAPTER, NO_LANE, AdapterId, LaneId, RequestId, TenantId
+from loractl.bus.ids import RequestId, TenantId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import (
     AdapterCreated,
@@ -39,14 +37,19 @@ from loractl.bus.messages import (
     StateLoaded,
     StepResult,
     VersionTable,
-    WeightsExported,
 )
 from loractl.daemon import launch
-from loractl.tests.daemon.real_daemon import gone, say_logs, until
-from loractl.tests.trainer_actor.loop.harness import make_config, pass_over
-from loractl.tests.trainer_actor.loop.random_model import make_model
+from loractl.tests.daemon.real_daemon import gone, until
+from loractl.tests.daemon.trained_daemon import (
+    PATIENCE_S,
+    Place,
+    kill_trainer,
+    status_of,
+    trained_daemon,
+    weights_in,
+)
+from loractl.tests.trainer_actor.loop.harness import pass_over
 
-PATIENCE_S = 120.0
 SPEC = LoraSpec(rank=4, alpha=8.0, seed=1)
 ROUNDS = 10
 
@@ -54,28 +57,18 @@ ROUNDS = 10
 @pytest.fixture
 def config() -> Iterator[Config]:
     """Snapshots come in the middle of everything, so that recovery needs them and what came after."""
-    root = Path(tempfile.mkdtemp(prefix="lo"))
-    settings = ("sampler.count=0", "journal.snapshot_s=0.5", "daemon.restart_first_s=0.05")
-    config = make_config(root / "s", make_model(root / "model"), *settings)
-    launch.start_detached(config, PATIENCE_S)
-    yield config
-    with contextlib.suppress(DaemonNotRunning):
-        launch.stop(config)
-    say_logs(StateLayout(Path(config.state_dir)))
-    shutil.rmtree(root)
+    with trained_daemon("journal.snapshot_s=0.5") as config:
+        yield config
 
 
 def status(config: Config) -> DaemonStatus:
     with Client(config) as client:
-        answer = client.request(GetStatus(), timeout_s=PATIENCE_S)
-    assert isinstance(answer, DaemonStatus)
-    return answer
+        return status_of(client)
 
 
-def kill_trainer(config: Config) -> None:
-    [trainer] = [actor for actor in status(config).actors if actor.actor == "trainer"]
-    assert trainer.pid, "0 would be this process's own group"
-    os.killpg(trainer.pid, signal.SIGKILL)
+def kill_its_trainer(config: Config) -> None:
+    with Client(config) as client:
+        kill_trainer(client)
 
 
 def kill_broker(config: Config) -> None:
@@ -103,16 +96,13 @@ def restart(config: Config) -> None:
     assert cli.run(["daemon", "restart", "--state-dir", config.state_dir]) == 0
 
 
-@dataclass
-class Trainee:
+@dataclass(kw_only=True)
+class Trainee(Place):
     """A client that sends every operation under an id of its own, again and again until it has its outcome."""
 
     config: Config
     name: str
     tenant: TenantId
-    adapter: AdapterId = NO_ADAPTER
-    lane: LaneId = NO_LANE
-    seq: int = 0
     said: list[object] = field(default_factory=list)
 
     def create(self) -> "Trainee":
@@ -120,10 +110,6 @@ class Trainee:
         assert isinstance(created, AdapterCreated), created
         self.adapter, self.lane = created.details.adapter, created.lane
         return self
-
-    def next(self) -> dict[str, object]:
-        self.seq += 1
-        return {"adapter": self.adapter, "lane": self.lane, "seq": self.seq}
 
     def round(self, number: int) -> dict[str, Message]:
         """A window, and now and again what else there is, by request id. Sent at once, in whatever state."""
@@ -160,9 +146,8 @@ class Trainee:
                 assert until(lambda: launch.is_held(layout), PATIENCE_S)
 
     def weights(self) -> bytes:
-        exported = self.outcome(ExportWeights(**self.next()), f"{self.name}-weights")  # type: ignore[arg-type]
-        assert isinstance(exported, WeightsExported)
-        return exported.safetensors.tobytes()
+        body = ExportWeights(**self.next())  # type: ignore[arg-type]
+        return weights_in(self.outcome(body, f"{self.name}-weights"))
 
 
 def essence(answer: Message) -> object:
@@ -183,11 +168,12 @@ def essence(answer: Message) -> object:
 
 
 def test_clients_train_through_kills_of_everything_to_the_same_bits(config: Config) -> None:
-    calm = Trainee(config, "calm", TenantId("calm")).create()
+    calm = Trainee(config=config, name="calm", tenant=TenantId("calm")).create()
     for number in range(ROUNDS):
         calm.collect(calm.round(number))
-    storms = [Trainee(config, "storm", TenantId(f"storm-{each}")).create() for each in range(2)]
-    kills = {2: kill_trainer, 4: kill_all, 6: restart, 7: kill_broker, 8: kill_trainer}
+    tenants = [TenantId(f"storm-{each}") for each in range(2)]
+    storms = [Trainee(config=config, name="storm", tenant=tenant).create() for tenant in tenants]
+    kills = {2: kill_its_trainer, 4: kill_all, 6: restart, 7: kill_broker, 8: kill_its_trainer}
 
     for number in range(ROUNDS):
         bodies = [each.round(number) for each in storms]

@@ -16,11 +16,8 @@ from loractl.bus.ids import TenantId
 from loractl.bus.keys import Keys
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import (
-    ActorStatus,
-    DaemonStatus,
     DescribeModel,
     ForwardBackward,
-    GetStatus,
     Message,
     ModelDescribed,
     OptimStep,
@@ -41,45 +38,18 @@ _ANSWER_S = 20.0
 _MOST_SAMPLED = 4096
 
 
-_STATUS = DaemonStatus(
-    daemon_version="0",
-    pid=1,
-    uptime_s=1.0,
-    state_dir="/nowhere",
-    base_model="tiny",
-    http="",
-    actors=(
-        ActorStatus(
-            actor="trainer",
-            role="trainer",
-            phase="ready",
-            pid=1,
-            restarts=0,
-            rss_bytes=0,
-            waiting=0,
-            details="",
-        ),
-    ),
-    adapters=0,
-    versions=0,
-    last_event=0,
-)
-
-
 class AnsweringBus(InMemoryBus):
     """Trains and samples as well, without a model. path: where its tokenizer lies."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._path = path
+        self.model_path = str(path)
 
     def _answer(self, body: Message, tenant: TenantId) -> Message:
         self.asked.clear()  # nobody looks, and it is all that ever came
         match body:
             case DescribeModel():
-                return ModelDescribed(model=replace(MODEL, path=str(self._path)))
-            case GetStatus():
-                return _STATUS
+                return ModelDescribed(model=replace(MODEL, path=self.model_path))
             case ForwardBackward():
                 zeros = np.zeros(body.targets.shape, dtype=np.float32)
                 return PassResult(logprobs=zeros, loss_terms=zeros, metrics={"loss:sum": 0.0})
@@ -208,7 +178,9 @@ def opened(directory: Path) -> Iterator[tuple[Service, list[str]]]:
         loop.get_loop()
 
         async def make() -> Bridge:
-            return open_bridge(config, AnsweringBus(model))
+            bus = AnsweringBus(model)
+            bus.layout = StateLayout(state)
+            return open_bridge(config, bus)
 
         bridge = loop.run(make())
         yield Service(bridge, loop), keys

@@ -6,6 +6,7 @@ knows it answers what it answered first, as the broker's journal does.
 
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 from loractl.bus.codec import encode
@@ -20,6 +21,7 @@ from loractl.bus.errors import (
     error_from_code,
 )
 from loractl.bus.ids import AdapterId, LaneId, RequestId, TenantId, new_request_id
+from loractl.bus.layout import StateLayout
 from loractl.bus.messages import (
     ActorStatus,
     AdapterCreated,
@@ -50,6 +52,7 @@ from loractl.bus.messages import (
     PublishAdapter,
     Receipt,
     RefuseOperation,
+    Sample,
     SaveCheckpoint,
     StateLoaded,
     TenantList,
@@ -85,9 +88,12 @@ class Adapter:
 
 class InMemoryBus:
     """asked: every message that came, with its tenant. given_up: whether the trainer was, which answers for
-    all that is asked of it, but to those who ask who is there."""
+    all that is asked of it, but to those who ask who is there, or for a sample. layout: where checkpoints and
+    versions leave files; None: nowhere."""
 
     given_up = False
+    model_path = MODEL.path
+    layout: StateLayout | None = None
 
     def __init__(self) -> None:
         self.adapters: dict[AdapterId, Adapter] = {}
@@ -106,7 +112,7 @@ class InMemoryBus:
         self.asked.append((tenant, body))
         if isinstance(body, GetStatus):
             return self._status()
-        if self.given_up:
+        if self.given_up and not isinstance(body, Sample):
             raise ActorUnavailable("the trainer was given up")
         return self._answer(body, tenant or TenantId("local"))
 
@@ -139,6 +145,10 @@ class InMemoryBus:
                 return StateLoaded(step=0)
             case SaveCheckpoint(adapter=adapter, name=name):
                 self._owned(adapter, tenant).checkpoints.add(name)
+                if self.layout is not None:
+                    directory = self.layout.checkpoint(adapter, name) / "1"
+                    _write(directory / "checkpoint.json", b'{"size_bytes": 1000}')
+                    _write(directory / "state.safetensors", bytes(1000))
                 return CheckpointSaved(adapter=adapter, name=name, step=3, digest="0", size_bytes=1000)
             case PublishAdapter(adapter=adapter, held=held):
                 return self._published(self._owned(adapter, tenant), held=held)
@@ -189,8 +199,9 @@ class InMemoryBus:
             http="",
             actors=(trainer,),
             adapters=len(self.adapters),
-            versions=0,
+            versions=sum(len(each.versions) for each in self.adapters.values()),
             last_event=0,
+            model_path=self.model_path,
         )
 
     def _created(self, name: str, lora: LoraSpec, tenant: TenantId) -> AdapterCreated:
@@ -231,6 +242,8 @@ class InMemoryBus:
             held=held,
         )
         adapter.versions[number] = record
+        if self.layout is not None:
+            _write(self.layout.version(record.adapter, number) / "adapter_model.safetensors", SAFETENSORS)
         return Receipt(
             record=record,
             sampler="",
@@ -249,6 +262,11 @@ class InMemoryBus:
 
     def _lane(self) -> LaneId:
         return LaneId(f"ln-{next(self._numbers)}")
+
+
+def _write(file: Path, data: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
 
 
 class Answered:

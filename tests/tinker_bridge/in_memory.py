@@ -83,6 +83,7 @@ def settings(state: Path) -> Config:
 @asynccontextmanager
 async def bridge_on(state: Path, bus: InMemoryBus) -> AsyncIterator[Bridge]:
     StateLayout(state).root.mkdir(parents=True, exist_ok=True)
+    bus.layout = StateLayout(state)
     bridge = open_bridge(settings(state), bus)
     try:
         yield bridge

@@ -1,17 +1,24 @@
 """What the REST API lists: everyone's own things, what is public, all of it still there after a restart."""
 
 import asyncio
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from loractl.bus.ids import TenantId
+from loractl.bus.ids import AdapterId, TenantId
+from loractl.bus.layout import StateLayout
+from loractl.bus.messages import LoraSpec
 from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
 from loractl.tests.tinker_bridge.in_memory import API, User, bridge_on, client, rest, with_bridge
 from loractl.tinker_bridge.bridge import Bridge
 from loractl.tinker_bridge.housekeeping import one_round
 from loractl.tinker_bridge.records import CheckpointRecord, RunRecord
+from loractl.tinker_bridge.whole import is_whole
 
 
 def test_a_run_is_shown_with_its_owner_its_metadata_and_its_last_checkpoints(tmp_path: Path) -> None:
@@ -78,6 +85,108 @@ def test_checkpoints_are_listed_by_run_oldest_first_and_by_user_newest_first(tmp
         assert page["cursor"] == {"limit": 1, "offset": 1, "total_count": 2}
         assert [each["tinker_path"] for each in of_user["checkpoints"]] == [paths[2], paths[1]]
         assert of_user["cursor"] == {"limit": 2, "offset": 0, "total_count": 3}
+
+    with_bridge(tmp_path, test)
+
+
+def _remove_directory(layout: StateLayout, record: CheckpointRecord) -> None:
+    home = layout.checkpoint(record.adapter, record.name)
+    shutil.rmtree(home if record.kind == "training" else layout.version(record.adapter, record.version))
+
+
+def _remove_file(layout: StateLayout, record: CheckpointRecord) -> None:
+    _weights(layout, record).unlink()
+
+
+def _cut_short(layout: StateLayout, record: CheckpointRecord) -> None:
+    os.truncate(_weights(layout, record), 999 if record.kind == "training" else 0)
+
+
+def _weights(layout: StateLayout, record: CheckpointRecord) -> Path:
+    if record.kind == "training":
+        return layout.checkpoint(record.adapter, record.name) / "1" / "state.safetensors"
+    return layout.version(record.adapter, record.version) / "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("damage", [_remove_directory, _remove_file, _cut_short])
+def test_a_checkpoint_whose_files_are_gone_is_neither_listed_nor_found_and_can_be_deleted(
+    tmp_path: Path, damage: Callable[[StateLayout, CheckpointRecord], None]
+) -> None:
+    async def test(bridge: Bridge, _: InMemoryBus) -> None:
+        ann = User(bridge, "ann")
+        session = await ann.session()
+        run = await ann.run(session)
+        kept = await ann.save(run, 1, "kept")
+        gone = [await ann.save(run, 2, "gone"), await ann.save_for_sampler(run, 3, "gone")]
+        for path in gone:
+            record = bridge.store.find(CheckpointRecord, path)
+            assert record is not None
+            damage(bridge.layout, record)
+
+        of_user = await ann.get("/checkpoints")
+        of_run = await ann.get(f"/training_runs/{run}/checkpoints", limit=5)
+        [shown] = (await ann.get("/training_runs"))["training_runs"]
+
+        assert [each["tinker_path"] for each in of_user["checkpoints"]] == [kept]
+        assert [each["tinker_path"] for each in of_run["checkpoints"]] == [kept]
+        assert (of_user["cursor"]["total_count"], of_run["cursor"]["total_count"]) == (1, 1)
+        assert (shown["last_checkpoint"]["tinker_path"], shown["last_sampler_checkpoint"]) == (kept, None)
+        assert await ann.get(f"/training_runs/{run}") == shown
+        for path in gone:
+            answer = await ann.post("/weights_info", 404, tinker_path=path)
+            assert "its files are gone from the server's disk" in answer["detail"]
+            opening = {"session_id": session, "sampling_session_seq_id": 1, "model_path": path}
+            await ann.post("/create_sampling_session", 404, **opening)
+            await ann.ask("DELETE", rest(path))
+            assert bridge.store.find(CheckpointRecord, path) is None
+
+    with_bridge(tmp_path, test)
+
+
+def test_a_disk_that_refuses_does_not_make_checkpoints_disappear(tmp_path: Path) -> None:
+    (tmp_path / "exports").mkdir()
+    record = CheckpointRecord(
+        id="p",
+        tenant=TenantId("ann"),
+        parent="r",
+        created_unix_s=0.0,
+        kind="external",
+        name="n",
+        adapter=AdapterId("ad-1"),
+        base_model="tiny",
+        lora=LoraSpec(rank=4, alpha=8.0, seed=1),
+        token="t" * 300,  # a name that no disk takes
+    )
+
+    assert is_whole(StateLayout(tmp_path), record)
+    assert not is_whole(StateLayout(tmp_path), replace(record, token="t"))
+
+
+def test_whoever_lists_a_page_reads_no_other_records(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _: InMemoryBus) -> None:
+        ann = User(bridge, "ann")
+        session = await ann.session(project_id="p1")
+        run = await ann.run(session)
+        for number in range(4):
+            await ann.save(run, number + 1, f"c{number}")
+            await ann.run(session, number + 1)
+        expired = bridge.store.find(CheckpointRecord, f"tinker://{run}/weights/c2")
+        assert expired is not None
+        bridge.store.put(replace(expired, expires_unix_s=1.0))
+        unread = [await ann.save(run, 5, "new"), f"tinker://{run}/weights/c0"]
+        oldest = run
+        with sqlite3.connect(bridge.layout.tinker_store) as db:
+            for table, ids in (("checkpoints", unread), ("runs", [oldest])):
+                for id_ in ids:
+                    db.execute(f"UPDATE {table} SET body = '{{}}' WHERE id = ?", (id_,))
+
+        checkpoints = await ann.get("/checkpoints", limit=2, offset=1)
+        runs = await ann.get("/training_runs", limit=3, project_id="p1")
+
+        assert [each["checkpoint_id"] for each in checkpoints["checkpoints"]] == ["weights/c3", "weights/c1"]
+        assert checkpoints["cursor"]["total_count"] == 4
+        assert [each["training_run_id"][-1] for each in runs["training_runs"]] == ["4", "3", "2"]
+        assert runs["cursor"]["total_count"] == 5
 
     with_bridge(tmp_path, test)
 

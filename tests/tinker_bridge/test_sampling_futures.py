@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loractl.bus.errors import ActorRestarting, EngineFailed, LoractlError, VersionNotFound
+from loractl.bus.errors import ActorRestarting, AnotherBase, EngineFailed, LoractlError, VersionNotFound
 from loractl.bus.ids import TenantId
 from loractl.bus.messages import Message, Sample, SampleResult
+from loractl.client.tiny_model import _tokenizer
 from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
-from loractl.tests.tinker_bridge.in_memory import User, bridge_on, rest
+from loractl.tests.tinker_bridge.in_memory import User, bridge_on, client, rest
 
 _RESTARTING = ActorRestarting("sampler-0 died while it held this sample")
 
@@ -97,6 +98,24 @@ def test_a_sample_from_a_checkpoint_that_went_says_so_and_names_nothing_of_its_o
     assert result["error"].endswith(f"{path} was deleted, or expired")
 
 
+def test_a_sample_over_another_base_model_says_how_to_get_its_source_back(tmp_path: Path) -> None:
+    async def story() -> Any:
+        bus = CrashingBus(AnotherBase("adapter 'secret' is on disk, but belongs to another base model"))
+        async with bridge_on(tmp_path, bus) as bridge:
+            user = User(bridge, "ann")
+            path = await user.save_for_sampler(await user.run(), 1, "kept")
+            session = await user.session()
+            opened = await user.post(
+                "/create_sampling_session", session_id=session, sampling_session_seq_id=0, model_path=path
+            )
+            return await sampled(user, opened["sampling_session_id"])
+
+    result = asyncio.run(asyncio.wait_for(story(), 60))
+
+    assert "secret" not in result["error"]
+    assert "is kept, and belongs to another base model than the server has now" in result["error"]
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_what_is_not_public_any_more_is_not_sampled_from_any_more(tmp_path: Path, again: bool) -> None:
     async def story() -> Any:
@@ -122,3 +141,64 @@ def test_what_is_not_public_any_more_is_not_sampled_from_any_more(tmp_path: Path
     result = asyncio.run(asyncio.wait_for(story(), 60))
 
     assert result["error"].endswith("is not public any more")
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_bridge_that_was_started_without_a_trainer_samples_the_base_model_and_versions(
+    tmp_path: Path, published: bool
+) -> None:
+    async def story() -> Any:
+        bus = CrashingBus()
+        async with bridge_on(tmp_path, bus) as bridge:
+            user = User(bridge, "ann")
+            path = await user.save_for_sampler(await user.run(), 1, "kept") if published else None
+            session = await user.session()
+        bus.given_up = True
+        async with bridge_on(tmp_path, bus) as bridge:
+            user.http = client(bridge, user.key)
+            opened = await user.post(
+                "/create_sampling_session",
+                session_id=session,
+                sampling_session_seq_id=0,
+                base_model="tiny",
+                model_path=path,
+            )
+            return await sampled(user, opened["sampling_session_id"])
+
+    result = asyncio.run(asyncio.wait_for(story(), 60))
+
+    assert [each["tokens"] for each in result["sequences"]] == [[7]], result
+
+
+def test_without_a_trainer_that_ever_was_ready_a_version_is_not_said_to_be_gone(tmp_path: Path) -> None:
+    async def story() -> Any:
+        bus = CrashingBus(VersionNotFound("there is none"))
+        async with bridge_on(tmp_path, bus) as bridge:
+            user = User(bridge, "ann")
+            path = await user.save_for_sampler(await user.run(), 1, "kept")
+            session = await user.session()
+            opened = await user.post(
+                "/create_sampling_session", session_id=session, sampling_session_seq_id=0, model_path=path
+            )
+        bus.given_up = True
+        bus.adapters.clear()
+        async with bridge_on(tmp_path, bus) as bridge:
+            user.http = client(bridge, user.key)
+            return await sampled(user, opened["sampling_session_id"])
+
+    result = asyncio.run(asyncio.wait_for(story(), 60))
+
+    assert "the trainer was given up" in result["error"]
+
+
+def test_text_is_sampled_from_the_base_model_without_a_trainer(tmp_path: Path) -> None:
+    async def story() -> Any:
+        bus = CrashingBus()
+        bus.given_up, bus.model_path = True, str(tmp_path / "model")
+        _tokenizer().save_pretrained(bus.model_path, save_jinja_files=False)
+        async with bridge_on(tmp_path / "state", bus) as bridge:
+            return await User(bridge, "ann").http.post("/sample", json={"prompt": "What is the sea?"})
+
+    answer = asyncio.run(asyncio.wait_for(story(), 60))
+
+    assert (answer.status_code, answer.json().get("texts")) == (200, ["a"]), answer.text

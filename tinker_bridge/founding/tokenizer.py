@@ -26,13 +26,13 @@ class TokenizerThread:
         self._tokenizer: ChatTokenizer | None = None
 
     async def run(self, work: Callable[[ChatTokenizer], T]) -> T:
-        """Do some work with the tokenizer. Waits for the trainer, which knows where the model lies.
+        """Do some work with the tokenizer.
 
         Raises:
             InvalidConfig: the tokenizer cannot be read.
             LoractlError: what work raises.
         """
-        path = (await self._base.details()).path
+        path = await self._base.path()
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, lambda: work(self._loaded(path))
         )

@@ -1,7 +1,6 @@
 """The caller's own key and what its checkpoints take; and what this server knows of but does not do."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ from ...bus.ids import TenantId
 from ...bus.keys import KeyRecord
 from ..bodies import Body
 from ..bridge import Bridge
-from ..records import CheckpointRecord, RunRecord, SessionRecord
 from .reading import KEYED, BridgeIn, TenantIn
 
 router = APIRouter(prefix="/api/v1", tags=["account"], dependencies=KEYED)
@@ -54,14 +52,10 @@ async def revoke_my_key(request: Request, bridge: BridgeIn) -> dict[str, str]:
 @router.get("/billing/usage/checkpoints/current")
 async def storage_usage(bridge: BridgeIn, tenant: TenantIn, project_id: str | None = None) -> Usage:
     """How many checkpoints the tenant has and what they take, a line for each project."""
-    grouped = defaultdict[str | None, list[CheckpointRecord]](list)
-    projects = _projects(bridge, tenant)
-    for each in bridge.checkpoints.of_tenant(tenant):
-        grouped[projects.get(each.parent)].append(each)
     return Usage(
         data=[
-            _usage(tenant, project, checkpoints)
-            for project, checkpoints in grouped.items()
+            _usage(tenant, project, count, size_bytes)
+            for project, count, size_bytes in await bridge.checkpoints.by_project(tenant)
             if project_id is None or project == project_id
         ]
     )
@@ -95,19 +89,12 @@ def _key(request: Request, bridge: Bridge) -> KeyRecord:
     return key
 
 
-def _projects(bridge: Bridge, tenant: TenantId) -> dict[str, str | None]:
-    """Each run's project, which is its session's."""
-    sessions = {each.id: each.project for each in bridge.store.of_tenant(SessionRecord, tenant)}
-    return {run.id: sessions.get(run.parent) for run in bridge.store.of_tenant(RunRecord, tenant)}
-
-
-def _usage(tenant: TenantId, project: str | None, checkpoints: list[CheckpointRecord]) -> StorageUsage:
-    size_bytes = sum(each.size_bytes for each in checkpoints)
+def _usage(tenant: TenantId, project: str | None, count: int, size_bytes: int) -> StorageUsage:
     return StorageUsage(
         project_id=project,
         org_user_urn=tenant,
         user_name=tenant,
-        checkpoint_count=len(checkpoints),
+        checkpoint_count=count,
         size_bytes=size_bytes,
         size_gigabytes=size_bytes / 1e9,
     )

@@ -40,7 +40,7 @@ async def delete(
     run: str, segment: str, name: str, request: Request, bridge: BridgeIn, tenant: TenantIn
 ) -> Changed:
     def record() -> CheckpointRecord:
-        return owned_checkpoint(bridge, tenant, run, segment, name)
+        return bridge.checkpoints.deletable(tenant, _path(run, segment, name))
 
     async def change() -> None:
         await delete_checkpoint(bridge, record())
@@ -74,7 +74,7 @@ async def set_ttl(
     run: str, segment: str, name: str, body: TtlBody, bridge: BridgeIn, tenant: TenantIn
 ) -> Changed:
     """Let it expire in so many seconds from now; null keeps it for ever."""
-    record = owned_checkpoint(bridge, tenant, run, segment, name)
+    record = bridge.checkpoints.owned(tenant, _path(run, segment, name))
     bridge.checkpoints.set_ttl(record, body.ttl_seconds)
     return Changed(tinker_path=record.id)
 
@@ -128,14 +128,14 @@ async def move_session(session: str, body: ProjectBody, bridge: BridgeIn, tenant
     return {"session_id": record.id, "project_id": body.project_id}
 
 
-def owned_checkpoint(bridge: Bridge, tenant: TenantId, run: str, segment: str, name: str) -> CheckpointRecord:
-    """Raises InvalidRequest, CheckpointNotFound."""
+def _path(run: str, segment: str, name: str) -> str:
+    """Raises InvalidRequest: the segment is none."""
     path = f"tinker://{run}/{segment}/{name}"
     if parsed_path(path) is None:
         raise InvalidRequest(
             f"{segment[:80]!r} is no kind of checkpoint: write weights, sampler_weights or external_weights"
         )
-    return bridge.checkpoints.owned(tenant, path)
+    return path
 
 
 async def _set_public(

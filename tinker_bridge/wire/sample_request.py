@@ -73,7 +73,8 @@ def peek_sample(body: bytes) -> SampleEnvelope:
 
 
 def decode_sample(body: bytes, *, context_tokens: int) -> SampleCall:
-    """context_tokens: what the model holds, prompt and answer together; used without max_tokens.
+    """context_tokens: what prompt and answer have together at most; used without max_tokens, and cut by the
+    sampler to what the model holds.
 
     Raises:
         InvalidRequest: the body is not such a request, or a field is out of range.
