@@ -4,6 +4,7 @@ They have what the service leaves of the machine, for users' clients are on othe
 """
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import resource
@@ -62,6 +63,7 @@ def _run(
     arguments: tuple[Any, ...],
 ) -> None:
     _give_way()
+    gc.disable()  # whoever makes thousands of futures in a short life spends most of it on looking for garbage
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
