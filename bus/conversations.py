@@ -24,7 +24,7 @@ PING_EVERY_S = 0.5
 GONE_AFTER_S = 20.0
 _RECALLED_AT_ONCE = 256
 # Of many requests those that are late are found a little later.
-_LOOKED_AT_PER_S = 2000
+_LOOKED_AT_PER_S, _LATEST_LOOK_S = 2000, 5.0
 # When to ask again after what the daemon would not take just now.
 _AGAIN_S = 1.0
 
@@ -108,7 +108,7 @@ class Conversations:
         """What to ask after now, if it is time for that."""
         if now < self._recall_at:
             return []
-        self._recall_at = now + max(PING_EVERY_S, len(self._asked) / _LOOKED_AT_PER_S)
+        self._recall_at = now + min(max(PING_EVERY_S, len(self._asked) / _LOOKED_AT_PER_S), _LATEST_LOOK_S)
         late: dict[TenantId, list[RequestId]] = {}
         for asked in self._all():
             if asked.final is None and asked.recall_at <= now:

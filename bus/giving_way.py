@@ -2,8 +2,11 @@
 
 import os
 import time
-from contextlib import suppress
 from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger()
 
 MOST_NICENESS = 19
 _SHARE = Path("/proc/self/autogroup")
@@ -15,10 +18,11 @@ def give_way(niceness: int) -> None:
     """This process, and those that it starts, have less of a CPU that others want, too."""
     if not niceness:
         return
-    with suppress(OSError):  # it is nice already, and may not be less so
-        os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
+    os.nice(niceness)
+    if os.getsid(0) != os.getpid():
+        return
     # The CPUs may be shared out among sessions first, and then niceness is for those of one session only.
-    for _ in range(_TIMES if os.getsid(0) == os.getpid() else 0):
+    for _ in range(_TIMES):
         try:
             _SHARE.write_text(str(niceness))
         except BlockingIOError:
@@ -27,3 +31,4 @@ def give_way(niceness: int) -> None:
             return  # no such sharing here
         else:
             return
+    log.info("niceness.not_shared", niceness=niceness)

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def lasting_imports() -> Iterator[None]:
     """To look through all that is there, again and again as it grows, is an eighth of what a trainer's imports cost."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()

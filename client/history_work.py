@@ -111,7 +111,8 @@ def _fork_from(client: Client, details: AdapterDetails, saved: Kept, new: str, t
                 f"checkpoint {saved.name!r} is not what {details.name} is now: save another one, then ask again"
             )
     talk_console().print(
-        f"{new} is {details.name} as it was at step {saved.step}: loaded from checkpoint {saved.name!r}"
+        f"{new} is {details.name} as it was at step {saved.step}: loaded from checkpoint {saved.name!r}, whose weights "
+        "are its own now"
     )
 
 

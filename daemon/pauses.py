@@ -45,11 +45,6 @@ class Pauses:
         pause = self._pauses.get(adapter)
         return pause.reason if pause is not None else ""
 
-    def code(self, adapter: AdapterId) -> str:
-        """Of the error that `reason` tells of."""
-        pause = self._pauses.get(adapter)
-        return pause.code if pause is not None else ""
-
     def codes(self) -> Counter[str]:
         """How many could not be brought back, by what stood in the way."""
         return Counter(pause.code for pause in self._pauses.values())

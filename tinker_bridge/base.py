@@ -56,6 +56,7 @@ class BaseModel:
         self._path = ""
         self._asking = asyncio.Lock()
         self._pending: Pending | None = None
+        self._has_versions = False
 
     @property
     def name(self) -> str:
@@ -98,11 +99,14 @@ class BaseModel:
 
     async def wait_for_versions(self) -> None:
         """Before a trainer was ready, the broker knows of no versions. Raises ActorUnavailable: it never will."""
+        if self._has_versions:
+            return
         try:
             await self.details()
         except ActorUnavailable:
             if not (await self._status()).versions:
                 raise
+        self._has_versions = True
 
     async def _status(self) -> DaemonStatus:
         status = await self._bus.request(GetStatus())

@@ -7,7 +7,7 @@ published versions) or in `<state>/exports` (external ones), and go when their r
 import asyncio
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..bus.layout import StateLayout
 from ..bus.messages import DeleteCheckpoint, DeleteVersion
 from .base import Bus
 from .records import CheckpointKind, CheckpointRecord, RunRecord, parsed_path, tinker_path
-from .store import Store, not_expired
+from .store import Store, listed
 from .whole import is_whole
 
 # What the API documents: an hour to ten years.
@@ -158,30 +158,30 @@ class Checkpoints:
         """Oldest first, without those that expired."""
         return [each for each in self._store.of_parent(CheckpointRecord, run) if not self._over(each)]
 
-    async def page(self, tenant: TenantId, *, limit: int, offset: int) -> tuple[list[CheckpointRecord], int]:
-        """A page of the tenant's checkpoints, newest first, and how many there are.
+    def listed_of_run(self, run: str) -> list[CheckpointRecord]:
+        """The same without those whose files are gone."""
+        return [each for each in self.of_run(run) if not each.gone]
 
-        Without those that expired, or are not whole any more; among many the latter count, for nobody looks
-        at all of them.
-        """
-        live = not_expired(self._clock())
-        page = self._store.page(CheckpointRecord, tenant, live, limit=limit, offset=offset)
-        total = self._store.count(CheckpointRecord, tenant, live)
-        whole = await self.whole(page)
-        return whole, len(whole) if len(page) == total else total
+    def page(self, tenant: TenantId, *, limit: int, offset: int) -> tuple[list[CheckpointRecord], int]:
+        """A page of the tenant's checkpoints that are listed, newest first, and how many there are."""
+        only = listed(self._clock())
+        page = self._store.page(CheckpointRecord, tenant, only, limit=limit, offset=offset)
+        return page, self._store.count(CheckpointRecord, tenant, only)
 
     async def by_project(self, tenant: TenantId) -> list[tuple[str | None, int, int]]:
         """See `Store.checkpoints_by_project`."""
         return await asyncio.to_thread(self._store.checkpoints_by_project, tenant, self._clock())
 
-    async def whole(self, records: Iterable[CheckpointRecord]) -> list[CheckpointRecord]:
-        """Those whose files are there."""
-        layout = self._layout
-        return await asyncio.to_thread(lambda: [each for each in records if is_whole(layout, each)])
-
-    async def last_whole(self, groups: Iterable[Sequence[CheckpointRecord]]) -> list[list[CheckpointRecord]]:
-        """Of each group, oldest first, the last one of each kind whose files are there."""
-        return await asyncio.to_thread(lambda: [_last_whole(self._layout, group) for group in groups])
+    async def look_for_files(self, after: str, *, limit: int) -> str:
+        """Note of the next records behind one whether their files are there. Returns the last of them, or ""
+        where there are no more. Raises StorageFailed."""
+        records = self._store.after(CheckpointRecord, after, limit=limit)
+        whole = await asyncio.to_thread(lambda: [is_whole(self._layout, each) for each in records])
+        for record, there in zip(records, whole, strict=True):
+            # Saved anew meanwhile, or changed, it has another look with the next round.
+            if record.gone == there and self._store.find(CheckpointRecord, record.id) == record:
+                self._store.put(replace(record, gone=not there))
+        return records[-1].id if len(records) == limit else ""
 
     def check_public(self, record: CheckpointRecord, *, public: bool) -> None:
         """Raises CheckpointExists: it is not public, or not private, but the other already."""
@@ -234,14 +234,6 @@ class Checkpoints:
 
     def _over(self, record: CheckpointRecord) -> bool:
         return record.expires_unix_s is not None and record.expires_unix_s <= self._clock()
-
-
-def _last_whole(layout: StateLayout, group: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
-    found: dict[CheckpointKind, CheckpointRecord] = {}
-    for each in reversed(group):
-        if each.kind not in found and is_whole(layout, each):
-            found[each.kind] = each
-    return [*found.values()]
 
 
 def _remove_files(directory: Path) -> None:

@@ -41,6 +41,7 @@ class FutureJournal:
         self._done: deque[str] = deque()
         self._writing = FutureTable(file)
         self._first = first
+        self._telling = False
         self._thread = threading.Thread(target=self._run, name="futures", daemon=True)
         self._thread.start()
 
@@ -61,10 +62,16 @@ class FutureJournal:
         self.table.close()
 
     def _take_done(self) -> None:
-        """Tell of some, then others have their turn: behind each may be a poll that wakes up."""
+        """The thread has written something: begin to tell, unless that is under way."""
+        if not self._telling:
+            self._tell_some()
+
+    def _tell_some(self) -> None:
+        """Then others have their turn: behind each may be a poll that wakes up."""
         self._tell(min(_TOLD_AT_ONCE, len(self._done)))
-        if self._done:
-            self._loop.call_soon(self._take_done)
+        self._telling = bool(self._done)
+        if self._telling:
+            self._loop.call_soon(self._tell_some)
 
     def _tell(self, count: int) -> None:
         for _ in range(count):

@@ -39,12 +39,14 @@ async def keep_house(bridge: Bridge) -> None:
     # Often enough that no round takes the pause since the one before for a machine that slept.
     round_s = min(_ROUND_S, bridge.config.bridge.session_expiry_s / 8)
     records_at = time.monotonic()
+    looked_at = ""
     while True:
         await asyncio.sleep(round_s)
         if bridge.store.settling.failure:
             raise OSError(bridge.store.settling.failure)  # only another process can tell what is on the disk
         try:
             await one_round(bridge)
+            looked_at = await bridge.checkpoints.look_for_files(looked_at, limit=_AT_A_TIME)
             # What runs again may be about to write down what nobody speaks of yet.
             if not bridge.futures.running_again:
                 await orphans.look(time.monotonic())

@@ -52,19 +52,16 @@ class Cursor(Body):
     total_count: int
 
 
-async def readable_run(
-    bridge: Bridge, tenant: TenantId, run: str
-) -> tuple[RunRecord, list[CheckpointRecord]]:
-    """A run and its checkpoints, oldest first, as far as this tenant may see them and they are there.
+def readable_run(bridge: Bridge, tenant: TenantId, run: str) -> tuple[RunRecord, list[CheckpointRecord]]:
+    """A run and its checkpoints, oldest first, as far as this tenant may see them.
 
     Raises:
         AdapterNotFound: there is none, or none of it is public.
     """
     record = bridge.runs.find(tenant, run) or bridge.store.find(RunRecord, run)
-    checkpoints = bridge.checkpoints.of_run(run)
+    checkpoints = bridge.checkpoints.listed_of_run(run)
     if record is not None and record.tenant != tenant:
         checkpoints = [each for each in checkpoints if each.public]
-    checkpoints = await bridge.checkpoints.whole(checkpoints)
     if record is None or (record.tenant != tenant and not checkpoints):
         raise AdapterNotFound(f"there is no training run {run[:200]!r}")
     return record, checkpoints

@@ -70,7 +70,8 @@ class CheckpointRecord:
 
     training: `name` is the checkpoint's name with the trainer. sampler: published version `version`
     of `adapter`, held for us. external: files under `<state>/exports/<token>/`. made_by: the work that
-    made it, so that the same work, run again, finds it.
+    made it, so that the same work, run again, finds it. gone: its files were not there when they were last
+    looked for.
     """
 
     table: ClassVar[str] = "checkpoints"
@@ -90,6 +91,7 @@ class CheckpointRecord:
     expires_unix_s: float | None = None
     user_metadata: Mapping[str, str] = field(default_factory=dict)
     made_by: str = ""
+    gone: bool = False
 
     @property
     def checkpoint_id(self) -> str:

@@ -29,6 +29,7 @@ _FORMAT = 1
 LAST_SEEN = "json_extract(body, '$.last_seen_unix_s')"
 HAS_ENDED = "json_extract(body, '$.status') != 'active'"
 _EXPIRY = "json_extract(body, '$.expires_unix_s')"
+_GONE = "json_extract(body, '$.gone')"
 _PROJECT = "json_extract(body, '$.project')"
 _KIND, _SIZE = "json_extract(body, '$.kind')", "json_extract(body, '$.size_bytes')"
 _BY_PROJECT = f"""
@@ -37,6 +38,7 @@ _BY_PROJECT = f"""
     FROM checkpoints LEFT JOIN runs ON runs.id = checkpoints.parent
     WHERE checkpoints.tenant = :tenant
         AND checkpoints.id NOT IN (SELECT id FROM checkpoints WHERE {_EXPIRY} <= :now)
+        AND checkpoints.id NOT IN (SELECT id FROM checkpoints WHERE {_GONE})
     GROUP BY project ORDER BY max(checkpoints.created) DESC"""  # noqa: S608
 _TABLES = (SessionRecord, RunRecord, CheckpointRecord, SamplerRecord)
 
@@ -58,9 +60,10 @@ def of_project(tenant: TenantId, project: str) -> Only:
     return Only(where, (tenant, project))
 
 
-def not_expired(now_unix_s: float) -> Only:
-    """Checkpoints. Few have expired and are still there."""
-    return Only(f"id NOT IN (SELECT id FROM checkpoints WHERE {_EXPIRY} <= ?)", (now_unix_s,))  # noqa: S608
+def listed(now_unix_s: float) -> Only:
+    """Checkpoints that have not expired and whose files are there. Few others have records."""
+    over = f"id NOT IN (SELECT id FROM checkpoints WHERE {_EXPIRY} <= ?)"  # noqa: S608
+    return Only(f"{over} AND id NOT IN (SELECT id FROM checkpoints WHERE {_GONE})", (now_unix_s,))  # noqa: S608
 
 
 class Store:
@@ -101,16 +104,12 @@ class Store:
         record = self.find(kind, id_)
         return record if record is not None and record.tenant == tenant else None
 
-    def of_tenant(self, kind: type[RecordT], tenant: TenantId) -> list[RecordT]:
-        """Newest first."""
-        return self._select(kind, "WHERE tenant = ? ORDER BY created DESC, id DESC", tenant)
-
     def page(
         self, kind: type[RecordT], tenant: TenantId, only: Only = ALL, *, limit: int, offset: int
     ) -> list[RecordT]:
         """Newest first, `limit` of them after the first `offset`."""
         order = "ORDER BY created DESC, id DESC"
-        # By ids first: those are in the index, so that whatever is passed over is not read.
+        # By ids first: what is passed over is found in the index, and no record of it is read.
         ids = f"SELECT id FROM {kind.table} WHERE tenant = ? AND {only.where} {order} LIMIT ? OFFSET ?"  # noqa: S608
         return self._select(kind, f"WHERE id IN ({ids}) {order}", tenant, *only.values, limit, offset)
 
@@ -136,6 +135,10 @@ class Store:
         """Newest first, those behind a place in that order: when one was made, and its id."""
         where = "WHERE tenant = ? AND (created, id) < (?, ?) ORDER BY created DESC, id DESC LIMIT ?"
         return self._select(kind, where, tenant, *than, limit)
+
+    def after(self, kind: type[RecordT], id_: str, *, limit: int) -> list[RecordT]:
+        """Everybody's, in the order of their ids, the next behind one; "" is before all."""
+        return self._select(kind, "WHERE id > ? ORDER BY id LIMIT ?", id_, limit)
 
     def all(self, kind: type[RecordT]) -> list[RecordT]:
         return self._select(kind, "ORDER BY created, id")
@@ -190,7 +193,7 @@ class Store:
         self, tenant: TenantId, now_unix_s: float
     ) -> list[tuple[str | None, int, int]]:
         """Of each project, the newest checkpoint's first, how many checkpoints there are and their bytes; of
-        those that have not expired. For a thread, as `found_apart`."""
+        those that are listed. For a thread, as `found_apart`."""
         values = {"tenant": tenant, "now": now_unix_s}
         return self._rows_apart(CheckpointRecord.table, _BY_PROJECT, values)
 
@@ -221,6 +224,7 @@ class Store:
                 )
         table = CheckpointRecord.table
         self._db.execute(f"CREATE INDEX IF NOT EXISTS {table}_by_expiry ON {table} ({_EXPIRY})")
+        self._db.execute(f"CREATE INDEX IF NOT EXISTS {table}_gone ON {table} (id) WHERE {_GONE}")
         self._db.execute(
             f"CREATE INDEX IF NOT EXISTS sessions_by_end ON sessions ({LAST_SEEN}) WHERE {HAS_ENDED}"
         )

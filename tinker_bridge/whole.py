@@ -1,6 +1,6 @@
 """Whether what a checkpoint's record speaks of still lies on the disk: nobody tells the bridge when it goes.
 
-A few system calls for each; for a list of them, in a thread.
+A few system calls for each. Housekeeping looks at all of them, some at a time; who loads one looks at that.
 """
 
 import stat

@@ -318,6 +318,7 @@ def test_whoever_samples_from_an_adapter_of_another_base_model_reads_where_it_is
     elsewhere = AnotherBase(f"adapter {adapter!r} is on disk: start the daemon with the model that it had")
     recover(wrong, body=failed(elsewhere))
 
+    wrong.lose(TRAINER)  # whoever asks meanwhile reads the same
     mine = wrong.only(wrong.ask(sample(adapter, 3), request="r1"))
     theirs = wrong.only(wrong.ask(sample(adapter, 3), request="r2", tenant=BOB))
 

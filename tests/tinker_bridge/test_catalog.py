@@ -122,6 +122,9 @@ def test_a_checkpoint_whose_files_are_gone_is_neither_listed_nor_found_and_can_b
             record = bridge.store.find(CheckpointRecord, path)
             assert record is not None
             damage(bridge.layout, record)
+        assert await bridge.checkpoints.look_for_files("", limit=2) != ""
+        assert await bridge.checkpoints.look_for_files(kept, limit=2) == ""
+        assert await bridge.checkpoints.look_for_files("", limit=9) == ""
 
         of_user = await ann.get("/checkpoints")
         of_run = await ann.get(f"/training_runs/{run}/checkpoints", limit=5)

@@ -10,21 +10,23 @@ from loractl.tinker_bridge.collecting import is_due, keep_collecting
 
 
 @pytest.mark.parametrize(
-    ("stayed", "under_way", "since_s", "due"),
+    ("stayed", "under_way", "since_s", "grown_bytes", "due"),
     [
-        (100_001, 0, 0.0, True),
-        (100_000, 0, 29.0, False),
-        (2_000_000, 8192, 3600.0, False),
-        (5_000_000, 8192, 0.0, True),
-        (10, 0, 30.0, True),
-        (10, 64, 3600.0, False),
-        (0, 0, 3600.0, False),
+        (100_001, 0, 0.0, 0, True),
+        (100_000, 0, 29.0, 0, False),
+        (2_000_000, 8192, 60.0, 2**28, False),
+        (2_000_000, 8192, 900.0, 0, True),
+        (2_000_000, 8192, 60.0, 2**30, True),
+        (5_000_000, 8192, 0.0, 0, True),
+        (10, 0, 30.0, 0, True),
+        (10, 64, 60.0, 0, False),
+        (0, 0, 3600.0, 0, False),
     ],
 )
 def test_it_is_time_when_more_stayed_than_futures_explain_or_there_is_little_to_do(
-    stayed: int, under_way: int, since_s: float, due: bool
+    stayed: int, under_way: int, since_s: float, grown_bytes: int, due: bool
 ) -> None:
-    assert is_due(stayed, under_way, since_s) == due
+    assert is_due(stayed, under_way, since_s, grown_bytes) == due
 
 
 class Cycle:

@@ -68,7 +68,7 @@ def test_everyone_sees_their_own_only_newest_first(tmp_path: Path) -> None:
     assert [each.name for each in page] == ["c3", "c2"]
     assert store.count(CheckpointRecord, ANN) == 5
     assert store.owned(CheckpointRecord, BEN, checkpoint("c1").id) is None
-    assert [each.name for each in store.of_tenant(CheckpointRecord, BEN)] == ["theirs"]
+    assert [each.name for each in store.page(CheckpointRecord, BEN, limit=9, offset=0)] == ["theirs"]
 
 
 def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:

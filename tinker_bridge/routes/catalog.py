@@ -90,15 +90,14 @@ async def training_runs(
     project_id: str | None = None,
 ) -> TrainingRuns:
     page, total = runs_page(bridge, tenant, project_id, limit=limit, offset=offset)
-    lasts = await bridge.checkpoints.last_whole([bridge.checkpoints.of_run(run.id) for run in page])
-    shown = [run_shown(bridge, tenant, run, last) for run, last in zip(page, lasts, strict=True)]
+    shown = [run_shown(bridge, tenant, run, bridge.checkpoints.listed_of_run(run.id)) for run in page]
     return TrainingRuns(training_runs=shown, cursor=Cursor(offset=offset, limit=limit, total_count=total))
 
 
 @router.get("/training_runs/{run}", dependencies=SCOPED)
 async def training_run(run: str, bridge: BridgeIn, tenant: TenantIn) -> TrainingRun:
     """The tenant's own run, or one with a public checkpoint."""
-    record, checkpoints = await readable_run(bridge, tenant, run)
+    record, checkpoints = readable_run(bridge, tenant, run)
     return run_shown(bridge, tenant, record, checkpoints)
 
 
@@ -107,7 +106,7 @@ async def checkpoints_of_run(
     run: str, bridge: BridgeIn, tenant: TenantIn, limit: Limit | None = None, offset: Offset = 0
 ) -> Checkpoints:
     """Oldest first; all of them, unless a limit is given."""
-    _, found = await readable_run(bridge, tenant, run)
+    _, found = readable_run(bridge, tenant, run)
     page = found[offset:] if limit is None else found[offset : offset + limit]
     cursor = None if limit is None else Cursor(offset=offset, limit=limit, total_count=len(found))
     return Checkpoints(checkpoints=[checkpoint_shown(each) for each in page], cursor=cursor)
@@ -118,7 +117,7 @@ async def checkpoints(
     bridge: BridgeIn, tenant: TenantIn, limit: Limit = 100, offset: Offset = 0
 ) -> Checkpoints:
     """The tenant's own, newest first."""
-    page, total = await bridge.checkpoints.page(tenant, limit=limit, offset=offset)
+    page, total = bridge.checkpoints.page(tenant, limit=limit, offset=offset)
     return Checkpoints(
         checkpoints=[checkpoint_shown(each) for each in page],
         cursor=Cursor(offset=offset, limit=limit, total_count=total),
@@ -178,7 +177,7 @@ async def sampler(sampler: str, bridge: BridgeIn, tenant: TenantIn) -> Sampler:
 
 def _summary(bridge: Bridge, session: SessionRecord) -> dict[str, Any]:
     runs = bridge.runs.of_session(session.id)
-    checkpoints = [each for run in runs for each in bridge.checkpoints.of_run(run.id)]
+    checkpoints = [each for run in runs for each in bridge.checkpoints.listed_of_run(run.id)]
     return {
         "session_id": session.id,
         "created_at": moment(session.created_unix_s),

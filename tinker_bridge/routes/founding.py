@@ -207,6 +207,8 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         working.cancel()
         gone.cancel()
+        # An error of theirs has this frame in its traceback: with them in it, body and all would stay.
+        del working, gone
 
 
 async def _hung_up(request: Request) -> None:
