@@ -66,6 +66,7 @@ class Lanes:
         self._by_adapter: dict[AdapterId, list[LaneId]] = {}
         self.queues = Queues(pass_tokens=pass_tokens)
         self._gap_since: dict[LaneId, float] = {}
+        self._moved: dict[LaneId, None] = {}
         self._outcomes = Outcomes(kept_bytes=kept_bytes)
         self._uses = 0
 
@@ -149,6 +150,11 @@ class Lanes:
         lane = self._lanes.get(operation.lane)
         return lane.expected if lane is not None and operation.seq in lane.early else None
 
+    def take_moved(self) -> list[LaneId]:
+        """The lanes in which what waited for a number may wait for it no more, since this was asked last."""
+        moved, self._moved = [*self._moved], {}
+        return moved
+
     def queued(self, adapter: AdapterId) -> int:
         """How many operations of an adapter wait or run, in order or not."""
         lanes = (self._lanes[name] for name in self._by_adapter.get(adapter, ()))
@@ -190,6 +196,7 @@ class Lanes:
         closed = [(name, self._lanes.pop(name)) for name in self._by_adapter.pop(adapter, [])]
         for name, _ in closed:
             self._gap_since.pop(name, None)
+            self._moved[name] = None
         return [Answer(asker, outcome) for _, lane in closed for asker in _askers(lane)]
 
     def close_all(self, outcome: Message) -> list[Answer]:
@@ -201,6 +208,7 @@ class Lanes:
             lane.queued[lane.expected] = queued
             self.queues.put(queued)
             lane.expected += 1
+            self._moved[name] = None
         if not lane.early:
             self._gap_since.pop(name, None)
         else:
@@ -223,6 +231,7 @@ class Lanes:
             self._outcomes.put(name, seq, queued.fingerprint if queued else None, outcome)
             answers += [Answer(asker, outcome) for asker in queued.askers] if queued else []
         lane.expected = end
+        self._moved[name] = None
         del self._gap_since[name]
         return answers
 

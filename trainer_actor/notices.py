@@ -4,6 +4,7 @@ Each operation is told of at most once when it comes, and once more when the num
 come and others still run before it. What runs when is decided by `schedule`. Pure: notices are data.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from ..bus.ids import AdapterId, LaneId
@@ -22,15 +23,18 @@ class Notices:
         self._lanes = lanes
         self._lease = lease
         self._fresh: list[tuple[Envelope, Operation]] = []
-        self._behind_a_gap: list[tuple[Envelope, Operation]] = []
+        # By lane, and looked at when something happens there: there may be thousands.
+        self._behind_a_gap: dict[LaneId, list[tuple[Envelope, Operation]]] = {}
 
     def arrived(self, asker: Envelope, operation: Operation) -> None:
         self._fresh.append((asker, operation))
 
     def due(self, now: float) -> list[Answer]:
         """What to say, once all that waited in the mailbox is in its lane."""
-        asked = [(*each, True) for each in self._behind_a_gap] + [(*each, False) for each in self._fresh]
-        self._behind_a_gap, self._fresh = [], []
+        moved = [self._behind_a_gap.pop(lane, []) for lane in self._lanes.take_moved()]
+        asked = [(*each, True) for waited in moved for each in waited]
+        asked += [(*each, False) for each in self._fresh]
+        self._fresh = []
         told: list[Answer] = []
         in_order: list[tuple[Envelope, Operation, bool]] = []
         for asker, operation, told_before in asked:
@@ -38,7 +42,7 @@ class Notices:
             if missing is None:
                 in_order.append((asker, operation, told_before))
                 continue
-            self._behind_a_gap.append((asker, operation))
+            self._behind_a_gap.setdefault(operation.lane, []).append((asker, operation))
             if not told_before:
                 told.append(Answer(asker, Waiting(reason=_gap(missing)), last=False))
         return [*told, *self._queued(in_order, now)]
@@ -71,15 +75,15 @@ class Notices:
         walked from their ends."""
         left = {(operation.lane, operation.seq) for operation in asked}
         places: dict[tuple[LaneId, int], int] = {}
-        for adapter in {operation.adapter for operation in asked}:
+        wanted = Counter(operation.adapter for operation in asked)
+        for adapter in [*wanted]:
             queue = self._lanes.queues.of(adapter) or self._lanes.queues.aside(adapter)
-            wanted = sum(operation.adapter == adapter for operation in asked)
             for place, queued in zip(range(len(queue) - 1, -1, -1), reversed(queue), strict=False):
                 key = (queued.operation.lane, queued.operation.seq)
                 if key in left:
                     places[key] = place
-                    wanted -= 1
-                if not wanted:
+                    wanted[adapter] -= 1
+                if not wanted[adapter]:
                     break
         return places
 

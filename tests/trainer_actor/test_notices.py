@@ -73,6 +73,29 @@ def test_when_the_number_has_come_what_else_runs_before_it_is_said_once() -> Non
     assert hall.told() == {}
 
 
+def test_who_waits_for_a_number_is_looked_at_again_only_when_something_happens_in_its_lane() -> None:
+    hall = Hall()
+    for seq in range(2, 50):
+        hall.send("a", seq)
+    hall.told()
+    looked_at: list[tuple[str, int]] = []
+    before = hall.lanes.missing_before
+
+    def missing_before(operation: Operation) -> int | None:
+        looked_at.append((operation.adapter, operation.seq))
+        return before(operation)
+
+    hall.lanes.missing_before = missing_before  # type: ignore[method-assign]
+    hall.send("b", 1)
+    hall.told()
+    apart = [*looked_at]
+    hall.send("a", 1)
+    said = hall.told()
+
+    assert apart == [("b", 1)]
+    assert len(said) == 48
+
+
 def test_that_others_take_turns_with_it_is_said() -> None:
     hall = Hall()
     for name in ("a", "b"):
