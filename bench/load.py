@@ -7,9 +7,9 @@ bodies    208 forward_backwards of 3.3 MB come at once.
 soak      tenants train, save, sample, delete, begin and end sessions; memory and disk are looked at.
 
 Each scenario starts a daemon of its own with a tiny model: bridge, broker with its journal, trainer. The
-heartbeats are the SDK's, from a process of their own, fifty a second. Clients and service share this
-machine's cores, so beside each row stands the p99 of the same heartbeats to a server that does nothing else:
-what the machine alone adds.
+heartbeats are the SDK's, from a process of their own, fifty a second. The clients that make the load have
+only what the service leaves of this machine's cores, as users' clients are on machines of their own. Beside each
+row stands the p99 of the same heartbeats to a server that does nothing else: what the machine alone adds.
 """
 
 import argparse
