@@ -18,6 +18,7 @@ _MLP = {"gate_proj", "up_proj", "down_proj"}
 _UNEMBED = {"lm_head"}
 # Trained as a whole or not at all, which is how an adapter's shape can be three switches.
 _GROUPS = (_ATTENTION, _MLP, _UNEMBED)
+_END = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,9 @@ def lora_of(config: Mapping[str, object], seed: int) -> LoraSpec:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or not isinstance(alpha, int | float):
         raise InvalidData(f"r is {rank!r} and lora_alpha is {alpha!r}: both must be numbers")
+    # JSON's are of any length. What a model takes is the trainer's to say.
+    if not (abs(rank) < _END and abs(alpha) < _END):
+        raise InvalidData(f"r and lora_alpha must be numbers below {_END}")
     targets = _targets(config.get("target_modules"))
     return LoraSpec(
         rank=rank,

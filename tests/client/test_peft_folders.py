@@ -104,6 +104,9 @@ def test_a_peft_directory_is_read_with_its_shape(tmp_path: Path):
     [
         ({"peft_type": "LOHA"}, "'LOHA'"),
         ({"r": "4"}, "r is '4'"),
+        ({"r": 2**70}, "numbers below 2147483648"),
+        ({"lora_alpha": 10**400}, "numbers below 2147483648"),
+        ({"lora_alpha": float("nan")}, "numbers below 2147483648"),
         ({"target_modules": "all-linear"}, "'all-linear'"),
         ({"target_modules": ["embed_tokens"]}, "'embed_tokens'"),
         ({"target_modules": []}, "must list"),
