@@ -32,13 +32,17 @@ _EXPIRY = "json_extract(body, '$.expires_unix_s')"
 _GONE = "json_extract(body, '$.gone')"
 _PROJECT = "json_extract(body, '$.project')"
 _KIND, _SIZE = "json_extract(body, '$.kind')", "json_extract(body, '$.size_bytes')"
+# Checkpoints that are not listed, which are few: expired, or without their files.
+_UNLISTED = (
+    f"SELECT id FROM checkpoints WHERE {_EXPIRY} <= {{now}}"  # noqa: S608
+    f" UNION ALL SELECT id FROM checkpoints WHERE {_GONE}"
+)
 _BY_PROJECT = f"""
     SELECT (SELECT {_PROJECT} FROM sessions WHERE sessions.id = runs.parent) AS project,
         count(*), sum(json_extract(checkpoints.body, '$.size_bytes'))
     FROM checkpoints LEFT JOIN runs ON runs.id = checkpoints.parent
     WHERE checkpoints.tenant = :tenant
-        AND checkpoints.id NOT IN (SELECT id FROM checkpoints WHERE {_EXPIRY} <= :now)
-        AND checkpoints.id NOT IN (SELECT id FROM checkpoints WHERE {_GONE})
+        AND checkpoints.id NOT IN ({_UNLISTED.format(now=":now")})
     GROUP BY project ORDER BY max(checkpoints.created) DESC"""  # noqa: S608
 _TABLES = (SessionRecord, RunRecord, CheckpointRecord, SamplerRecord)
 
@@ -61,9 +65,8 @@ def of_project(tenant: TenantId, project: str) -> Only:
 
 
 def listed(now_unix_s: float) -> Only:
-    """Checkpoints that have not expired and whose files are there. Few others have records."""
-    over = f"id NOT IN (SELECT id FROM checkpoints WHERE {_EXPIRY} <= ?)"  # noqa: S608
-    return Only(f"{over} AND id NOT IN (SELECT id FROM checkpoints WHERE {_GONE})", (now_unix_s,))  # noqa: S608
+    """Checkpoints that have not expired and whose files are there."""
+    return Only(f"id NOT IN ({_UNLISTED.format(now='?')})", (now_unix_s,))
 
 
 class Store:

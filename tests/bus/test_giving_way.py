@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 
-import pytest
+OURS = os.nice(0)
+# Whether CPUs are shared out among sessions first, and this one may say how.
+SHARED = os.access("/proc/self/autogroup", os.W_OK)
 
 _SCRIPT = """
 import os, subprocess, sys
@@ -31,11 +33,9 @@ def told(niceness: int) -> list[int]:
     return [int(each) for each in came.stdout.split()]
 
 
-@pytest.mark.skipif(os.nice(0) > 0, reason="the tests themselves give way")
 def test_a_process_its_session_and_what_it_starts_give_way() -> None:
-    assert told(7) == [7, 7, 7]
+    assert told(2) == [OURS + 2, OURS + 2, 2 if SHARED else OURS + 2]
 
 
-@pytest.mark.skipif(os.nice(0) > 0, reason="the tests themselves give way")
 def test_none_is_none() -> None:
-    assert told(0) == [0, 0, 0]
+    assert told(0) == [OURS, OURS, 0 if SHARED else OURS]

@@ -41,6 +41,14 @@ class CrashingBus(InMemoryBus):
         )
 
 
+async def opened(user: User, **of: str) -> str:
+    """A sampling session, in a session of its own."""
+    session = await user.session()
+    answer = await user.post("/create_sampling_session", session_id=session, sampling_session_seq_id=0, **of)
+    sampler: str = answer["sampling_session_id"]
+    return sampler
+
+
 async def sampled(user: User, sampler: str) -> Any:
     return await user.work(
         "/asample",
@@ -66,11 +74,8 @@ def test_a_sample_that_was_lost_with_its_sampler_is_asked_for_again(
         bus = CrashingBus(*errors)
         async with bridge_on(tmp_path, bus) as bridge:
             user = User(bridge, "ann")
-            session = await user.session()
-            opened = await user.post(
-                "/create_sampling_session", session_id=session, sampling_session_seq_id=0, base_model="tiny"
-            )
-            result = await sampled(user, opened["sampling_session_id"])
+            sampler = await opened(user, base_model="tiny")
+            result = await sampled(user, sampler)
         assert bus.kinds().count("sample") == asked
         return result
 
@@ -86,11 +91,8 @@ def test_a_sample_from_a_checkpoint_that_went_says_so_and_names_nothing_of_its_o
             owner, reader = User(bridge, "ann"), User(bridge, "ben")
             path = await owner.save_for_sampler(await owner.run(), 1, "shared")
             await owner.post(f"{rest(path)}/publish")
-            session = await reader.session()
-            opened = await reader.post(
-                "/create_sampling_session", session_id=session, sampling_session_seq_id=0, model_path=path
-            )
-            return path, await sampled(reader, opened["sampling_session_id"])
+            sampler = await opened(reader, model_path=path)
+            return path, await sampled(reader, sampler)
 
     path, result = asyncio.run(asyncio.wait_for(story(), 60))
 
@@ -104,11 +106,8 @@ def test_a_sample_over_another_base_model_says_how_to_get_its_source_back(tmp_pa
         async with bridge_on(tmp_path, bus) as bridge:
             user = User(bridge, "ann")
             path = await user.save_for_sampler(await user.run(), 1, "kept")
-            session = await user.session()
-            opened = await user.post(
-                "/create_sampling_session", session_id=session, sampling_session_seq_id=0, model_path=path
-            )
-            return await sampled(user, opened["sampling_session_id"])
+            sampler = await opened(user, model_path=path)
+            return await sampled(user, sampler)
 
     result = asyncio.run(asyncio.wait_for(story(), 60))
 
@@ -125,16 +124,13 @@ def test_what_is_not_public_any_more_is_not_sampled_from_any_more(tmp_path: Path
             run = await owner.run()
             path = await owner.save_for_sampler(run, 1, "shared")
             await owner.post(f"{rest(path)}/publish")
-            session = await reader.session()
-            opened = await reader.post(
-                "/create_sampling_session", session_id=session, sampling_session_seq_id=0, model_path=path
-            )
+            sampler = await opened(reader, model_path=path)
             await owner.ask("DELETE", f"{rest(path)}/publish")
             if again:  # another one of the same name says nothing of the first
                 await owner.ask("DELETE", rest(path))
                 assert await owner.save_for_sampler(run, 2, "shared") == path
                 await owner.post(f"{rest(path)}/publish")
-            result = await sampled(reader, opened["sampling_session_id"])
+            result = await sampled(reader, sampler)
         assert "sample" not in bus.kinds()
         return result
 
@@ -176,15 +172,12 @@ def test_without_a_trainer_that_ever_was_ready_a_version_is_not_said_to_be_gone(
         async with bridge_on(tmp_path, bus) as bridge:
             user = User(bridge, "ann")
             path = await user.save_for_sampler(await user.run(), 1, "kept")
-            session = await user.session()
-            opened = await user.post(
-                "/create_sampling_session", session_id=session, sampling_session_seq_id=0, model_path=path
-            )
+            sampler = await opened(user, model_path=path)
         bus.given_up = True
         bus.adapters.clear()
         async with bridge_on(tmp_path, bus) as bridge:
             user.http = client(bridge, user.key)
-            return await sampled(user, opened["sampling_session_id"])
+            return await sampled(user, sampler)
 
     result = asyncio.run(asyncio.wait_for(story(), 60))
 
