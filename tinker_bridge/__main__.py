@@ -12,6 +12,7 @@ from ..bus.errors import LoractlError
 from ..bus.layout import StateLayout
 from ..bus.logs import configure_logs
 from .server import run_bridge
+from .two_lines import TwoLines
 
 # The address cannot be served or the daemon is not there: trying again changes nothing.
 CANNOT_START = 3
@@ -28,7 +29,9 @@ def main() -> int:
     try:
         config = config_from_json(arguments.config.read_text(encoding="utf-8"))
         configure_logs(config.log, arguments.actor, StateLayout(Path(config.state_dir)).logs)
-        asyncio.run(run_bridge(config, arguments.actor))
+        lines = TwoLines()
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lines)) as runner:
+            runner.run(run_bridge(config, arguments.actor, lines))
     except (LoractlError, OSError) as error:
         message = error.message if isinstance(error, LoractlError) else str(error)
         log.error("bridge.not_started", reason=message)  # noqa: TRY400  # a reason, not a bug

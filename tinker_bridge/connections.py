@@ -9,25 +9,36 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from .pace import FREE
+from .two_lines import TwoLines
+
 _WITHIN_S = 30.0
 _HEADERS_BYTES = 64 * 2**10
 
 
 class Connection(HttpToolsProtocol):
     """A timer runs from the beginning of a request until its headers are whole, and while the rest of a body
-    comes that was refused already. A body that is being read is its reader's to wait for."""
+    comes that was refused already. A body that is being read is its reader's to wait for.
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    lines: those who sent a heartbeat last are expected to send the next one, and pass all others."""
+
+    def __init__(self, *arguments: Any, lines: TwoLines, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._lines = lines
+        self._descriptor = -1
         self._due: asyncio.TimerHandle | None = None
         self._in_body = False
         self._headers_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        self._lines.put_off(self._descriptor)
         self._expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # Its number will be another's.
+        self._lines.let_pass(self._descriptor)
         self._came()
         super().connection_lost(exc)
 
@@ -44,6 +55,10 @@ class Connection(HttpToolsProtocol):
         self._in_body = True
         self._came()
         super().on_headers_complete()
+        if self.scope["path"] in FREE:
+            self._lines.let_pass(self._descriptor)
+        else:
+            self._lines.put_off(self._descriptor)
 
     def on_message_complete(self) -> None:
         self._in_body = False

@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -26,12 +27,13 @@ from .collecting import collect_by_hand, keep_collecting
 from .connections import Connection
 from .housekeeping import keep_house
 from .run_again import run_again
+from .two_lines import TwoLines
 
 # Longer than clients keep idle connections: who closes first must not be we, or a request that is on its
 # way at that moment is lost with the connection.
 _IDLE_S = 120
 # Each takes a tenth of a millisecond, and a heartbeat may be behind them.
-_ACCEPTED_AT_ONCE = 32
+_ACCEPTED_AT_ONCE = 8
 _CONNECTIONS_WAITING = 4096
 # Of connections; and what else is open: databases, logs, exports that are being read.
 _MOST_FILES = 2**16
@@ -55,8 +57,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def run_bridge(config: Config, actor: str) -> None:
-    """Serve HTTP until the daemon says Drain or the process is told to end.
+async def run_bridge(config: Config, actor: str, lines: TwoLines) -> None:
+    """Serve HTTP until the daemon says Drain or the process is told to end. lines: the running loop's selector.
 
     Raises:
         StartFailed: the address is in use or not ours.
@@ -81,7 +83,7 @@ async def run_bridge(config: Config, actor: str) -> None:
                 timeout_graceful_shutdown=_GRACE_S,
                 timeout_keep_alive=_IDLE_S,
                 backlog=_ACCEPTED_AT_ONCE,
-                http=Connection,
+                http=partial(Connection, lines=lines),  # type: ignore[arg-type]  # called like the class
                 # Beyond it 503: without files nothing could be answered at all, nor written.
                 limit_concurrency=max(most_files - _OTHER_FILES, most_files // 2),
             )

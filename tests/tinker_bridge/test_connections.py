@@ -4,12 +4,14 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import uvicorn
 from loractl.tinker_bridge import connections
 from loractl.tinker_bridge.connections import Connection
+from loractl.tinker_bridge.two_lines import TwoLines
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n"
 
@@ -21,9 +23,10 @@ async def refusing(_scope: Any, _receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def serving(lines: TwoLines) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(refusing, http=Connection, log_config=None, lifespan="off"))
+    connection: Any = partial(Connection, lines=lines)
+    server = uvicorn.Server(uvicorn.Config(refusing, http=connection, log_config=None, lifespan="off"))
     task = asyncio.create_task(server._serve([listening]))
     reader, writer = await asyncio.open_connection(*listening.getsockname())
     try:
@@ -34,8 +37,10 @@ async def serving() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamW
         await task
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 60))
+def run(test: Callable[[TwoLines], Awaitable[None]], lines: TwoLines | None = None) -> None:
+    lines = lines or TwoLines()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lines)) as runner:
+        runner.run(asyncio.wait_for(test(lines), 60))
 
 
 async def ended(reader: asyncio.StreamReader) -> bool:
@@ -51,8 +56,8 @@ def test_a_request_that_does_not_get_past_its_headers_is_hung_up_on(
 ) -> None:
     monkeypatch.setattr(connections, "_WITHIN_S", 0.1)
 
-    async def test() -> None:
-        async with serving() as (reader, writer):
+    async def test(lines: TwoLines) -> None:
+        async with serving(lines) as (reader, writer):
             writer.write(begun)
 
             assert await ended(reader)
@@ -61,8 +66,8 @@ def test_a_request_that_does_not_get_past_its_headers_is_hung_up_on(
 
 
 def test_headers_without_an_end_are_hung_up_on() -> None:
-    async def test() -> None:
-        async with serving() as (reader, writer):
+    async def test(lines: TwoLines) -> None:
+        async with serving(lines) as (reader, writer):
             writer.write(REQUEST % 5 + b"".join(b"x-%d: %s\r\n" % (n, b"y" * 1000) for n in range(200)))
 
             assert await ended(reader)
@@ -71,8 +76,8 @@ def test_headers_without_an_end_are_hung_up_on() -> None:
 
 
 def test_a_large_body_that_is_refused_early_is_taken_to_its_end_and_the_next_request_too() -> None:
-    async def test() -> None:
-        async with serving() as (reader, writer):
+    async def test(lines: TwoLines) -> None:
+        async with serving(lines) as (reader, writer):
             for _ in range(2):
                 writer.write(REQUEST % 300_000 + b"\r\n" + bytes(300_000))
                 answer = await reader.readuntil(b"\r\n\r\nno")
@@ -85,8 +90,8 @@ def test_a_large_body_that_is_refused_early_is_taken_to_its_end_and_the_next_req
 def test_the_rest_of_a_refused_body_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_WITHIN_S", 0.1)
 
-    async def test() -> None:
-        async with serving() as (reader, writer):
+    async def test(lines: TwoLines) -> None:
+        async with serving(lines) as (reader, writer):
             writer.write(REQUEST % 300_000 + b"\r\n")
             await reader.readuntil(b"\r\n\r\nno")
             writer.write(b"drip")
@@ -94,3 +99,49 @@ def test_the_rest_of_a_refused_body_is_not_waited_for_without_end(monkeypatch: p
             assert await ended(reader)
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("paths", "passes"),
+    [
+        ([], False),
+        (["/api/v1/session_heartbeat"], True),
+        (["/healthz", "/api/v1/healthz"], True),
+        (["/api/v1/retrieve_future"], False),
+        (["/api/v1/session_heartbeat", "/api/v1/retrieve_future"], False),
+        (["/api/v1/retrieve_future", "/api/v1/session_heartbeat"], True),
+    ],
+)
+def test_whoever_sent_a_heartbeat_last_passes_the_others(paths: list[str], passes: bool) -> None:
+    watched = Watched()
+
+    async def test(lines: TwoLines) -> None:
+        async with serving(lines) as (reader, writer):
+            for path in paths:
+                writer.write(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n" % path.encode())
+                await reader.readuntil(b"\r\n\r\nno")
+            await watched.connected.wait()
+
+            assert bool(watched.behind) is not passes
+
+        assert not watched.behind  # its number may be anybody's next
+
+    run(test, watched)
+
+
+class Watched(TwoLines):
+    """Knows who stands behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.behind: set[int] = set()
+        self.connected = asyncio.Event()
+
+    def put_off(self, descriptor: int) -> None:
+        super().put_off(descriptor)
+        self.connected.set()
+        self.behind.add(descriptor)
+
+    def let_pass(self, descriptor: int) -> None:
+        super().let_pass(descriptor)
+        self.behind.discard(descriptor)
