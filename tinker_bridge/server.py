@@ -80,6 +80,7 @@ async def run_bridge(config: Config, actor: str, lines: TwoLines) -> None:
                 log_config=None,
                 access_log=False,
                 lifespan="off",
+                ws="none",
                 timeout_graceful_shutdown=_GRACE_S,
                 timeout_keep_alive=_IDLE_S,
                 backlog=_ACCEPTED_AT_ONCE,

@@ -6,6 +6,7 @@ takes some tenths of a second. Here requests come in a few at a time, in their o
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from select import EPOLLIN, EPOLLOUT, epoll
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, SelectorKey
 from typing import Any
@@ -96,7 +97,8 @@ class TwoLines(BaseSelector):
 
     def _leave(self, descriptor: int) -> None:
         if descriptor in self._keys:
-            self._line(descriptor).unregister(descriptor)
+            with suppress(OSError):  # closed before it left
+                self._line(descriptor).unregister(descriptor)
 
     def _ready(self, descriptor: int, mask: int) -> tuple[SelectorKey, int]:
         # An error or a hang-up is told to whoever reads and to whoever writes.

@@ -26,7 +26,8 @@ async def refusing(_scope: Any, _receive: Any, send: Any) -> None:
 async def serving(lines: TwoLines) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     listening = socket.create_server(("127.0.0.1", 0))
     connection: Any = partial(Connection, lines=lines)
-    server = uvicorn.Server(uvicorn.Config(refusing, http=connection, log_config=None, lifespan="off"))
+    settings = uvicorn.Config(refusing, http=connection, log_config=None, lifespan="off", ws="none")
+    server = uvicorn.Server(settings)
     task = asyncio.create_task(server._serve([listening]))
     reader, writer = await asyncio.open_connection(*listening.getsockname())
     try:
@@ -127,6 +128,16 @@ def test_whoever_sent_a_heartbeat_last_passes_the_others(paths: list[str], passe
         assert not watched.behind  # its number may be anybody's next
 
     run(test, watched)
+
+
+def test_who_asks_for_another_protocol_is_answered_in_this_one() -> None:
+    async def test(lines: TwoLines) -> None:
+        async with serving(lines) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+
+            assert (await reader.readuntil(b"\r\n\r\nno")).startswith(b"HTTP/1.1 401")
+
+    run(test)
 
 
 class Watched(TwoLines):

@@ -103,6 +103,17 @@ def test_what_left_is_told_no_more_and_may_come_again(selector, pairs):
     assert ready(selector) == [(end, READ, 2)]
 
 
+def test_what_was_closed_can_still_leave(selector, pairs):
+    (end, _), *_ = pairs
+    number = end.fileno()
+    selector.register(number, READ, 1)
+    end.close()
+
+    assert selector.unregister(number).data == 1
+
+    assert ready(selector) == []
+
+
 def test_nothing_is_registered_twice_and_what_is_can_be_listed(selector, pairs):
     (end, _), (another, _), *_ = pairs
     keys = [selector.register(each, READ) for each in (end, another)]
