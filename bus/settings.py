@@ -166,7 +166,7 @@ class DaemonConfig:
     message and file. 0 is never. stop_timeout_s: how long a stop lets actors end by themselves.
 
     niceness: how far trainer and samplers give way where they and what answers clients want the same CPU, as
-    `nice` counts it: at 15 about a thirtieth of it is theirs, and all that is left over; 0 is not at all."""
+    `nice` counts it: at 10 a tenth as much of it is theirs, and all that is left over; 0 is not at all."""
 
     http: str = ""
     listen: str = ""
@@ -178,7 +178,7 @@ class DaemonConfig:
     restart_max_s: float = 30.0
     restart_limit: int = 5
     stop_timeout_s: float = 4.0
-    niceness: int = 15
+    niceness: int = 10
     chaos: int = 0
 
     @property
