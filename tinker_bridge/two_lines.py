@@ -1,4 +1,4 @@
-"""What the loop reads first: however many requests come in one instant, a heartbeat is read before them.
+"""What the loop reads first: however many requests come in one instant, who may not wait is read before them.
 
 A loop hears of all that has come at once, and reads all of it before it goes on: with thousands of requests that
 takes some tenths of a second. Here requests come in a few at a time, in their order, and what may not wait passes them.
@@ -47,8 +47,8 @@ class TwoLines(BaseSelector):
         key = SelectorKey(fileobj, _descriptor(fileobj), events, data)
         if key.fd in self._keys:
             raise KeyError(f"{fileobj!r} is registered already")
+        self._line(key.fd).register(key.fd, _mask(events))
         self._keys[key.fd] = key
-        self._join(key.fd)
         return key
 
     def unregister(self, fileobj: Any) -> SelectorKey:
@@ -66,16 +66,11 @@ class TwoLines(BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         wait_s = -1.0 if timeout is None else math.ceil(max(timeout, 0.0) * 1000) / 1000
-        ready: list[tuple[SelectorKey, int]] = []
-        behind = False
-        for descriptor, mask in self._first.poll(wait_s, _FIRST):
-            if descriptor == self._behind.fileno():
-                behind = True
-            else:
-                ready.append(self._ready(descriptor, mask))
-        if behind:
-            ready += [self._ready(*each) for each in self._behind.poll(0, _BEHIND)]
-        return ready
+        found = self._first.poll(wait_s, _FIRST)
+        # Those behind have their share of each round, also when there are more in front than one tells of.
+        if len(found) == _FIRST or any(descriptor == self._behind.fileno() for descriptor, _ in found):
+            found += self._behind.poll(0, _BEHIND)
+        return [self._ready(*each) for each in found if each[0] in self._keys]
 
     def close(self) -> None:
         self._first.close()

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from itertools import pairwise
 
 import pytest
+from loractl.tinker_bridge import two_lines
 from loractl.tinker_bridge.two_lines import TwoLines
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -135,6 +136,29 @@ def test_what_is_put_off_comes_a_few_at_a_time_behind_all_that_is_not(lines, pai
 
     assert set(told[:2]) == {end for end, _ in pairs[:2]}
     assert len(told) == 2 + _AT_ONCE
+
+
+def test_those_behind_have_a_share_of_each_round_however_many_are_in_front(lines, pairs, monkeypatch):
+    monkeypatch.setattr(two_lines, "_FIRST", 4)
+    for end, other in pairs:
+        lines.register(end, READ)
+        other.send(b"x")
+    for end, _ in pairs[10:]:
+        lines.put_off(end.fileno())
+
+    behind = {end for end, _ in pairs[10:]}
+    told = [[end in behind for end, _, _ in ready(lines)] for _ in range(10)]
+
+    assert {sum(each) for each in told} == {_AT_ONCE}
+    assert {len(each) - sum(each) for each in told} <= {3, 4}
+
+
+def test_what_cannot_be_looked_at_is_not_registered(selector, tmp_path):
+    with (tmp_path / "a file").open("w") as file:
+        with pytest.raises(PermissionError):
+            selector.register(file, READ)
+
+        assert list(selector.get_map()) == []
 
 
 def test_the_line_behind_goes_round(lines, pairs):
