@@ -20,7 +20,8 @@ class Connection(HttpToolsProtocol):
     """A timer runs from the beginning of a request until its headers are whole, and while the rest of a body
     comes that was refused already. A body that is being read is its reader's to wait for.
 
-    lines: who sent a heartbeat last, or nothing yet, may be about to send one, and passes all others."""
+    lines: who sent a heartbeat last is expected to send the next one, and passes all others. Not who sent nothing
+    yet: thousands may come in one instant."""
 
     def __init__(self, *arguments: Any, lines: TwoLines, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -33,6 +34,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._descriptor = transport.get_extra_info("socket").fileno()
+        self._lines.put_off(self._descriptor)
         self._expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
