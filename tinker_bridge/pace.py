@@ -6,7 +6,8 @@ for a request takes a turn for it first, and each round of the loop has a bounde
 in which they were asked for. Heartbeats take none.
 
 While there is more to come after work on many bytes, the loop rests for as long as that took: a heartbeat that
-comes meanwhile finds it idle, and the system wakes a process soon that often sleeps, however busy the machine is.
+comes meanwhile finds it idle, or reading a few requests, and the system wakes a process soon that often sleeps,
+however busy the machine is.
 """
 
 import asyncio

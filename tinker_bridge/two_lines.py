@@ -59,9 +59,9 @@ class TwoLines(BaseSelector):
 
     def modify(self, fileobj: Any, events: int, data: Any = None) -> SelectorKey:
         before = self.get_key(fileobj)
-        key = self._keys[before.fd] = before._replace(events=events, data=data)
         if events != before.events:
-            self._line(key.fd).modify(key.fd, _mask(events))
+            self._line(before.fd).modify(before.fd, _mask(events))
+        key = self._keys[before.fd] = before._replace(events=events, data=data)
         return key
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
