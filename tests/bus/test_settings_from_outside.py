@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from loractl.bus.config import Config, config_from_json, hub_cache, load_config
+from loractl.bus.config import Config, config_from_json, hub_cache, load_config, subprocess_environment
 from loractl.bus.errors import InvalidConfig
 
 
@@ -98,3 +98,22 @@ def test_a_state_directory_that_cannot_be_is_refused(directory: str):
 def test_what_actors_are_handed_is_settings_or_refused(text: str):
     with pytest.raises(InvalidConfig):
         config_from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("told", "tells"),
+    [
+        (None, "glibc.malloc.hugetlb=1"),
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=3", "glibc.malloc.check=3:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_the_daemons_processes_ask_for_large_pages_unless_the_user_says_something_about_them(
+    monkeypatch: pytest.MonkeyPatch, told: str | None, tells: str
+):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if told is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", told)
+
+    assert subprocess_environment({})["GLIBC_TUNABLES"] == tells
