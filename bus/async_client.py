@@ -124,7 +124,7 @@ class AsyncClient:
     def submit(
         self, body: Message, *, request: RequestId | None = None, tenant: TenantId | None = None
     ) -> AsyncPending:
-        """Send a request without waiting.
+        """Send a request without waiting. Its arrays are lent: leave them as they are until it is answered.
 
         request: its id, to send one again. tenant: whose it is, for a server that speaks for many.
 

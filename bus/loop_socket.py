@@ -28,8 +28,9 @@ class LoopSocket:
         self._draining: asyncio.Handle | None = self._loop.call_soon(self._drain)
 
     def send(self, frames: list[Buffer]) -> None:
-        """Queue a message; never waits, because there is no high-water mark."""
-        send(self._socket, frames)
+        """Queue a message; never waits, because there is no high-water mark. Long memoryviews are lent until it is
+        sent: a copy of megabytes would hold up the loop."""
+        send(self._socket, frames, copy=False)
         self._drain_soon()
 
     def detach(self) -> PlainSocket:
