@@ -62,6 +62,17 @@ class Pending:
             self._client.wait(deadline, self._asked)
         return outcome(self._asked.final)
 
+    def whole(self, timeout_s: float | None = None) -> list[Message]:
+        """All parts of the answer, once its end is there. What is lost of them on their way is asked for again.
+
+        Raises:
+            LoractlError, TimeoutError: as `result`.
+        """
+        deadline = _deadline(timeout_s)
+        while self._asked.final is None:
+            self._client.wait(deadline, self._asked)
+        return [*self._asked.take_parts(), outcome(self._asked.final)]
+
     def stream(self, timeout_s: float | None = None) -> Iterator[Message]:
         """Each part as it comes, then the answer. timeout_s counts from one to the next.
 

@@ -155,7 +155,8 @@ class Conversations:
             if asked is None or asked.final is not None or asked.tenant != tenant:
                 continue
             if asked.delivered:
-                self._end(asked)
+                text = f"the rest of an answer of the daemon on {self._daemon} was lost on its way: ask once more"
+                asked.finish(DaemonGone(text))
             else:
                 asked.parts.clear()  # of a run that nobody knows of any more
                 self._unheard.append(asked)

@@ -132,8 +132,9 @@ def _read(
     client: Client, adapter: AdapterId, entry: HistoryEntry, tenant: TenantId
 ) -> tuple[Message, Message]:
     pending = client.submit(ReadOperation(adapter=adapter, number=entry.number), tenant=tenant)
-    operation, outcome = pending.stream()
-    return operation, outcome
+    # Where the end of an answer was lost, the operation comes a second time before it.
+    *operations, outcome = pending.whole()
+    return operations[-1], outcome
 
 
 def run_again(

@@ -9,6 +9,7 @@ from loractl.bus.async_client import AsyncClient
 from loractl.bus.client import Client
 from loractl.bus.config import Config
 from loractl.bus.conversations import Conversations
+from loractl.bus.errors import DaemonGone
 from loractl.bus.ids import LOCAL_TENANT, RequestId, TenantId
 from loractl.bus.layout import StateLayout
 from loractl.bus.messages import Done, Envelope, ListTenants, Message, Recall, Recalled, TenantList, Waiting
@@ -83,6 +84,51 @@ def test_a_reason_to_wait_that_is_told_again_is_shown_once() -> None:
         )
 
     assert shown == ["the trainer is restarting"]
+
+
+def test_an_answer_of_which_a_part_was_taken_and_the_rest_is_lost_ends_with_what_to_do(
+    conversations: Conversations,
+):
+    asked = conversations.ask(RequestId("r1"), 0.0, frames=FRAMES)
+    conversations.hear(Envelope(request=asked.request, tenant=LOCAL_TENANT, body=Done(), last=False), 1.0)
+    assert [*asked.take_parts()] == [Done()]
+
+    conversations.hear(recalled(asked.request), 2.0)
+
+    assert conversations.take_unheard() == []
+    assert isinstance(asked.final, DaemonGone)
+    assert (
+        asked.final.message
+        == "the rest of an answer of the daemon on /state was lost on its way: ask once more"
+    )
+
+
+def test_an_answer_that_is_wanted_whole_is_asked_for_again_where_its_end_is_lost(
+    daemon: Callable[[str, Script], ScriptedDaemon], config: Config, layout: StateLayout
+):
+    answers = [[Done()], [Done(), TenantList(tenants=())]]  # the first one without its end
+
+    def script(envelope: Envelope) -> list[Envelope]:
+        if isinstance(envelope.body, Recall):
+            told = Recalled(unknown=envelope.body.requests)
+            return [Envelope(request=envelope.request, tenant=envelope.tenant, body=told)]
+        if not isinstance(envelope.body, ListTenants):
+            return []
+        parts = answers.pop(0)
+        return [
+            Envelope(
+                request=envelope.request, tenant=envelope.tenant, body=body, last=body.kind == TenantList.kind
+            )
+            for body in parts
+        ]
+
+    daemon(layout.client_socket, script)
+
+    with Client(config) as client:
+        whole = client.submit(ListTenants()).whole(timeout_s=20)
+
+    assert whole[-2:] == [Done(), TenantList(tenants=())]
+    assert answers == []
 
 
 class Losing:
