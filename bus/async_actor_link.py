@@ -115,7 +115,8 @@ class AsyncActorLink:
                 recheck_s, ask_at = _FIRST_RECHECK_S, self._loop.time()
 
     def reply(self, to: Envelope, body: Message, last: bool = True) -> None:
-        """Answer a request; `last` False for a part of a streamed answer."""
+        """Answer a request; `last` False for a part of a streamed answer. Its arrays are lent: leave them as they
+        are."""
         self._send(Envelope(request=to.request, tenant=to.tenant, body=body, last=last))
 
     def report(self, body: Message) -> None:

@@ -124,7 +124,8 @@ class AsyncClient:
     def submit(
         self, body: Message, *, request: RequestId | None = None, tenant: TenantId | None = None
     ) -> AsyncPending:
-        """Send a request without waiting. Its arrays are lent: leave them as they are until it is answered.
+        """Send a request without waiting. Its arrays are lent: leave them as they are until it is
+        answered, and for good where the wait ends otherwise, for it may still be on its way.
 
         request: its id, to send one again. tenant: whose it is, for a server that speaks for many.
 

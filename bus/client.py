@@ -8,6 +8,7 @@ wait ends with `DaemonGone`. A request that ended so may be sent again under its
 it runs once, and the first outcome is the answer. A client with patience does that by itself.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -62,15 +63,15 @@ class Pending:
             self._client.wait(deadline, self._asked)
         return outcome(self._asked.final)
 
-    def whole(self, timeout_s: float | None = None) -> list[Message]:
-        """All parts of the answer, once its end is there. What is lost of them on their way is asked for again.
+    def whole(self) -> list[Message]:
+        """The parts of the answer and its end, once that is there. When messages were lost or came twice on their
+        way, a part may be there twice, or missing.
 
         Raises:
-            LoractlError, TimeoutError: as `result`.
+            LoractlError: as `result`.
         """
-        deadline = _deadline(timeout_s)
         while self._asked.final is None:
-            self._client.wait(deadline, self._asked)
+            self._client.wait(math.inf, self._asked)
         return [*self._asked.take_parts(), outcome(self._asked.final)]
 
     def stream(self, timeout_s: float | None = None) -> Iterator[Message]:

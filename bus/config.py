@@ -117,14 +117,15 @@ def config_from_json(text: str) -> Config:
 
 
 def subprocess_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the daemon's processes: ours, with large pages asked for, and `extra` on top."""
+    """The environment of the processes that a daemon starts, and of one that runs detached: ours, with large pages
+    asked for, and `extra` on top."""
     return {**os.environ, "GLIBC_TUNABLES": _with_large_pages(os.environ.get("GLIBC_TUNABLES", "")), **extra}
 
 
 def _with_large_pages(tunables: str) -> str:
     """What glibc is told, unless the user tells it something about large pages: malloc(3) is to ask for them, as
     most systems give them only to who asks. Touching memory for the first time costs as much as what is done with
-    it, and large messages are always in new memory: one page of 2 MiB costs less than 512 small ones."""
+    it, and large messages are mostly in new memory: one page of 2 MiB costs less than 512 small ones."""
     name = "glibc.malloc.hugetlb"
     return tunables if name in tunables else ":".join(filter(None, (tunables, f"{name}=1")))
 

@@ -131,10 +131,11 @@ def read_save(
 def _read(
     client: Client, adapter: AdapterId, entry: HistoryEntry, tenant: TenantId
 ) -> tuple[Message, Message]:
-    pending = client.submit(ReadOperation(adapter=adapter, number=entry.number), tenant=tenant)
-    # Where the end of an answer was lost, the operation comes a second time before it.
-    *operations, outcome = pending.whole()
-    return operations[-1], outcome
+    while True:
+        pending = client.submit(ReadOperation(adapter=adapter, number=entry.number), tenant=tenant)
+        *operations, outcome = pending.whole()
+        if operations:  # not lost on its way
+            return operations[-1], outcome
 
 
 def run_again(
