@@ -93,7 +93,7 @@ class Accidents:
                 path.unlink()
             elif path.is_dir():
                 self._to_directory(path)
-            elif path.is_file() and path.stat().st_size < _HUGE:
+            elif _readable(path):
                 self._to_file(path)
 
     def _to_file(self, file: Path) -> None:
@@ -114,9 +114,7 @@ class Accidents:
                 file.unlink()
                 os.mkfifo(file) if source.one_in(2) else file.mkdir()
             case _:
-                others = [
-                    path for path in self.root.rglob("*") if path.is_file() and path.stat().st_size < _HUGE
-                ]
+                others = [path for path in self.root.rglob("*") if _readable(path)]
                 file.write_bytes(source.choice(others).read_bytes() if others else b"")
 
     def _to_directory(self, directory: Path) -> None:
@@ -143,7 +141,7 @@ class Accidents:
 
     def _can_be_copied(self, directory: Path) -> bool:
         paths = [path for path in directory.rglob("*") if not path.is_symlink() and not path.is_dir()]
-        return all(path.is_file() and path.stat().st_size < _HUGE for path in paths)
+        return all(_readable(path) for path in paths)
 
     def _linked(self, file: Path) -> None:
         file.unlink()
@@ -170,7 +168,7 @@ class Accidents:
             sealed = b'{"record":' + text + b',"sha256":"' + hashlib.sha256(text).hexdigest().encode() + b'"}'
             file.write_bytes(sealed)
         elif (
-            "digest" in tree and (state := file.with_name("state.safetensors")).is_file() and source.one_in(2)
+            "digest" in tree and _readable(state := file.with_name("state.safetensors")) and source.one_in(2)
         ):
             data = source.damaged(state.read_bytes())
             state.write_bytes(data)
@@ -178,3 +176,8 @@ class Accidents:
             file.write_text(json.dumps(tree))
         else:
             file.write_bytes(source.json_text(source.changed(tree)))
+
+
+def _readable(path: Path) -> bool:
+    """A file, and not one that was made as long as no memory is."""
+    return path.is_file() and path.stat().st_size < _HUGE
