@@ -37,8 +37,9 @@ from loractl.bus.ids import AdapterId  # noqa: E402
 from loractl.bus.messages import LoraSpec  # noqa: E402
 from loractl.trainer_actor.bank import PIECES, Bank, HostState, Piece  # noqa: E402
 from loractl.trainer_actor.budgets import Budgets  # noqa: E402
+from loractl.trainer_actor.linears import ModelShape  # noqa: E402
 from loractl.trainer_actor.resident import Residents  # noqa: E402
-from loractl.trainer_actor.row_layout import ModelShape, RowLayouts  # noqa: E402
+from loractl.trainer_actor.row_layout import RowLayouts  # noqa: E402
 from loractl.trainer_actor.spill import SpillStore  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402

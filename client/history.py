@@ -95,6 +95,23 @@ def changes(
     return made[loads[-1] :] if loads else made
 
 
+def without_load(
+    entries: Sequence[HistoryEntry], load: HistoryEntry, save: HistoryEntry
+) -> list[HistoryEntry]:
+    """A history in which an adapter never went back to what it had saved itself: without the load, and without all
+    that it undid. What is left makes the same state, for a checkpoint is all of it."""
+    return [
+        each
+        for each in entries
+        if not each.order or each.order > load.order or (each.order < save.order and not _behind(each, save))
+    ]
+
+
+def _behind(entry: HistoryEntry, save: HistoryEntry) -> bool:
+    """A save ends when it is on disk, and its lane goes on meanwhile."""
+    return entry.lane == save.lane and entry.seq > save.seq
+
+
 def _counted(done: Sequence[HistoryEntry]) -> list[HistoryEntry]:
     """Without the passes of windows that an unload closed before their step: their gradients went with it."""
     made: list[HistoryEntry] = []

@@ -53,13 +53,26 @@ def source_of(
     elif isinstance(operation, LoadCheckpoint):
         kept = _kept(layout, operation)
         saved = _saved(client, operation, first, tenant)
-        if saved is not None and saved != kept.digest:
+        if saved is not None and saved[1] != kept.digest:
             raise InvalidRequest(
                 f"checkpoint {operation.name!r}, which it was loaded from, was saved anew under its name since: "
                 "what it was is no longer kept"
             )
         return Source(operation, surely=saved is not None)
     return Source(operation, surely=True)
+
+
+def own_save(client: Client, adapter: AdapterId, load: HistoryEntry, tenant: TenantId) -> HistoryEntry | None:
+    """The save whose whole state a load brought back, where that was the adapter's own."""
+    operation, _ = read_operation(client, adapter, load, tenant)
+    if (
+        not isinstance(operation, LoadCheckpoint)
+        or operation.source != adapter
+        or not operation.with_optimizer
+    ):
+        return None
+    found = _saved(client, operation, load, tenant)
+    return found[0] if found is not None else None
 
 
 def copy_source(source: Source, here: StateLayout, there: StateLayout) -> None:
@@ -116,8 +129,11 @@ def _newest(files: Iterable[Path]) -> Kept | None:
     return max(found, key=lambda each: each.sequence, default=None)
 
 
-def _saved(client: Client, load: LoadCheckpoint, at: HistoryEntry, tenant: TenantId) -> str | None:
-    """The digest of what had that name when it was loaded; None where the journal does not tell any more."""
+def _saved(
+    client: Client, load: LoadCheckpoint, at: HistoryEntry, tenant: TenantId
+) -> tuple[HistoryEntry, str] | None:
+    """The save of what had that name when it was loaded, and its digest; None where the journal does not tell any
+    more."""
     owner = load.source_owner or tenant
     try:
         entries, _ = read_history(client, load.source, owner)
@@ -125,7 +141,7 @@ def _saved(client: Client, load: LoadCheckpoint, at: HistoryEntry, tenant: Tenan
         for entry in reversed([each for each in saves if each.order < at.order]):
             operation, outcome = read_save(client, load.source, entry, owner)
             if operation.name == load.name:
-                return outcome.digest
+                return entry, outcome.digest
     except (AdapterNotFound, InvalidRequest):
         return None
     return None

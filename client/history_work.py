@@ -31,8 +31,8 @@ from ..bus.messages import (
 )
 from . import screens
 from .futures import checked
-from .history import KEPT_SO_LONG, Difference, changes, read_history, run_again
-from .history_sources import Kept, Source, copy_source, newest_checkpoint, source_of
+from .history import KEPT_SO_LONG, Difference, changes, read_history, run_again, without_load
+from .history_sources import Kept, Source, copy_source, newest_checkpoint, own_save, source_of
 from .history_weights import exported, standing
 from .terminal import EXIT_FAILED, counted, data_console, show_json, show_table, size_text, talk_console
 
@@ -70,16 +70,14 @@ def fork_adapter(config: Config, name: str, new: str, at_step: int | None, tenan
         details = _details(client, name, tenant)
         entries, whole = read_history(client, details.adapter, tenant)
         try:
-            made = _from_the_start(
-                changes(entries, at_step=at_step, whole=whole), whole=whole, instead=_INSTEAD_OF_A_FORK
-            )
+            past = (entries, whole)
+            made, _ = _made_it(client, config, details, tenant, past, at_step, instead=_INSTEAD_OF_A_FORK)
         except InvalidRequest:
             saved = _saved_now(config, details, at_step)
             if whole or saved is None:
                 raise
             _fork_from(client, details, saved, new, tenant)
             return 0
-        _source(client, details, tenant, made, config)
         with _made(client, details, new, tenant) as onto:
             differing = _replayed(client, details.adapter, tenant, made, client, onto)
         step = _details(client, new, tenant).step
@@ -139,10 +137,8 @@ def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaem
     with _client(config) as client, tempfile.TemporaryDirectory(prefix="lo") as scratch:
         details = _details(client, name, tenant)
         now = standing(client, details.adapter, tenant)
-        made = _from_the_start(
-            changes(now.entries, at_step=None), whole=now.whole, instead=_INSTEAD_OF_A_PROOF
-        )
-        source = _source(client, details, tenant, made, config)
+        past = (now.entries, now.whole)
+        made, source = _made_it(client, config, details, tenant, past, None, instead=_INSTEAD_OF_A_PROOF)
         here, there = StateLayout(Path(config.state_dir)), StateLayout(Path(scratch) / "s")
         if source is not None:
             copy_source(source, here, there)
@@ -199,6 +195,36 @@ def _replayed(
 ) -> list[Difference]:
     ran = run_again(source, adapter, tenant, made, target, onto)
     return [difference for _, difference in ran if difference is not None]
+
+
+def _made_it(
+    client: Client,
+    config: Config,
+    details: AdapterDetails,
+    tenant: TenantId,
+    past: tuple[Sequence[HistoryEntry], bool],
+    at_step: int | None,
+    *,
+    instead: str,
+) -> tuple[list[HistoryEntry], Source | None]:
+    """What made an adapter what it was at a step, and what that begins with. past: as `read_history` has it.
+
+    A checkpoint of its own that it went back to, and that is not kept as it was, is done without: the journal has
+    what led to it.
+
+    Raises:
+        InvalidRequest: the journal does not tell, or what another adapter saved is no longer kept.
+    """
+    entries, whole = past
+    while True:
+        made = _from_the_start(changes(entries, at_step=at_step, whole=whole), whole=whole, instead=instead)
+        try:
+            return made, _source(client, details, tenant, made, config)
+        except InvalidRequest:
+            save = own_save(client, details.adapter, made[0], tenant)
+            if save is None:
+                raise
+            entries = without_load(entries, made[0], save)
 
 
 def _from_the_start(made: list[HistoryEntry], *, whole: bool, instead: str) -> list[HistoryEntry]:

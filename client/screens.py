@@ -21,7 +21,7 @@ from .terminal import count_text, counted, duration_text, show_facts, show_table
 
 NO_ADAPTERS = "no adapters yet: make one with `loractl train DATA.jsonl --adapter NAME`"
 _PLACES = {"device": "on the device", "host": "in host memory", "disk": "on disk"}
-_TO_DO = "see `loractl logs`, mend the cause and run `loractl daemon restart`"
+_TO_DO = "see `loractl daemon logs`, mend the cause and run `loractl daemon restart`"
 _PHASE_STYLES = {"ready": "green", "failed": "bold red"}
 
 
@@ -45,7 +45,7 @@ def show_status(console: Console, status: DaemonStatus, adapters: Sequence[Adapt
         console.print(Text(f"{', '.join(gone)} given up: {_TO_DO}", "bold red"))
     console.print()
     if adapters is None:
-        console.print(f"{status.adapters} adapters; the trainer cannot list them at the moment")
+        console.print(f"{counted(status.adapters, 'adapter')}: the trainer cannot list them at the moment")
         return
     if adapters:
         show_adapters(console, adapters)
@@ -69,7 +69,7 @@ def disk_text(status: DaemonStatus) -> str:
 
 
 def _put_off_text(status: DaemonStatus) -> str:
-    said = f"{counted(status.put_off, 'adapter')} cannot be brought back just now (`loractl logs` says why)"
+    said = f"{counted(status.put_off, 'adapter')} cannot be brought back just now (`loractl daemon logs` says why)"
     if not status.another_base:
         return said
     return (

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ..bus.errors import ActorRestarting, ActorStopping, OutOfSlots
+from ..bus.errors import ActorRestarting, ActorStopping, AnotherBase, OutOfSlots
 from ..bus.ids import AdapterId
 from ..bus.messages import Failed
 
@@ -32,6 +32,9 @@ class _Pause:
 
 @dataclass(slots=True)
 class Pauses:
+    """elsewhere: adapters of another base model, and what to do about it: also while no trainer is there."""
+
+    elsewhere: dict[AdapterId, str] = field(default_factory=dict)
     _pauses: dict[AdapterId, _Pause] = field(default_factory=dict)
 
     def begin(self, adapter: AdapterId, reason: str, code: str, now: float) -> None:
@@ -39,6 +42,8 @@ class Pauses:
         before = self._pauses.get(adapter)
         length_s = min(2 * before.length_s, _LONGEST_S) if before is not None else _FIRST_S
         self._pauses[adapter] = _Pause(now + length_s, length_s, reason, code)
+        if code == AnotherBase.code:
+            self.elsewhere[adapter] = reason
 
     def reason(self, adapter: AdapterId) -> str:
         """Why the adapter could not be brought back; "" where nothing stood in the way."""
@@ -63,8 +68,10 @@ class Pauses:
     def end(self, adapter: AdapterId) -> None:
         """It is brought back, or will never be."""
         self._pauses.pop(adapter, None)
+        self.elsewhere.pop(adapter, None)
 
     def clear(self) -> None:
+        """The trainer is gone. Which adapters are elsewhere stays known."""
         self._pauses.clear()
 
     def next_due(self) -> float:

@@ -71,8 +71,6 @@ class Recovery:
         # With which the trainer hit a bug: it dies of them.
         self._bugs: list[AdapterId] = []
         self._pauses = Pauses()
-        # Those of another base model, and what to do about it: also while no trainer is there.
-        self._elsewhere: dict[AdapterId, str] = {}
         self._harm = Harm(past.harmed() if past is not None else {}, retry=retry)
         self._asked = 0
 
@@ -105,7 +103,7 @@ class Recovery:
 
     def elsewhere(self, adapter: AdapterId, owner: TenantId) -> AnotherBase | None:
         """Why there is nothing of an adapter here, to its owner, where it waits on disk for its base model."""
-        reason = self._elsewhere.get(adapter)
+        reason = self._pauses.elsewhere.get(adapter)
         if self._past is None or reason is None or self._past.owner(adapter) != owner:
             return None
         return AnotherBase(reason)
@@ -119,7 +117,6 @@ class Recovery:
         """It was deleted: whatever still waits hears of that from the trainer."""
         self._harm.gone(adapter)
         self._broken.pop(adapter, None)
-        self._elsewhere.pop(adapter, None)
         self._pauses.end(adapter)
         if self._trainer is None or adapter in self._live or adapter in self._replays:
             return NOTHING
@@ -130,8 +127,6 @@ class Recovery:
         self._let_go(adapter)
         self._live.discard(adapter)
         self._pauses.begin(adapter, reason, code, now)
-        if code == AnotherBase.code:
-            self._elsewhere[adapter] = reason
         decisions: list[Decision] = [Say("recovery.put_off", {"adapter": adapter, "reason": reason})]
         for ticket in self.parking.of(adapter):
             ticket.waits_for = self.waits(adapter)
@@ -278,7 +273,6 @@ class Recovery:
     def _done(self, adapter: AdapterId) -> Step:
         replay = self._let_go(adapter)
         self._live.add(adapter)
-        self._elsewhere.pop(adapter, None)
         self._pauses.end(adapter)
         last = replay.last if replay is not None else ()
         sent = [self._to_trainer(self._rerun().frames(logged)) for logged in last]

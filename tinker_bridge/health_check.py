@@ -35,7 +35,7 @@ class HealthCheck:
         """For those who wait for the trainer while their client waits for them. Raises ActorUnavailable."""
         if (await self.found()).given_up:
             raise ActorUnavailable(
-                "the trainer was given up: see its log (`loractl logs`), mend the cause and run "
+                "the trainer was given up: see its log (`loractl daemon logs`), mend the cause and run "
                 "`loractl daemon restart`"
             )
 

@@ -28,11 +28,11 @@ from .attention import PackedAttention, rotation
 from .hf_config import BaseModel, check_shares
 from .hf_weights import load_weights
 from .layer_parts import RmsNorm, SwiGlu
+from .linears import Linear
 from .lora import LoraColumnParallelLinear, LoraRowParallelLinear
 from .lora_pass import LoraPass
 from .packing import Packing
 from .pass_frame import PassFrame
-from .row_layout import Linear
 from .shard import Shard
 from .tensor_group import TensorGroup, tensor_group
 

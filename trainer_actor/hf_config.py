@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..bus.errors import InvalidConfig
-from .row_layout import ModelShape
+from .linears import ModelShape
 
 
 @dataclass(frozen=True, slots=True)

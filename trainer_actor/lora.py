@@ -18,10 +18,10 @@ import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 
+from .linears import Linear
 from .lora_pass import LoraPass
 from .pass_frame import PassFrame
 from .row_floor import back_through
-from .row_layout import Linear
 from .tensor_group import TensorGroup
 
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .linears import Linear, Projection
 from .lora_pass import LoraPass, LoraSegment, add_columns, columns_of, each_projection
-from .row_layout import Linear, Projection, RowLayout, Site
+from .row_layout import RowLayout, Site
 
 
 class GroupedPass(LoraPass):

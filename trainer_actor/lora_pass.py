@@ -17,7 +17,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from .row_layout import Linear, Projection, RowLayout
+from .linears import Linear, Projection
+from .row_layout import RowLayout
 from .row_views import GradientRow, RowViews, SiteViews
 
 

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .linears import Linear
 from .lora_pass import LoraSegment, add_product, put_product
 from .row_floor import back_through, rows_at_least
-from .row_layout import Linear
 from .row_views import SiteViews
 from .softmax import normalizers, turn_into_gradient
 

@@ -14,7 +14,8 @@ from itertools import groupby
 
 from torch import Tensor
 
-from .row_layout import Linear, RowLayout, Site
+from .linears import Linear
+from .row_layout import RowLayout, Site
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,6 +248,26 @@ def test_a_checkpoint_that_was_saved_anew_is_told_and_nobody_accused(loractl, lo
         assert "checkpoint 'start', which it was loaded from, was saved anew" in outcome.err
 
 
+def test_an_adapter_that_went_back_to_its_own_checkpoint_is_proved_also_when_that_was_saved_anew(loractl):
+    """As `train --resume` does with every run."""
+    with connect(str(loractl.state_dir)) as service:
+        adapter = service.create_adapter_like("resumed", service.details("pirate").lora)
+        train_once(service, adapter)
+        adapter.save("train").result()
+        train_once(service, adapter)
+        adapter.load("train").result()
+        train_once(service, adapter)
+        adapter.save("train", overwrite=True).result()
+
+    proved = loractl("verify", "resumed")
+    forked = loractl("adapters", "fork", "resumed", "resumed-fork", "--at-step", "2")
+
+    assert proved.code == 0, proved.err
+    assert "resumed is to the bit what it would be alone: 4 answers and the weights" in proved.err
+    assert forked.code == 0, forked.err
+    assert "resumed-fork is resumed as it was at step 2: 4 operations ran again" in forked.err
+
+
 @pytest.mark.parametrize("command", [("adapters", "history"), ("adapters", "fork"), ("verify",)])
 def test_with_a_daemon_elsewhere_nothing_is_done_to_the_one_here(loractl, command):
     (loractl.state_dir / "loractl.toml").write_text('[client]\nconnect = "tcp://192.0.2.1:1"\n')

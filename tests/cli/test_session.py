@@ -124,6 +124,23 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_in_one_go(loractl, train, rows, u
     assert weights_digest(loractl, "resumed") == uninterrupted
 
 
+def test_a_resumed_run_says_where_its_checkpoint_is_not_where_the_adapter_went_since(
+    loractl, train, rows, uninterrupted
+):
+    assert loractl(*train, "went-on", "--max-steps", "7").code == 0
+    with connect(str(loractl.state_dir)) as service:
+        text = service.text.prompt("The sea is wide.", raw=True)
+        adapter = service.open_adapter("went-on")
+        adapter.forward_backward([supervised_datum(text, trained=[True] * len(text))])
+        adapter.optim_step(1e-2).result()
+
+    outcome = loractl("train", rows, "--adapter", "went-on", "--resume", "--max-steps", str(STEPS))
+
+    assert outcome.code == 0, outcome.err
+    assert "from step 7" in outcome.err
+    assert weights_digest(loractl, "went-on") == uninterrupted
+
+
 def test_a_finished_run_has_nothing_left_to_resume(loractl, rows, uninterrupted):
     outcome = loractl("train", rows, "--adapter", "straight", "--resume")
 

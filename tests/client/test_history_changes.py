@@ -1,10 +1,12 @@
 """Which operations of a history made an adapter what it is."""
 
+from dataclasses import replace
+
 import pytest
 from loractl.bus.errors import InvalidRequest
 from loractl.bus.ids import LaneId
 from loractl.bus.messages import HistoryEntry
-from loractl.client.history import changes
+from loractl.client.history import changes, without_load
 
 
 def entries(*operations: str) -> list[HistoryEntry]:
@@ -69,3 +71,25 @@ def test_a_step_that_retention_took_is_told_with_the_settings():
             changes(left, at_step=1, whole=False)
     with pytest.raises(InvalidRequest, match="no step 9 of this adapter; it has 2 to 2"):
         changes(made[2:], at_step=9, whole=False)
+
+
+def test_without_a_load_all_that_it_undid_is_gone_and_the_rest_counts():
+    made = entries(
+        *("forward_backward", "optim_step", "save_checkpoint"),
+        *("forward_backward", "optim_step", "load_checkpoint", "forward_backward"),
+    )
+    assert [each.number for each in changes(made, at_step=None)] == [6, 7]
+
+    left = without_load(made, load=made[5], save=made[2])
+
+    assert [each.number for each in changes(left, at_step=None)] == [1, 2, 7]
+
+
+def test_what_ended_while_a_save_was_written_came_behind_it():
+    made = entries("forward_backward", "optim_step", "forward_backward", "save_checkpoint", "load_checkpoint")
+    save = replace(made[3], seq=3)
+    made[2:4] = [replace(made[2], seq=4), save]
+
+    left = without_load(made, load=made[4], save=save)
+
+    assert [each.number for each in changes(left, at_step=None)] == [1, 2]

@@ -151,7 +151,10 @@ def test_a_status_says_who_was_given_up_and_what_to_do():
 
     words = " ".join(text.split())
     assert "given up: was ended by SIGKILL" in words
-    assert "trainer given up: see `loractl logs`, mend the cause and run `loractl daemon restart`" in words
+    assert (
+        "trainer given up: see `loractl daemon logs`, mend the cause and run `loractl daemon restart`"
+        in words
+    )
 
 
 def test_a_status_says_who_may_hang_and_since_when_in_the_place_of_its_details():

@@ -13,8 +13,9 @@ from loractl.client.peft_folders import CONFIG_FILE, WEIGHTS_FILE, read_peft_fol
 from loractl.tests.fuzz.checks import check_told
 from loractl.tests.fuzz.source import Source
 from loractl.tests.fuzz.subject import Play, Subject
+from loractl.trainer_actor.linears import ModelShape
 from loractl.trainer_actor.peft_files import read_peft, write_peft
-from loractl.trainer_actor.row_layout import ModelShape, RowLayouts
+from loractl.trainer_actor.row_layout import RowLayouts
 
 _SHAPE = ModelShape(layers=1, hidden=8, ffn=16, heads=2, kv_heads=1, head_dim=4, vocab=32)
 _LORA = LoraSpec(rank=2, alpha=4.0, seed=1)

@@ -5,10 +5,10 @@ import torch
 from loractl.tests.trainer_actor.compute_lab import Lab, begin, spec
 from loractl.trainer_actor.bank import Row
 from loractl.trainer_actor.engine import TrainEngine
+from loractl.trainer_actor.linears import Linear
 from loractl.trainer_actor.lora_grouped import GroupedPass
 from loractl.trainer_actor.lora_pass import LoraPass, LoraSegment, SegmentedPass
 from loractl.trainer_actor.naming import named_parts
-from loractl.trainer_actor.row_layout import Linear
 from loractl.trainer_actor.row_views import GradientRow, RowViews
 
 # Geometry by geometry, as the engine sorts them; two runs of one adapter among them.

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loractl.bus.messages import LoraSpec
 from loractl.tests.trainer_actor.compute_lab import spec
+from loractl.trainer_actor.linears import ModelShape
 from loractl.trainer_actor.packing import pack, padded_length
-from loractl.trainer_actor.row_layout import ModelShape, RowLayouts, active_sections, padded_rank
+from loractl.trainer_actor.row_layout import RowLayouts, active_sections, padded_rank
 
 SHAPE = ModelShape(layers=3, hidden=64, ffn=96, heads=6, kv_heads=2, head_dim=16, vocab=320)
 

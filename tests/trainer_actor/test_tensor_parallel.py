@@ -23,10 +23,11 @@ from loractl.tests.trainer_actor.tensor_ranks import (
 )
 from loractl.trainer_actor.hf_config import check_shares, read_base_model
 from loractl.trainer_actor.hf_weights import load_weights
+from loractl.trainer_actor.linears import Linear, ModelShape
 from loractl.trainer_actor.lora_grouped import GroupedPass
 from loractl.trainer_actor.lora_pass import LoraPass, LoraSegment, SegmentedPass
 from loractl.trainer_actor.row_floor import neighbours_matter
-from loractl.trainer_actor.row_layout import Linear, ModelShape, RowLayouts
+from loractl.trainer_actor.row_layout import RowLayouts
 from loractl.trainer_actor.row_views import GradientRow, RowViews
 from loractl.trainer_actor.shard import WHOLE, Shard
 from safetensors.torch import load_file, save_file

@@ -16,7 +16,7 @@ import msgspec
 
 from ...bus.messages import LossName
 from ..compositions import RunShape
-from ..row_layout import Section
+from ..linears import Section
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
