@@ -19,7 +19,6 @@ from .client import commands
 from .client.access_commands import env, keys, tokenizer_cache
 from .client.adapter_commands import adapters, tenant_option
 from .client.boundary import guarded
-from .client.history_work import verify_adapter
 from .client.options import example, placed, reaching, sampling_options, starting, training_options
 from .client.rows import read_rows
 from .client.run_plan import GivenSettings
@@ -35,6 +34,7 @@ from .client.startup import (
     with_http,
 )
 from .client.terminal import EXIT_USER_ERROR, error_text, talk_console
+from .client.verify_work import verify_adapter
 from .daemon import launch
 
 

@@ -42,10 +42,12 @@ Operation = ForwardBackward | OptimStep | LoadCheckpoint | LoadVersion | ImportW
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where an answer was not the journal's: the first field that differs."""
+    """Where an answer was not the journal's: the first field that differs, and by how much its numbers do at most;
+    None where they are no numbers, or not as many."""
 
     entry: HistoryEntry
     field: str
+    by: float | None = None
 
 
 def read_history(
@@ -179,12 +181,13 @@ def run_again(
         under_way.append((entry, outcome, target.submit(sent, tenant=tenant)))
         if len(under_way) >= _AHEAD:
             first, expected, pending = under_way.pop(0)
-            yield first, _difference(first, expected, pending.result())
+            yield first, difference(first, expected, pending.result())
     for first, expected, pending in under_way:
-        yield first, _difference(first, expected, pending.result())
+        yield first, difference(first, expected, pending.result())
 
 
-def _difference(entry: HistoryEntry, expected: Message, got: Message) -> Difference | None:
+def difference(entry: HistoryEntry, expected: Message, got: Message) -> Difference | None:
+    """None where two answers to an operation are the same to the bit."""
     if type(expected) is not type(got):
         return Difference(entry, "kind of answer")
     assert is_dataclass(expected)
@@ -197,5 +200,14 @@ def _difference(entry: HistoryEntry, expected: Message, got: Message) -> Differe
         else:
             same = first == second
         if not same:
-            return Difference(entry, field.name)
+            return Difference(entry, field.name, _by(first, second))
     return None
+
+
+def _by(first: object, second: object) -> float | None:
+    """nan where one of them has a nan."""
+    if not isinstance(first, float | np.ndarray) or not isinstance(second, float | np.ndarray):
+        return None
+    if np.shape(first) != np.shape(second):
+        return None
+    return float(np.max(np.abs(np.subtract(first, second, dtype=np.float64))))

@@ -4,7 +4,7 @@ adapter can be had whose history is cut.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,26 @@ from pathlib import Path
 import msgspec
 
 from ..bus.client import Client
+from ..bus.config import Config
 from ..bus.errors import AdapterNotFound, InvalidRequest, StorageFailed
 from ..bus.ids import AdapterId, TenantId
 from ..bus.layout import StateLayout
 from ..bus.messages import (
+    AdapterDetails,
     HistoryEntry,
     LoadCheckpoint,
     LoadVersion,
     SaveCheckpoint,
 )
-from .history import Operation, read_history, read_operation, read_save
+from .history import (
+    KEPT_SO_LONG,
+    Operation,
+    changes,
+    read_history,
+    read_operation,
+    read_save,
+    without_load,
+)
 
 
 class Kept(msgspec.Struct):
@@ -42,7 +52,7 @@ class Source:
     surely: bool
 
 
-def source_of(
+def _source_of(
     client: Client, adapter: AdapterId, first: HistoryEntry, tenant: TenantId, layout: StateLayout
 ) -> Source:
     """Raises InvalidRequest: what it was loaded from is not there any more, or is another by now."""
@@ -62,7 +72,9 @@ def source_of(
     return Source(operation, surely=True)
 
 
-def own_save(client: Client, adapter: AdapterId, load: HistoryEntry, tenant: TenantId) -> HistoryEntry | None:
+def _own_save(
+    client: Client, adapter: AdapterId, load: HistoryEntry, tenant: TenantId
+) -> HistoryEntry | None:
     """The save whose whole state a load brought back, where that was the adapter's own."""
     operation, _ = read_operation(client, adapter, load, tenant)
     if (
@@ -73,6 +85,47 @@ def own_save(client: Client, adapter: AdapterId, load: HistoryEntry, tenant: Ten
         return None
     found = _saved(client, operation, load, tenant)
     return found[0] if found is not None else None
+
+
+def made_it(
+    client: Client,
+    config: Config,
+    details: AdapterDetails,
+    tenant: TenantId,
+    past: tuple[Sequence[HistoryEntry], bool],
+    at_step: int | None,
+    *,
+    instead: str,
+) -> tuple[list[HistoryEntry], Source | None]:
+    """What made an adapter what it was at a step, and what that begins with. past: as `read_history` has it.
+
+    A checkpoint of its own that it went back to, and that is not kept as it was, is done without: the journal has
+    what led to it.
+
+    Raises:
+        InvalidRequest: the journal does not tell, or what another adapter saved is no longer kept.
+    """
+    entries, whole = past
+    layout = StateLayout(Path(config.state_dir))
+    while True:
+        made = _from_the_start(changes(entries, at_step=at_step, whole=whole), whole=whole, instead=instead)
+        try:
+            return made, _source_of(client, details.adapter, made[0], tenant, layout) if made else None
+        except InvalidRequest:
+            save = _own_save(client, details.adapter, made[0], tenant)
+            if save is None:
+                raise
+            entries = without_load(entries, made[0], save)
+
+
+def _from_the_start(made: list[HistoryEntry], *, whole: bool, instead: str) -> list[HistoryEntry]:
+    """Raises InvalidRequest: the journal does not go back to where the state came from."""
+    loads = (LoadCheckpoint.kind, LoadVersion.kind, "import_weights")
+    if not whole and not (made and made[0].operation in loads):
+        raise InvalidRequest(
+            f"the journal does not go back to this adapter's beginning any more: {KEPT_SO_LONG}; {instead}"
+        )
+    return made
 
 
 def copy_source(source: Source, here: StateLayout, there: StateLayout) -> None:

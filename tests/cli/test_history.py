@@ -21,9 +21,9 @@ from loractl.bus.ids import LOCAL_TENANT, AdapterId
 from loractl.client import connect, supervised_datum
 from loractl.client.adapter import Adapter
 from loractl.client.history import read_history
-from loractl.client.history_work import alone_like, verify_adapter
 from loractl.client.service import Service
 from loractl.client.tiny_model import make_tiny_model
+from loractl.client.verify_work import alone_like, verify_adapter
 from loractl.daemon.launch import running_daemon
 from loractl.tests.daemon.real_daemon import free_address
 

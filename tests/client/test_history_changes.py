@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from loractl.bus.errors import InvalidRequest
 from loractl.bus.ids import LaneId
-from loractl.bus.messages import HistoryEntry
-from loractl.client.history import changes, without_load
+from loractl.bus.messages import HistoryEntry, PassResult, StateLoaded, StepResult
+from loractl.client.history import Difference, changes, difference, without_load
 
 
 def entries(*operations: str) -> list[HistoryEntry]:
@@ -93,3 +94,26 @@ def test_what_ended_while_a_save_was_written_came_behind_it():
     left = without_load(made, load=made[4], save=save)
 
     assert [each.number for each in changes(left, at_step=None)] == [1, 2]
+
+
+def test_a_difference_says_by_how_much_where_it_is_one_of_numbers():
+    entry = entries("forward_backward")[0]
+    step = StepResult(applied=True, step=1, grad_norm=2.0, learning_rate=0.1, tokens=3)
+
+    assert difference(entry, step, step) is None
+    assert difference(entry, step, replace(step, grad_norm=2.5)) == Difference(entry, "grad_norm", by=0.5)
+    assert difference(entry, step, replace(step, step=2)) == Difference(entry, "step")
+    assert difference(entry, step, StateLoaded(step=1)) == Difference(entry, "kind of answer")
+
+
+def test_a_difference_of_arrays_is_the_largest_and_none_where_their_sizes_differ():
+    entry = entries("forward_backward")[0]
+    logprobs = np.array([1.0, 2.0, 3.0], dtype=np.float32)
+    passed = PassResult(logprobs=logprobs, loss_terms=logprobs, metrics={})
+
+    def with_logprobs(*values: float) -> PassResult:
+        return replace(passed, logprobs=np.array(values, dtype=np.float32))
+
+    found = difference(entry, passed, with_logprobs(1.0, 2.25, 2.5))
+    assert found == Difference(entry, "logprobs", by=0.5)
+    assert difference(entry, passed, with_logprobs(1.0)) == Difference(entry, "logprobs")

@@ -21,7 +21,7 @@ from loractl.bus.messages import (
     OptimStep,
     PassResult,
 )
-from loractl.client.history_work import verify_adapter
+from loractl.client.verify_work import verify_adapter
 from loractl.daemon import launch
 from loractl.tests.daemon.trained_daemon import PATIENCE_S, Place, kill_trainer, trained_daemon, weights_in
 from loractl.tests.trainer_actor.loop.random_model import VOCAB

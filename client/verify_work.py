@@ -1,0 +1,109 @@
+"""The command that proves that nobody influenced an adapter: its journal, run alone in a fresh trainer."""
+
+import contextlib
+import secrets
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from ..bus.client import Client
+from ..bus.config import ClientConfig, Config, FairnessConfig, QuotasConfig, config_from_json
+from ..bus.errors import InvalidRequest
+from ..bus.ids import TenantId
+from ..bus.layout import StateLayout
+from ..bus.messages import AdapterCreated, CreateAdapter, DescribeModel, HistoryEntry, ModelDescribed
+from .futures import checked
+from .history import Difference
+from .history_sources import copy_source, made_it
+from .history_weights import exported, standing
+from .history_work import by_text, client_of, details_of, replayed, show_differing
+from .terminal import EXIT_FAILED, counted, talk_console
+
+_INSTEAD_OF_A_PROOF = "give them more before a run that is to be verified"
+
+_WITHIN_ROUNDING = (
+    "it ran with as many ranks (trainer.data_parallel, trainer.tensor_parallel) and on the device that the daemon has now: "
+    "what was computed with others, or on CUDA, comes out the same within rounding only"
+)
+
+
+class StartDaemon(Protocol):
+    """Starts a daemon with a configuration, and stops it when the block ends."""
+
+    def __call__(self, config: Config) -> contextlib.AbstractContextManager[None]: ...
+
+
+def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaemon) -> int:
+    """Run an adapter's journal alone in a fresh trainer and compare every answer, and the weights.
+
+    It may train meanwhile: what it does from now on is left out.
+    """
+    with client_of(config) as client, tempfile.TemporaryDirectory(prefix="lo") as scratch:
+        details = details_of(client, name, tenant)
+        now = standing(client, details.adapter, tenant)
+        past = (now.entries, now.whole)
+        made, source = made_it(client, config, details, tenant, past, None, instead=_INSTEAD_OF_A_PROOF)
+        here, there = StateLayout(Path(config.state_dir)), StateLayout(Path(scratch) / "s")
+        if source is not None:
+            copy_source(source, here, there)
+        alone = alone_like(config_from_json(here.config.read_text(encoding="utf-8")), there.root)
+        talk_console().print(f"a fresh trainer runs {counted(len(made), 'operation')} of {name} alone")
+        with start(alone), Client(alone) as fresh:
+            _check_same_base(client, fresh)
+            # Named like no adapter whose files were copied there.
+            body = CreateAdapter(name=f"alone-{secrets.token_hex(8)}", lora=details.lora)
+            created = checked(fresh.submit(body, tenant=tenant).result(), AdapterCreated)
+            onto = (created.details.adapter, created.lane)
+            differing = replayed(client, details.adapter, tenant, made, fresh, onto)
+            same_weights = now.weights == exported(fresh, onto[0], tenant, created.lane, len(made) + 1)
+    if (differing or not same_weights) and source is not None and not source.surely:
+        raise InvalidRequest(
+            f"it cannot be told whether {name} is what it would be alone: the checkpoint that it was loaded from may "
+            "have been saved anew under its name, and the journal does not say any more"
+        )
+    return _verdict(name, made, differing, same_weights=same_weights)
+
+
+def _check_same_base(running: Client, fresh: Client) -> None:
+    """Raises InvalidRequest: the daemon runs on weights that are not in the model's files any more."""
+    model, now = (
+        checked(each.submit(DescribeModel()).result(), ModelDescribed).model for each in (running, fresh)
+    )
+    if model.weights != now.weights:
+        raise InvalidRequest(
+            f"base model {model.name!r} has other weights in {model.path} than when the daemon started: nothing can be "
+            "told on these; put back the files that it had"
+        )
+
+
+def _verdict(
+    name: str, made: Sequence[HistoryEntry], differing: Sequence[Difference], *, same_weights: bool
+) -> int:
+    show_differing(differing)
+    talk = talk_console()
+    if differing or not same_weights:
+        weights = "the weights are equal" if same_weights else "the weights differ"
+        answers = f"{len(differing)} of {counted(len(made), 'answer')} differ{by_text(differing)}"
+        talk.print(f"{name} is NOT to the bit what it would be alone: {answers}, {weights}")
+        talk.print(_WITHIN_ROUNDING)
+        return EXIT_FAILED
+    talk.print(f"{name} is to the bit what it would be alone: {counted(len(made), 'answer')} and the weights")
+    return 0
+
+
+def alone_like(running: Config, state: Path) -> Config:
+    """The model and trainer that a daemon runs with, and a state that nobody keeps. Of everything that is
+    for others (samplers, addresses, quotas, shares) nothing, and no chaos."""
+    return replace(
+        running,
+        state_dir=str(state),
+        trainer=replace(running.trainer, keep_checkpoints=0),
+        sampler=replace(running.sampler, count=0),
+        daemon=replace(running.daemon, http="none", listen="", chaos=0),
+        fairness=FairnessConfig(),
+        quotas=QuotasConfig(queued_tokens=0, held_bytes=0),
+        client=ClientConfig(),
+        journal=replace(running.journal, enabled=False),
+    )
