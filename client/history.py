@@ -30,8 +30,8 @@ from ..bus.messages import (
 )
 from .futures import checked
 
-_LOADS = frozenset(request.kind for request in (LoadCheckpoint, LoadVersion, ImportWeights))
-_CHANGES = _LOADS | {ForwardBackward.kind, OptimStep.kind}
+LOADS = frozenset(request.kind for request in (LoadCheckpoint, LoadVersion, ImportWeights))
+_CHANGES = LOADS | {ForwardBackward.kind, OptimStep.kind}
 # Operations under way at one time while a history runs again.
 _AHEAD = 16
 
@@ -43,7 +43,7 @@ Operation = ForwardBackward | OptimStep | LoadCheckpoint | LoadVersion | ImportW
 @dataclass(frozen=True, slots=True)
 class Difference:
     """Where an answer was not the journal's: the first field that differs, and by how much its numbers do at most;
-    None where they are no numbers, or not as many."""
+    None where it has no fractions, or not as many."""
 
     entry: HistoryEntry
     field: str
@@ -79,7 +79,7 @@ def changes(
     Raises:
         InvalidRequest: the adapter never was at that step, as far as the journal goes back.
     """
-    made = _counted([each for each in entries if each.state == "done"])
+    made = _counted(done_of(entries))
     if at_step is not None:
         ends = [index for index, each in enumerate(made) if each.step == at_step]
         if at_step == 0 and not ends:
@@ -93,7 +93,7 @@ def changes(
             known = f"{there[0]} to {there[-1]}" if there else "none yet"
             raise InvalidRequest(f"the journal has no step {at_step} of this adapter; it has {known}")
         made = made[: ends[-1] + 1]
-    loads = [index for index, each in enumerate(made) if each.operation in _LOADS]
+    loads = [index for index, each in enumerate(made) if each.operation in LOADS]
     return made[loads[-1] :] if loads else made
 
 
@@ -102,16 +102,17 @@ def without_load(
 ) -> list[HistoryEntry]:
     """A history in which an adapter never went back to what it had saved itself: without the load, and without all
     that it undid. What is left makes the same state, for a checkpoint is all of it."""
-    return [
-        each
-        for each in entries
-        if not each.order or each.order > load.order or (each.order < save.order and not _behind(each, save))
-    ]
+    # An adapter does nothing else while it is saved: what ended before came before.
+    return [each for each in entries if not save.order <= each.order <= load.order]
 
 
-def _behind(entry: HistoryEntry, save: HistoryEntry) -> bool:
-    """A save ends when it is on disk, and its lane goes on meanwhile."""
-    return entry.lane == save.lane and entry.seq > save.seq
+def done_of(entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:
+    """What succeeded, each once: an operation of a lane that came under two request ids ran at the first."""
+    first: dict[tuple[LaneId, int], HistoryEntry] = {}
+    for each in entries:
+        if each.state == "done":
+            first.setdefault((each.lane, each.seq if each.lane else each.number), each)
+    return list(first.values())
 
 
 def _counted(done: Sequence[HistoryEntry]) -> list[HistoryEntry]:
@@ -205,9 +206,12 @@ def difference(entry: HistoryEntry, expected: Message, got: Message) -> Differen
 
 
 def _by(first: object, second: object) -> float | None:
-    """nan where one of them has a nan."""
+    """nan where one of them has a nan that the other has not."""
     if not isinstance(first, float | np.ndarray) or not isinstance(second, float | np.ndarray):
         return None
     if np.shape(first) != np.shape(second):
         return None
-    return float(np.max(np.abs(np.subtract(first, second, dtype=np.float64))))
+    differ = np.asarray(first) != np.asarray(second)
+    return float(
+        np.max(np.abs(np.subtract(first, second, dtype=np.float64, where=differ, out=np.zeros(differ.shape))))
+    )

@@ -25,8 +25,10 @@ from ..bus.messages import (
 )
 from .history import (
     KEPT_SO_LONG,
+    LOADS,
     Operation,
     changes,
+    done_of,
     read_history,
     read_operation,
     read_save,
@@ -44,47 +46,18 @@ class Kept(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
+class _Save:
+    entry: HistoryEntry
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where a history begins. surely: the files are those that were loaded, as the journal says; else it says
     nothing of them."""
 
     operation: Operation
     surely: bool
-
-
-def _source_of(
-    client: Client, adapter: AdapterId, first: HistoryEntry, tenant: TenantId, layout: StateLayout
-) -> Source:
-    """Raises InvalidRequest: what it was loaded from is not there any more, or is another by now."""
-    operation, _ = read_operation(client, adapter, first, tenant)
-    if isinstance(operation, LoadVersion):
-        if not layout.version(operation.source, operation.version).is_dir():
-            raise _gone(f"version {operation.version}")
-    elif isinstance(operation, LoadCheckpoint):
-        kept = _kept(layout, operation)
-        saved = _saved(client, operation, first, tenant)
-        if saved is not None and saved[1] != kept.digest:
-            raise InvalidRequest(
-                f"checkpoint {operation.name!r}, which it was loaded from, was saved anew under its name since: "
-                "what it was is no longer kept"
-            )
-        return Source(operation, surely=saved is not None)
-    return Source(operation, surely=True)
-
-
-def _own_save(
-    client: Client, adapter: AdapterId, load: HistoryEntry, tenant: TenantId
-) -> HistoryEntry | None:
-    """The save whose whole state a load brought back, where that was the adapter's own."""
-    operation, _ = read_operation(client, adapter, load, tenant)
-    if (
-        not isinstance(operation, LoadCheckpoint)
-        or operation.source != adapter
-        or not operation.with_optimizer
-    ):
-        return None
-    found = _saved(client, operation, load, tenant)
-    return found[0] if found is not None else None
 
 
 def made_it(
@@ -103,29 +76,54 @@ def made_it(
     what led to it.
 
     Raises:
-        InvalidRequest: the journal does not tell, or what another adapter saved is no longer kept.
+        InvalidRequest: the journal does not tell, or what it was loaded from is no longer kept.
     """
     entries, whole = past
-    layout = StateLayout(Path(config.state_dir))
-    while True:
-        made = _from_the_start(changes(entries, at_step=at_step, whole=whole), whole=whole, instead=instead)
-        try:
-            return made, _source_of(client, details.adapter, made[0], tenant, layout) if made else None
-        except InvalidRequest:
-            save = _own_save(client, details.adapter, made[0], tenant)
-            if save is None:
-                raise
-            entries = without_load(entries, made[0], save)
-
-
-def _from_the_start(made: list[HistoryEntry], *, whole: bool, instead: str) -> list[HistoryEntry]:
-    """Raises InvalidRequest: the journal does not go back to where the state came from."""
-    loads = (LoadCheckpoint.kind, LoadVersion.kind, "import_weights")
-    if not whole and not (made and made[0].operation in loads):
+    made = changes(entries, at_step=at_step, whole=whole)
+    if not (whole or _begins_with_a_load(made)):
         raise InvalidRequest(
             f"the journal does not go back to this adapter's beginning any more: {KEPT_SO_LONG}; {instead}"
         )
-    return made
+    while made:
+        operation, _ = read_operation(client, details.adapter, made[0], tenant)
+        load = operation if isinstance(operation, LoadCheckpoint) else None
+        own = load is not None and load.source == details.adapter
+        save = _saved(client, load, made[0], tenant, entries if own else None) if load is not None else None
+        try:
+            return made, _source_of(operation, save, StateLayout(Path(config.state_dir)))
+        except InvalidRequest:
+            if load is None or save is None or not own or not load.with_optimizer:
+                raise
+            entries = without_load(entries, made[0], save.entry)
+            made = changes(entries, at_step=at_step, whole=whole)
+            if not (whole or _begins_with_a_load(made)):
+                raise
+    return made, None
+
+
+def _begins_with_a_load(made: Sequence[HistoryEntry]) -> bool:
+    return bool(made) and made[0].operation in LOADS
+
+
+def _source_of(operation: Operation, save: _Save | None, layout: StateLayout) -> Source:
+    """What an operation loads, if it does. save: the one that it loads, where the journal tells.
+
+    Raises:
+        InvalidRequest: that is not there any more, or is another by now.
+    """
+    match operation:
+        case LoadVersion(source=adapter, version=version):
+            if not layout.version(adapter, version).is_dir():
+                raise _gone(f"version {version}")
+        case LoadCheckpoint(name=name):
+            kept = _kept(layout, operation)
+            if save is not None and save.digest != kept.digest:
+                raise InvalidRequest(
+                    f"checkpoint {name!r}, which it was loaded from, was saved anew under its name since: "
+                    "what it was is no longer kept"
+                )
+            return Source(operation, surely=save is not None)
+    return Source(operation, surely=True)
 
 
 def copy_source(source: Source, here: StateLayout, there: StateLayout) -> None:
@@ -183,18 +181,23 @@ def _newest(files: Iterable[Path]) -> Kept | None:
 
 
 def _saved(
-    client: Client, load: LoadCheckpoint, at: HistoryEntry, tenant: TenantId
-) -> tuple[HistoryEntry, str] | None:
-    """The save of what had that name when it was loaded, and its digest; None where the journal does not tell any
-    more."""
+    client: Client,
+    load: LoadCheckpoint,
+    at: HistoryEntry,
+    tenant: TenantId,
+    entries: Sequence[HistoryEntry] | None,
+) -> _Save | None:
+    """The save of what had that name when it was loaded; None where the journal does not tell any more.
+    entries: of the adapter that saved it, where they are known."""
     owner = load.source_owner or tenant
     try:
-        entries, _ = read_history(client, load.source, owner)
-        saves = [each for each in entries if each.operation == SaveCheckpoint.kind and each.state == "done"]
+        if entries is None:
+            entries, _ = read_history(client, load.source, owner)
+        saves = [each for each in done_of(entries) if each.operation == SaveCheckpoint.kind]
         for entry in reversed([each for each in saves if each.order < at.order]):
             operation, outcome = read_save(client, load.source, entry, owner)
             if operation.name == load.name:
-                return entry, outcome.digest
+                return _Save(entry, outcome.digest)
     except (AdapterNotFound, InvalidRequest):
         return None
     return None

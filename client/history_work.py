@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from ..bus.client import Client
 from ..bus.config import Config
 from ..bus.errors import InvalidRequest, NotSupported
@@ -170,5 +172,5 @@ def show_differing(differing: Sequence[Difference]) -> None:
 
 
 def by_text(differing: Sequence[Difference]) -> str:
-    most = max((each.by for each in differing if each.by is not None), default=None)
-    return f" (by up to {most:.2g})" if most is not None else ""
+    amounts = [each.by for each in differing if each.by is not None]
+    return f" (by up to {np.max(amounts):.2g})" if amounts else ""

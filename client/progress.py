@@ -8,7 +8,7 @@ from typing import Self, assert_never
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .training import Published, RunEvent, Saved, StepDone, Stopped, TrainerRestarted
+from .training import Published, RunEvent, Saved, StepDone, Stopped, TrainerRestarted, WentBack
 
 _RATE_STEPS = 20
 _LINES_PER_RUN = 20
@@ -53,10 +53,12 @@ class RunScreen:
         match event:
             case StepDone():
                 self._show_step(event)
+            case WentBack(step=step):
+                self._go_on_from(step, f"going on from step {step}, where the run was saved")
             case TrainerRestarted(step=step):
-                self.say(f"the trainer restarted: going on from step {step}, the last checkpoint")
-                if self._bar is not None:
-                    self._bar.reset(self._task, completed=step, total=self._total)
+                self._go_on_from(
+                    step, f"the trainer restarted: going on from step {step}, the last checkpoint"
+                )
             case Saved() | Stopped() | Published():
                 pass
             case _:
@@ -74,6 +76,11 @@ class RunScreen:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def _go_on_from(self, step: int, said: str) -> None:
+        self.say(said)
+        if self._bar is not None:
+            self._bar.reset(self._task, completed=step, total=self._total)
 
     def _show_step(self, done: StepDone) -> None:
         now = self._clock()

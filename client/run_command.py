@@ -55,7 +55,7 @@ def drive_run(ready: ReadyRun, data: Console, talk: Console, *, resume_command: 
 def _driven(ready: ReadyRun, talk: Console) -> RunEvent | None:
     """Its last event."""
     last: RunEvent | None = None
-    name, step = ready.adapter.name, ready.first_step
+    name, step = ready.adapter.name, ready.adapter.details.step
     with StopRequest() as stop, RunScreen(talk, name, step=step, total=ready.plan.total_steps) as screen:
         for last in ready.training(stop).events(from_checkpoint=ready.from_checkpoint):
             screen.show(last)
@@ -63,8 +63,9 @@ def _driven(ready: ReadyRun, talk: Console) -> RunEvent | None:
 
 
 def _plan_text(ready: ReadyRun) -> str:
-    settings, step = ready.settings, ready.first_step
-    begin = f"from step {step} " if step else ""
+    settings, step = ready.settings, ready.adapter.details.step
+    # Where it goes back to is told when it has.
+    begin = f"from step {step} " if step and not ready.from_checkpoint else ""
     return (
         f"{ready.adapter.name}: {len(ready.datums)} rows, {ready.plan.total_steps} steps of {settings.batch_size} rows "
         f"{begin}(rank {settings.rank}, alpha {settings.alpha:g}, lr {settings.learning_rate:g}, {settings.loss})"

@@ -46,12 +46,6 @@ class ReadyRun:
     from_checkpoint: bool
     published: int | None
 
-    @property
-    def first_step(self) -> int:
-        """The step that it goes on from: of the adapter's last checkpoint, where it goes back to one."""
-        details = self.adapter.details
-        return details.checkpoint_step if self.from_checkpoint else details.step
-
     def training(self, stop: Callable[[], bool]) -> TrainingRun:
         return TrainingRun(self.adapter, self.datums, self.plan, self.settings, stop)
 

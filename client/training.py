@@ -63,6 +63,13 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class WentBack:
+    """step: of the run's checkpoint, from which it goes on."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainerRestarted:
     """step: where the adapter's last checkpoint was, and the run goes on."""
 
@@ -82,7 +89,7 @@ class Published:
     receipt: Receipt
 
 
-RunEvent = StepDone | Saved | TrainerRestarted | Stopped | Published
+RunEvent = StepDone | Saved | WentBack | TrainerRestarted | Stopped | Published
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +135,14 @@ class TrainingRun:
             SequenceConflict: another client trains this adapter at the same time.
             LoractlError: an operation failed; the adapter is back at the run's last checkpoint.
         """
-        begin = self._load if from_checkpoint else self._save
+        goes_back = from_checkpoint
         while True:
             try:
-                begin()
+                if goes_back:
+                    self._load()
+                    yield WentBack(self._step)
+                else:
+                    self._save()
                 yield from self._steps()
                 yield from self._finish()
                 return
@@ -142,7 +153,7 @@ class TrainingRun:
             except LoractlError as error:
                 raise self._after_failure(error) from error
             yield self._reopen(lost)
-            begin = self._save
+            goes_back = False
 
     def _steps(self) -> Iterator[RunEvent]:
         while True:

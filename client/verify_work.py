@@ -63,7 +63,7 @@ def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaem
             f"it cannot be told whether {name} is what it would be alone: the checkpoint that it was loaded from may "
             "have been saved anew under its name, and the journal does not say any more"
         )
-    return _verdict(name, made, differing, same_weights=same_weights)
+    return verdict(name, made, differing, same_weights=same_weights)
 
 
 def _check_same_base(running: Client, fresh: Client) -> None:
@@ -78,9 +78,10 @@ def _check_same_base(running: Client, fresh: Client) -> None:
         )
 
 
-def _verdict(
+def verdict(
     name: str, made: Sequence[HistoryEntry], differing: Sequence[Difference], *, same_weights: bool
 ) -> int:
+    """Say it; returns the exit code."""
     show_differing(differing)
     talk = talk_console()
     if differing or not same_weights:

@@ -133,6 +133,7 @@ def test_a_resumed_run_says_where_its_checkpoint_is_not_where_the_adapter_went_s
         adapter = service.open_adapter("went-on")
         adapter.forward_backward([supervised_datum(text, trained=[True] * len(text))])
         adapter.optim_step(1e-2).result()
+        adapter.save("another").result()
 
     outcome = loractl("train", rows, "--adapter", "went-on", "--resume", "--max-steps", str(STEPS))
 

@@ -8,6 +8,8 @@ from loractl.bus.errors import InvalidRequest
 from loractl.bus.ids import LaneId
 from loractl.bus.messages import HistoryEntry, PassResult, StateLoaded, StepResult
 from loractl.client.history import Difference, changes, difference, without_load
+from loractl.client.history_work import by_text
+from loractl.client.verify_work import verdict
 
 
 def entries(*operations: str) -> list[HistoryEntry]:
@@ -86,14 +88,33 @@ def test_without_a_load_all_that_it_undid_is_gone_and_the_rest_counts():
     assert [each.number for each in changes(left, at_step=None)] == [1, 2, 7]
 
 
-def test_what_ended_while_a_save_was_written_came_behind_it():
-    made = entries("forward_backward", "optim_step", "forward_backward", "save_checkpoint", "load_checkpoint")
-    save = replace(made[3], seq=3)
-    made[2:4] = [replace(made[2], seq=4), save]
+def test_an_unload_counts_for_what_is_left_without_a_load():
+    made = entries(
+        *("forward_backward", "save_checkpoint", "optim_step", "unload_adapter", "load_checkpoint"),
+        *("unload_adapter", "forward_backward", "optim_step"),
+    )
 
-    left = without_load(made, load=made[4], save=save)
+    left = without_load(made, load=made[4], save=made[1])
 
-    assert [each.number for each in changes(left, at_step=None)] == [1, 2]
+    assert [each.number for each in changes(left, at_step=None)] == [7, 8], (
+        "the gradients went with the second"
+    )
+
+
+def test_an_operation_that_came_under_two_ids_ran_once():
+    made = entries("forward_backward", "optim_step", "forward_backward")
+    again = replace(made[0], number=4, order=4)
+
+    assert [each.number for each in changes([*made, again], at_step=None)] == [1, 2, 3]
+
+
+def test_every_unload_counts_though_none_has_a_place_on_a_lane():
+    made = entries("forward_backward", "unload_adapter", "forward_backward", "unload_adapter")
+    made = [
+        replace(each, lane=LaneId(""), seq=0) if each.operation == "unload_adapter" else each for each in made
+    ]
+
+    assert changes(made, at_step=None) == []
 
 
 def test_a_difference_says_by_how_much_where_it_is_one_of_numbers():
@@ -117,3 +138,36 @@ def test_a_difference_of_arrays_is_the_largest_and_none_where_their_sizes_differ
     found = difference(entry, passed, with_logprobs(1.0, 2.25, 2.5))
     assert found == Difference(entry, "logprobs", by=0.5)
     assert difference(entry, passed, with_logprobs(1.0)) == Difference(entry, "logprobs")
+
+
+def test_what_is_equal_and_no_number_hides_nothing_of_a_difference():
+    entry = entries("forward_backward")[0]
+    logprobs = np.array([-np.inf, np.nan, 1.0], dtype=np.float32)
+    passed = PassResult(logprobs=logprobs, loss_terms=logprobs, metrics={})
+
+    found = difference(
+        entry, passed, replace(passed, logprobs=np.array([-np.inf, 0.0, 1.5], dtype=np.float32))
+    )
+
+    assert found is not None
+    assert found.by is not None
+    assert np.isnan(found.by)
+    assert by_text([found, replace(found, by=0.5)]) == " (by up to nan)"
+    assert by_text([replace(found, by=0.5), replace(found, by=None)]) == " (by up to 0.5)"
+    assert by_text([replace(found, by=None)]) == ""
+
+
+def test_what_differs_is_told_with_how_much_and_with_what_it_ran(capsys):
+    made = entries("forward_backward", "optim_step")
+    differing = [Difference(made[0], "logprobs", by=0.25), Difference(made[1], "step")]
+
+    assert verdict("pirate", made, differing, same_weights=False) == 1
+
+    told = " ".join(capsys.readouterr().err.split())
+    assert "forward_backward 1: its logprobs is not what the journal has (by up to 0.25)" in told
+    assert "optim_step 2: its step is not what the journal has " in told
+    assert (
+        "NOT to the bit what it would be alone: 2 of 2 answers differ (by up to 0.25), the weights differ"
+        in told
+    )
+    assert "trainer.tensor_parallel" in told

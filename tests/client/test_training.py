@@ -38,6 +38,7 @@ from loractl.client.training import (
     Stopped,
     TrainerRestarted,
     TrainingRun,
+    WentBack,
 )
 
 DATUMS = [supervised_datum([i, i + 100], [True, True]) for i in range(10)]
@@ -241,7 +242,8 @@ def test_a_resumed_run_ends_as_one_that_never_stopped():
     events = list(run_of(adapter, max_steps=9).events(from_checkpoint=True))
 
     assert adapter.state.weights == expected_weights(9)
-    assert events[0].step == 5
+    assert events[0] == WentBack(4)
+    assert events[1].step == 5
 
 
 def test_a_restarted_trainer_goes_on_from_the_checkpoint():
