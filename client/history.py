@@ -42,8 +42,8 @@ Operation = ForwardBackward | OptimStep | LoadCheckpoint | LoadVersion | ImportW
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where an answer was not the journal's: the first field that differs, and by how much its numbers do at most;
-    None where it has no fractions, or not as many."""
+    """Where an answer was not the journal's: the first field that differs, and by how much at most, where it is a
+    fraction or as many of them as there were."""
 
     entry: HistoryEntry
     field: str
@@ -101,7 +101,8 @@ def without_load(
     entries: Sequence[HistoryEntry], load: HistoryEntry, save: HistoryEntry
 ) -> list[HistoryEntry]:
     """A history in which an adapter never went back to what it had saved itself: without the load, and without all
-    that it undid. What is left makes the same state, for a checkpoint is all of it."""
+    that it undid. What is left makes the same state, for a checkpoint is all of it. entries: each once, as `done_of`
+    has them."""
     # An adapter does nothing else while it is saved: what ended before came before.
     return [each for each in entries if not save.order <= each.order <= load.order]
 
@@ -206,7 +207,7 @@ def difference(entry: HistoryEntry, expected: Message, got: Message) -> Differen
 
 
 def _by(first: object, second: object) -> float | None:
-    """nan where one of them has a nan that the other has not."""
+    """Of numbers that are not equal; nan where one of them is none."""
     if not isinstance(first, float | np.ndarray) or not isinstance(second, float | np.ndarray):
         return None
     if np.shape(first) != np.shape(second):

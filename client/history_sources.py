@@ -94,8 +94,9 @@ def made_it(
         except InvalidRequest:
             if load is None or save is None or not own or not load.with_optimizer:
                 raise
-            entries = without_load(entries, made[0], save.entry)
-            made = changes(entries, at_step=at_step, whole=whole)
+            so_far = [each for each in done_of(entries) if each.order <= made[-1].order]
+            entries = without_load(so_far, made[0], save.entry)
+            made = changes(entries, at_step=None, whole=whole)
             if not (whole or _begins_with_a_load(made)):
                 raise
     return made, None

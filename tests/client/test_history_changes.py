@@ -7,7 +7,7 @@ import pytest
 from loractl.bus.errors import InvalidRequest
 from loractl.bus.ids import LaneId
 from loractl.bus.messages import HistoryEntry, PassResult, StateLoaded, StepResult
-from loractl.client.history import Difference, changes, difference, without_load
+from loractl.client.history import Difference, changes, difference, done_of, without_load
 from loractl.client.history_work import by_text
 from loractl.client.verify_work import verdict
 
@@ -99,6 +99,18 @@ def test_an_unload_counts_for_what_is_left_without_a_load():
     assert [each.number for each in changes(left, at_step=None)] == [7, 8], (
         "the gradients went with the second"
     )
+
+
+def test_a_load_that_came_under_two_ids_is_left_out_once():
+    made = entries(
+        *("save_checkpoint", "optim_step", "save_checkpoint", "optim_step", "load_checkpoint"),
+        *("load_checkpoint", "optim_step"),
+    )
+    made[5] = replace(made[5], seq=made[4].seq)
+
+    left = without_load(done_of(made), load=made[4], save=made[2])
+
+    assert [each.number for each in changes(left, at_step=None)] == [2, 7]
 
 
 def test_an_operation_that_came_under_two_ids_ran_once():
