@@ -3,7 +3,7 @@
 import io
 
 from loractl.client.progress import RunScreen, TokenRate
-from loractl.client.training import StepDone, TrainerRestarted
+from loractl.client.training import StepDone, TrainerRestarted, WentBack
 from rich.console import Console
 
 
@@ -51,3 +51,14 @@ def test_a_restart_is_told_and_the_bar_goes_back():
 
     assert "the trainer restarted: going on from step 5" in stream.getvalue()
     assert "6/10" in stream.getvalue()
+
+
+def test_where_a_resumed_run_goes_on_is_told_and_the_bar_begins_there():
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=120, highlight=False)
+
+    with RunScreen(console, "pirate", step=9, total=10) as screen:
+        screen.show(WentBack(5))
+
+    assert "going on from step 5, where the run was saved" in stream.getvalue()
+    assert "5/10" in stream.getvalue()
