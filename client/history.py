@@ -4,25 +4,29 @@ What changed the adapter's state is run again on another adapter, in the order i
 answer must be the journal's own, for then the weights before it were.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 
 import numpy as np
 
-from ..bus.client import Client
+from ..bus.client import Client, Pending
 from ..bus.errors import InvalidRequest
 from ..bus.ids import AdapterId, LaneId, TenantId
 from ..bus.messages import (
     LATE,
     CheckpointSaved,
+    Done,
     ForwardBackward,
     GetHistory,
     History,
     HistoryEntry,
     ImportWeights,
+    LaneOpened,
     LoadCheckpoint,
     LoadVersion,
     Message,
+    OpenLane,
     OptimStep,
     ReadOperation,
     SaveCheckpoint,
@@ -38,6 +42,7 @@ _AHEAD = 16
 KEPT_SO_LONG = "it keeps what recovery does not need for journal.keep_s and up to journal.keep_bytes"
 
 Operation = ForwardBackward | OptimStep | LoadCheckpoint | LoadVersion | ImportWeights
+_UnderWay = tuple[HistoryEntry, Message, Pending]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,32 @@ class Difference:
     entry: HistoryEntry
     field: str
     by: float | None = None
+
+
+@dataclass(slots=True)
+class Rerun:
+    """Where a history runs again: on an adapter of somebody, fresh, on a lane of it. seq: of the next operation."""
+
+    client: Client
+    tenant: TenantId
+    adapter: AdapterId
+    lane: LaneId
+    seq: int = 1
+
+    def submit(self, operation: Operation) -> Pending:
+        sent = replace(operation, adapter=self.adapter, lane=self.lane, seq=self.seq)
+        self.seq += 1
+        return self.client.submit(sent, tenant=self.tenant)
+
+    def unload(self) -> None:
+        """Its lane ends with that: it goes on with another. Nothing of it may be under way."""
+        for body, answer in (
+            (UnloadAdapter(adapter=self.adapter), Done),
+            (OpenLane(adapter=self.adapter), LaneOpened),
+        ):
+            told = checked(self.client.submit(body, tenant=self.tenant).result(), answer)
+        assert isinstance(told, LaneOpened)
+        self.lane, self.seq = told.lane, 1
 
 
 def read_history(
@@ -92,7 +123,8 @@ def changes(
                 )
             known = f"{there[0]} to {there[-1]}" if there else "none yet"
             raise InvalidRequest(f"the journal has no step {at_step} of this adapter; it has {known}")
-        made = made[: ends[-1] + 1]
+        end = ends[-1] + 1
+        made = made[: end + 1] if _unloads(made[end : end + 1]) else made[:end]
     loads = [index for index, each in enumerate(made) if each.operation in LOADS]
     return made[loads[-1] :] if loads else made
 
@@ -117,17 +149,25 @@ def done_of(entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:
 
 
 def _counted(done: Sequence[HistoryEntry]) -> list[HistoryEntry]:
-    """Without the passes of windows that an unload closed before their step: their gradients went with it."""
+    """Without the passes of windows that an unload closed before their step: their gradients went with it. With
+    it come those that a checkpoint had brought, so that an unload stays where it follows one."""
     made: list[HistoryEntry] = []
     stepped = 0
     for each in done:
         if each.operation == UnloadAdapter.kind:
             made[stepped:] = []
+            if made and made[-1].operation == LoadCheckpoint.kind:
+                made.append(each)
+                stepped = len(made)
         elif each.operation in _CHANGES:
             made.append(each)
             if each.operation != ForwardBackward.kind:
                 stepped = len(made)
     return made
+
+
+def _unloads(entries: Sequence[HistoryEntry]) -> bool:
+    return any(each.operation == UnloadAdapter.kind for each in entries)
 
 
 def read_operation(
@@ -160,32 +200,31 @@ def _read(
 
 
 def run_again(
-    source: Client,
-    adapter: AdapterId,
-    tenant: TenantId,
-    entries: Sequence[HistoryEntry],
-    target: Client,
-    onto: tuple[AdapterId, LaneId],
+    source: Client, adapter: AdapterId, tenant: TenantId, entries: Sequence[HistoryEntry], onto: Rerun
 ) -> Iterator[tuple[HistoryEntry, Difference | None]]:
-    """Run entries of one adapter on another one's fresh lane; yields each with what differed, as it ends.
-
-    source: where the journal is. target: where they run; the adapter `onto` is the local user's there or
-    the tenant's.
+    """Run entries of one adapter again; yields each with what differed, as it ends. source: where the journal is.
 
     Raises:
         LoractlError: an operation failed that had not.
     """
-    onto_adapter, lane = onto
-    under_way = []
-    for seq, entry in enumerate(entries, start=1):
-        operation, outcome = read_operation(source, adapter, entry, tenant)
-        sent = replace(operation, adapter=onto_adapter, lane=lane, seq=seq)
-        under_way.append((entry, outcome, target.submit(sent, tenant=tenant)))
-        if len(under_way) >= _AHEAD:
-            first, expected, pending = under_way.pop(0)
-            yield first, difference(first, expected, pending.result())
-    for first, expected, pending in under_way:
-        yield first, difference(first, expected, pending.result())
+    under_way: deque[_UnderWay] = deque()
+    for entry in entries:
+        if entry.operation == UnloadAdapter.kind:
+            yield from _ended(under_way, 0)
+            onto.unload()
+            yield entry, None
+        else:
+            operation, outcome = read_operation(source, adapter, entry, tenant)
+            under_way.append((entry, outcome, onto.submit(operation)))
+            yield from _ended(under_way, _AHEAD - 1)
+    yield from _ended(under_way, 0)
+
+
+def _ended(under_way: deque[_UnderWay], leave: int) -> Iterator[tuple[HistoryEntry, Difference | None]]:
+    """The first of them, until so many are left."""
+    while len(under_way) > leave:
+        entry, expected, pending = under_way.popleft()
+        yield entry, difference(entry, expected, pending.result())
 
 
 def difference(entry: HistoryEntry, expected: Message, got: Message) -> Difference | None:

@@ -10,7 +10,7 @@ import numpy as np
 from ..bus.client import Client
 from ..bus.config import Config
 from ..bus.errors import InvalidRequest, NotSupported
-from ..bus.ids import AdapterId, LaneId, TenantId
+from ..bus.ids import AdapterId, TenantId
 from ..bus.layout import StateLayout
 from ..bus.messages import (
     AdapterCreated,
@@ -26,7 +26,7 @@ from ..bus.messages import (
 )
 from . import screens
 from .futures import checked
-from .history import Difference, read_history, run_again
+from .history import Difference, Rerun, read_history, run_again
 from .history_sources import Kept, made_it, newest_checkpoint
 from .history_weights import exported, standing
 from .terminal import counted, data_console, show_json, show_table, size_text, talk_console
@@ -67,7 +67,7 @@ def fork_adapter(config: Config, name: str, new: str, at_step: int | None, tenan
             _fork_from(client, details, saved, new, tenant)
             return 0
         with _made(client, details, new, tenant) as onto:
-            differing = replayed(client, details.adapter, tenant, made, client, onto)
+            differing = replayed(client, details.adapter, tenant, made, onto)
         step = details_of(client, new, tenant).step
     talk_console().print(
         f"{new} is {name} as it was at step {step}: {counted(len(made), 'operation')} ran again"
@@ -88,11 +88,13 @@ def _saved_now(config: Config, details: AdapterDetails, at_step: int | None) -> 
 
 def _fork_from(client: Client, details: AdapterDetails, saved: Kept, new: str, tenant: TenantId) -> None:
     """Raises InvalidRequest: another state has been loaded since, or it has gone on."""
-    with _made(client, details, new, tenant) as (adapter, lane):
-        load = LoadCheckpoint(adapter=adapter, lane=lane, seq=1, source=details.adapter, name=saved.name)
-        checked(client.submit(load, tenant=tenant).result(), StateLoaded)
+    with _made(client, details, new, tenant) as onto:
+        load = LoadCheckpoint(
+            adapter=onto.adapter, lane=onto.lane, seq=onto.seq, source=details.adapter, name=saved.name
+        )
+        checked(onto.submit(load).result(), StateLoaded)
         now = standing(client, details.adapter, tenant).weights
-        if exported(client, adapter, tenant, lane, 2) != now:
+        if exported(client, onto.adapter, tenant, onto.lane, onto.seq) != now:
             raise InvalidRequest(
                 f"checkpoint {saved.name!r} is not what {details.name} is now: save another one, then ask again"
             )
@@ -103,15 +105,13 @@ def _fork_from(client: Client, details: AdapterDetails, saved: Kept, new: str, t
 
 
 @contextlib.contextmanager
-def _made(
-    client: Client, details: AdapterDetails, new: str, tenant: TenantId
-) -> Iterator[tuple[AdapterId, LaneId]]:
+def _made(client: Client, details: AdapterDetails, new: str, tenant: TenantId) -> Iterator[Rerun]:
     """A new adapter like another one, which is gone again where the block fails."""
     body = CreateAdapter(name=new, lora=details.lora)
     created = checked(client.submit(body, tenant=tenant).result(), AdapterCreated)
     adapter = created.details.adapter
     try:
-        yield adapter, created.lane
+        yield Rerun(client, tenant, adapter, created.lane)
     except BaseException:
         checked(client.submit(DeleteAdapter(adapter=adapter), tenant=tenant).result(), Done)
         raise
@@ -122,10 +122,9 @@ def replayed(
     adapter: AdapterId,
     tenant: TenantId,
     made: Sequence[HistoryEntry],
-    target: Client,
-    onto: tuple[AdapterId, LaneId],
+    onto: Rerun,
 ) -> list[Difference]:
-    ran = run_again(source, adapter, tenant, made, target, onto)
+    ran = run_again(source, adapter, tenant, made, onto)
     return [difference for _, difference in ran if difference is not None]
 
 

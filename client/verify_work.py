@@ -15,7 +15,7 @@ from ..bus.ids import TenantId
 from ..bus.layout import StateLayout
 from ..bus.messages import AdapterCreated, CreateAdapter, DescribeModel, HistoryEntry, ModelDescribed
 from .futures import checked
-from .history import Difference
+from .history import Difference, Rerun
 from .history_sources import copy_source, made_it
 from .history_weights import exported, standing
 from .history_work import by_text, client_of, details_of, replayed, show_differing
@@ -55,9 +55,9 @@ def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaem
             # Named like no adapter whose files were copied there.
             body = CreateAdapter(name=f"alone-{secrets.token_hex(8)}", lora=details.lora)
             created = checked(fresh.submit(body, tenant=tenant).result(), AdapterCreated)
-            onto = (created.details.adapter, created.lane)
-            differing = replayed(client, details.adapter, tenant, made, fresh, onto)
-            same_weights = now.weights == exported(fresh, onto[0], tenant, created.lane, len(made) + 1)
+            onto = Rerun(fresh, tenant, created.details.adapter, created.lane)
+            differing = replayed(client, details.adapter, tenant, made, onto)
+            same_weights = now.weights == exported(fresh, onto.adapter, tenant, onto.lane, onto.seq)
     if (differing or not same_weights) and source is not None and not source.surely:
         raise InvalidRequest(
             f"it cannot be told whether {name} is what it would be alone: the checkpoint that it was loaded from may "

@@ -18,6 +18,7 @@ from loractl.bus.config import (
 )
 from loractl.bus.errors import AdapterNotFound, InvalidRequest
 from loractl.bus.ids import LOCAL_TENANT, AdapterId
+from loractl.bus.messages import Done, UnloadAdapter
 from loractl.client import connect, supervised_datum
 from loractl.client.adapter import Adapter
 from loractl.client.history import read_history
@@ -267,6 +268,31 @@ def test_an_adapter_that_went_back_to_its_own_checkpoint_is_proved_also_when_tha
     assert "resumed is to the bit what it would be alone: 6 answers and the weights" in proved.err
     assert forked.code == 0, forked.err
     assert "resumed-fork is resumed as it was at step 3: 6 operations ran again" in forked.err
+
+
+def test_gradients_that_a_checkpoint_brought_and_an_unload_took_are_in_no_proof(loractl):
+    with connect(str(loractl.state_dir)) as service:
+        spec = service.details("pirate").lora
+        first = service.create_adapter_like("saver", spec)
+        train_once(service, first)
+        text = service.text.prompt("A gale.", raw=True)
+        first.forward_backward([supervised_datum(text, trained=[True] * len(text))])
+        first.save("inside-a-window").result()
+        service.create_adapter_like("unloaded", spec).load("inside-a-window", source=first.id).result()
+    with Client(load_config(state_dir=str(loractl.state_dir), environ={})) as client:
+        unload = UnloadAdapter(adapter=adapter_of(loractl, "unloaded"))
+        assert isinstance(client.request(unload), Done)
+    forked_before = loractl("adapters", "fork", "unloaded", "unloaded-fork", "--at-step", "1")
+    with connect(str(loractl.state_dir)) as service:
+        for name in ("unloaded", "unloaded-fork"):
+            train_once(service, service.open_adapter(name))
+
+    outcome = loractl("verify", "unloaded")
+
+    assert outcome.code == 0, outcome.err
+    assert "unloaded is to the bit what it would be alone: 4 answers and the weights" in outcome.err
+    assert forked_before.code == 0, forked_before.err
+    assert weights_of(loractl, "unloaded") == weights_of(loractl, "unloaded-fork")
 
 
 @pytest.mark.parametrize("command", [("adapters", "history"), ("adapters", "fork"), ("verify",)])

@@ -56,6 +56,22 @@ def test_gradients_that_an_unload_took_with_it_do_not_count():
     assert numbers("forward_backward", "failed unload_adapter", "optim_step") == [1, 3]
 
 
+def test_an_unload_stays_where_it_took_what_a_load_had_brought():
+    loaded = ("optim_step", "load_checkpoint", "forward_backward", "unload_adapter", "optim_step")
+
+    assert numbers(*loaded) == [2, 4, 5]
+    assert numbers(*loaded, "unload_adapter") == [2, 4, 5]
+    assert numbers(*loaded[:4], "unload_adapter", "optim_step") == [2, 4, 6]
+    assert numbers("load_version", "unload_adapter", "optim_step") == [1, 3], "it brings no gradients"
+
+
+def test_a_fork_at_the_step_of_a_load_is_what_the_unload_left():
+    made = entries("load_checkpoint", "unload_adapter", "forward_backward", "optim_step")
+    made[0] = replace(made[0], step=5)
+
+    assert [each.number for each in changes(made, at_step=5)] == [1, 2]
+
+
 def test_a_step_that_never_was_is_named_with_those_that_were():
     assert numbers("forward_backward", "optim_step", "forward_backward", "optim_step", at_step=1) == [1, 2]
     with pytest.raises(InvalidRequest, match="no step 7 of this adapter; it has 1 to 1"):
