@@ -97,8 +97,8 @@ def fork(place: Place, name: str, new: str, at_step: int | None, tenant: TenantI
     """Make NEW what the adapter NAME was at a step, from the journal.
 
     It runs NAME's operations again, from its creation or the last state that it loaded. Once the journal has let go
-    of the first of them (journal.keep_s, journal.keep_bytes) there is no fork, not of the present either: load a
-    checkpoint into a new adapter instead.
+    of the first of them (journal.keep_s, journal.keep_bytes) it makes NEW from NAME's newest checkpoint, where NAME
+    has done nothing since, and is refused otherwise.
     """
     new = checked_name(new, what="an adapter")
     return history_work.fork_adapter(place.config(), name, new, at_step, tenant)

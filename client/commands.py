@@ -41,17 +41,19 @@ def _service(config: Config) -> Iterator[Service]:
 
 def show_status(config: Config, *, as_json: bool) -> int:
     """Answered at once, also while the trainer restarts or is in a long pass: then without adapters."""
-    adapters = None
+    listed = None
     with connect(config=config, patience_s=0.0) as service:
         state = service.status()
         if any(actor.role == "trainer" and actor.phase == "ready" for actor in state.actors):
             with contextlib.suppress(TimeoutError, LoractlError):
-                adapters = service.adapters(_STATUS_WAIT_S)
+                listed = service.listed(_STATUS_WAIT_S)
     if as_json:
-        data = {"daemon": screens.plain_data(state), "adapters": screens.plain_data(adapters)}
+        adapters = screens.plain_data(listed.adapters) if listed is not None else None
+        elsewhere = listed.elsewhere if listed is not None else ()
+        data = {"daemon": screens.plain_data(state), "adapters": adapters, "elsewhere": elsewhere}
         show_json(data_console(), data)
     else:
-        screens.show_status(data_console(), state, adapters)
+        screens.show_status(data_console(), state, listed)
     return 0
 
 
@@ -106,13 +108,17 @@ def list_adapters(config: Config, tenant: TenantId | None, *, everybody: bool, a
         own = tenant in (None, service.tenant)
         listed = service.listed_of(tenants)
     adapters = [each for found in listed for each in found.adapters]
+    elsewhere = [name for found in listed for name in found.elsewhere]
     if as_json:
         show_json(data_console(), screens.plain_data(adapters))
-    elif not adapters:
+    elif not (adapters or elsewhere):
         others = f"{tenant} has no adapters: `loractl usage` lists who has some"
         talk_console().print(screens.NO_ADAPTERS if own else others)
     else:
-        screens.show_adapters(data_console(), adapters, with_tenants=tenant is None)
+        if adapters:
+            screens.show_adapters(data_console(), adapters, with_tenants=tenant is None)
+        if elsewhere:
+            talk_console().print(screens.elsewhere_text(elsewhere))
         if tenant:
             talk_console().print(screens.usage_line(listed[0].usage))
     return 0

@@ -11,6 +11,7 @@ from ..bus.disk_room import mib_text
 from ..bus.messages import (
     ActorStatus,
     AdapterDetails,
+    AdapterList,
     DaemonStatus,
     Receipt,
     TenantUsage,
@@ -20,13 +21,14 @@ from ..bus.messages import (
 from .terminal import count_text, counted, duration_text, show_facts, show_table, size_text
 
 NO_ADAPTERS = "no adapters yet: make one with `loractl train DATA.jsonl --adapter NAME`"
+_NAMES_SHOWN = 8
 _PLACES = {"device": "on the device", "host": "in host memory", "disk": "on disk"}
 _TO_DO = "see `loractl daemon logs`, mend the cause and run `loractl daemon restart`"
 _PHASE_STYLES = {"ready": "green", "failed": "bold red"}
 
 
-def show_status(console: Console, status: DaemonStatus, adapters: Sequence[AdapterDetails] | None) -> None:
-    """adapters: None when the trainer, which knows them, does not answer at the moment."""
+def show_status(console: Console, status: DaemonStatus, listed: AdapterList | None) -> None:
+    """listed: one's own adapters; None when the trainer, which knows them, does not answer at the moment."""
     show_facts(
         console,
         {
@@ -44,14 +46,16 @@ def show_status(console: Console, status: DaemonStatus, adapters: Sequence[Adapt
     if gone := [actor.actor for actor in status.actors if actor.phase == "failed"]:
         console.print(Text(f"{', '.join(gone)} given up: {_TO_DO}", "bold red"))
     console.print()
-    if adapters is None:
+    if listed is None:
         console.print(f"{counted(status.adapters, 'adapter')}: the trainer cannot list them at the moment")
         return
-    if adapters:
-        show_adapters(console, adapters)
-    else:
+    if listed.adapters:
+        show_adapters(console, listed.adapters)
+    elif not listed.elsewhere:
         console.print(NO_ADAPTERS)
-    if (others := status.adapters - len(adapters)) > 0:
+    if listed.elsewhere:
+        console.print(elsewhere_text(listed.elsewhere))
+    if (others := status.adapters - len(listed.adapters)) > 0:
         console.print(f"{counted(others, 'adapter')} of other tenants")
 
 
@@ -76,6 +80,13 @@ def _put_off_text(status: DaemonStatus) -> str:
         f"{said}, {status.another_base} of them for another base model than this: what waits of those runs "
         "when the daemon is started with the model that they had"
     )
+
+
+def elsewhere_text(names: Sequence[str]) -> str:
+    """Of adapters that wait for another base model."""
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+    wait = "waits" if len(names) == 1 else "wait"
+    return f"{counted(len(names), 'adapter')} {wait} for another base model than this daemon's: {shown}"
 
 
 def show_actors(console: Console, actors: Sequence[ActorStatus]) -> None:

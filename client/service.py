@@ -129,7 +129,11 @@ class Service:
         """Raises:
         TimeoutError: the trainer, whose they are, did not answer in time.
         """
-        return Future(self._client.submit(ListAdapters()), AdapterList).result(timeout_s).adapters
+        return self.listed(timeout_s).adapters
+
+    def listed(self, timeout_s: float | None = None) -> AdapterList:
+        """One's own, and names of those that wait for another base model. Raises as `adapters`."""
+        return Future(self._client.submit(ListAdapters()), AdapterList).result(timeout_s)
 
     def tenants(self) -> tuple[TenantUsage, ...]:
         """All tenants of this daemon and what each took of the trainer, by name."""

@@ -25,7 +25,7 @@ _INSTEAD_OF_A_PROOF = "give them more before a run that is to be verified"
 
 _WITHIN_ROUNDING = (
     "it ran with as many ranks (trainer.data_parallel, trainer.tensor_parallel) and on the device that the daemon has now: "
-    "what was computed with others, or on CUDA, comes out the same within rounding only"
+    "what was computed with others, or on CUDA without trainer.deterministic, comes out the same within rounding only"
 )
 
 

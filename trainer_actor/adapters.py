@@ -115,6 +115,10 @@ class Adapters:
         """Raises AdapterNotFound: a name was given, and the tenant has no such adapter."""
         return [self._live[record.adapter] for record in self._registry.of(tenant, name)]
 
+    def elsewhere(self, tenant: TenantId) -> list[str]:
+        """Names of adapters of other base models."""
+        return self._registry.elsewhere(tenant)
+
     def state_bytes(self, lora: LoraSpec) -> int:
         """Of the training state of such an adapter, at most."""
         return self._engine.state_bytes(lora)

@@ -164,7 +164,9 @@ class Desk:
                 return Done()
             case ListAdapters(name=wanted_name):
                 found = tuple(map(self._described, self._adapters.of(tenant, wanted_name)))
-                return AdapterList(adapters=found, usage=self._accounts.of_tenant(tenant))
+                elsewhere = () if wanted_name else tuple(self._adapters.elsewhere(tenant))
+                usage = self._accounts.of_tenant(tenant)
+                return AdapterList(adapters=found, elsewhere=elsewhere, usage=usage)
             case ListTenants():
                 if tenant != LOCAL_TENANT:
                     raise AccessDenied(f"only {LOCAL_TENANT} is told what all tenants took")

@@ -39,7 +39,7 @@ from .row_layout import RowLayouts
 from .row_memory import fits
 from .seeds import fresh_weights
 from .tensor_group import tensor_group
-from .threads import threads_of
+from .torch_setup import set_up_torch
 
 
 class TrainEngine:
@@ -58,8 +58,7 @@ class TrainEngine:
         """
         device = device_of(config)
         dtype = dtype_of(config, device)
-        if device.type == "cpu":
-            torch.set_num_threads(threads_of(config.trainer))
+        set_up_torch(config.trainer, device)
         base = read_base_model(model_directory(config))
         check_sizes(config.trainer, base, device)
         # The others load the model at the same time.

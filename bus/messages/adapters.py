@@ -110,10 +110,12 @@ class LaneOpened(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterList(Message):
-    """usage: of the tenant as a whole, with adapters that are deleted by now."""
+    """elsewhere: names of those that lie on disk and wait for the base model that they had, which is another; none
+    where one adapter was asked for. usage: of the tenant as a whole, with adapters that are deleted by now."""
 
     kind: ClassVar[str] = "adapter_list"
     adapters: tuple[AdapterDetails, ...]
+    elsewhere: tuple[str, ...] = ()
     usage: Usage = field(default_factory=Usage)
 
 

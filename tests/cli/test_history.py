@@ -343,4 +343,7 @@ def test_over_other_weights_of_the_same_name_an_adapter_is_refused_with_words_an
 
         assert outcome.code != 0
         assert "base model 'tiny' has other weights here than it had there" in outcome.err, command
+    for command in (("adapters", "list"), ("daemon", "status")):
+        outcome = loractl(*command)
+        assert "adapters wait for another base model than this daemon's: " in outcome.out + outcome.err
     train("pirate", 1)

@@ -4,7 +4,15 @@ import io
 from dataclasses import replace
 
 from loractl.bus.ids import AdapterId, TenantId
-from loractl.bus.messages import ActorStatus, AdapterDetails, DaemonStatus, LoraSpec, TenantUsage, Usage
+from loractl.bus.messages import (
+    ActorStatus,
+    AdapterDetails,
+    AdapterList,
+    DaemonStatus,
+    LoraSpec,
+    TenantUsage,
+    Usage,
+)
 from loractl.client.screens import show_adapter, show_adapters, show_status, show_tenants, usage_line
 from rich.console import Console
 
@@ -128,10 +136,28 @@ STATUS = DaemonStatus(
 )
 
 
+NOBODY = AdapterList(adapters=())
+
+
 def test_a_status_counts_the_adapters_of_others_and_names_ones_own():
-    assert "2 adapters of other tenants" in shown(lambda console: show_status(console, STATUS, [details()]))
-    assert "3 adapters of other tenants" in shown(lambda console: show_status(console, STATUS, []))
-    assert "other tenants" not in shown(lambda console: show_status(console, STATUS, [details()] * 3))
+    def words(*mine: AdapterDetails) -> str:
+        return shown(lambda console: show_status(console, STATUS, AdapterList(adapters=mine)))
+
+    assert "2 adapters of other tenants" in words(details())
+    assert "3 adapters of other tenants" in words()
+    assert "other tenants" not in words(details(), details(), details())
+
+
+def test_a_status_names_the_adapters_that_wait_for_another_base_model():
+    def words(*elsewhere: str, mine: tuple[AdapterDetails, ...] = ()) -> str:
+        listed = AdapterList(adapters=mine, elsewhere=elsewhere)
+        return " ".join(shown(lambda console: show_status(console, STATUS, listed)).split())
+
+    assert "no adapters yet" in words()
+    assert "1 adapter waits for another base model than this daemon's: poet" in words("poet")
+    assert "no adapters yet" not in words("poet")
+    assert "2 adapters wait for" in words("poet", "sage", mine=(details(),))
+    assert "a6, a7, …" in words(*(f"a{number}" for number in range(9)))
 
 
 def test_a_status_says_who_was_given_up_and_what_to_do():
@@ -171,7 +197,7 @@ def test_a_status_says_who_may_hang_and_since_when_in_the_place_of_its_details()
 
     def words(actor: ActorStatus) -> str:
         status = replace(STATUS, actors=(actor,))
-        return " ".join(shown(lambda console: show_status(console, status, [])).split())
+        return " ".join(shown(lambda console: show_status(console, status, NOBODY)).split())
 
     assert "ready 1 - 0 0 tiny" in words(ready)
     assert "no sign of life for 12 s" in words(replace(ready, silent_s=12.0))
@@ -181,7 +207,7 @@ def test_a_status_says_who_may_hang_and_since_when_in_the_place_of_its_details()
 def test_a_status_tells_of_adapters_that_are_not_brought_back_and_of_those_for_another_base():
     def words(**told: int) -> str:
         status = replace(STATUS, **told)
-        return " ".join(shown(lambda console: show_status(console, status, [])).split())
+        return " ".join(shown(lambda console: show_status(console, status, NOBODY)).split())
 
     assert "put off" not in words()
     assert "2 adapters cannot be brought back just now" in words(put_off=2)
@@ -192,7 +218,7 @@ def test_a_status_tells_of_adapters_that_are_not_brought_back_and_of_those_for_a
 def test_a_status_tells_of_a_disk_that_is_full_or_nearly_so_and_of_no_other():
     def words(free_mib: int) -> str:
         status = replace(STATUS, disk_free_bytes=free_mib * 2**20, disk_kept_bytes=64 * 2**20)
-        return " ".join(shown(lambda console: show_status(console, status, [])).split())
+        return " ".join(shown(lambda console: show_status(console, status, NOBODY)).split())
 
     assert "disk full (63.0 MiB free, and the journal keeps 64.0 MiB" in words(63)
     assert "disk nearly full (64.0 MiB free" in words(64)

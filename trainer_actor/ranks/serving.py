@@ -14,7 +14,7 @@ from ..model_pass import RowsResult
 from ..row_layout import RowLayouts
 from ..row_memory import RowMemory, fits
 from ..tensor_group import tensor_group
-from ..threads import threads_of
+from ..torch_setup import set_up_torch
 from .bundle import Taken, flat, told
 from .channel import Channel
 from .frames import Busy, Done, FromRank, Give, Go, NoRoom, Room, ToRank, Work
@@ -28,8 +28,7 @@ class Rank:
     def __init__(self, config: Config, rank: int, meeting: Path, channel: Channel[FromRank, ToRank]) -> None:
         """Join the group and load the base model. Raises LoractlError: it cannot."""
         device = own_device(device_of(config), rank)
-        if device.type == "cpu":
-            torch.set_num_threads(threads_of(config.trainer))
+        set_up_torch(config.trainer, device)
         dtype = dtype_of(config, device)
         base = read_base_model(model_directory(config))
         join_group(meeting, rank, config.trainer.ranks, device)
