@@ -204,7 +204,7 @@ def verify(place: Place, name: str, tenant: TenantId) -> int:
     """Prove that nobody influenced the adapter NAME.
 
     Its operations run again from the journal, alone in a fresh trainer, with fillers in the places of those
-    who shared its passes; every answer and the weights must be the same to the bit.
+    who shared its passes; every answer and the whole state must be the same to the bit.
     """
     return verify_adapter(place.config(), name, tenant, launch.running_daemon)
 

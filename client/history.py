@@ -5,7 +5,7 @@ answer must be the journal's own, for then the weights before it were.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 
 import numpy as np
@@ -36,12 +36,14 @@ from .futures import checked
 
 LOADS = frozenset(request.kind for request in (LoadCheckpoint, LoadVersion, ImportWeights))
 _CHANGES = LOADS | {ForwardBackward.kind, OptimStep.kind}
+# What an unload undoes, where no step came behind it.
+_IN_A_WINDOW = frozenset({ForwardBackward.kind, SaveCheckpoint.kind})
 # Operations under way at one time while a history runs again.
 _AHEAD = 16
 
 KEPT_SO_LONG = "it keeps what recovery does not need for journal.keep_s and up to journal.keep_bytes"
 
-Operation = ForwardBackward | OptimStep | LoadCheckpoint | LoadVersion | ImportWeights
+Operation = ForwardBackward | OptimStep | LoadCheckpoint | LoadVersion | ImportWeights | SaveCheckpoint
 _UnderWay = tuple[HistoryEntry, Message, Pending]
 
 
@@ -67,6 +69,8 @@ class Rerun:
 
     def submit(self, operation: Operation) -> Pending:
         sent = replace(operation, adapter=self.adapter, lane=self.lane, seq=self.seq)
+        if isinstance(sent, SaveCheckpoint):  # there may be one of that name, which was deleted since
+            sent = replace(sent, overwrite=True)
         self.seq += 1
         return self.client.submit(sent, tenant=self.tenant)
 
@@ -102,16 +106,18 @@ def read_history(
 
 
 def changes(
-    entries: Sequence[HistoryEntry], *, at_step: int | None, whole: bool = True
+    entries: Sequence[HistoryEntry], *, at_step: int | None, whole: bool = True, with_saves: bool = False
 ) -> list[HistoryEntry]:
     """Those that made the state what it was when the adapter last stood at a step (None: now), from the
-    last that replaced all of it on. whole: they are all there ever were.
+    last that replaced all of it on. whole: they are all there ever were. with_saves: and the saves between them,
+    which tell digests of it.
 
     Raises:
         InvalidRequest: the adapter never was at that step, as far as the journal goes back.
     """
-    made = _counted(done_of(entries))
+    made = _counted(done_of(entries), _CHANGES | {SaveCheckpoint.kind} if with_saves else _CHANGES)
     if at_step is not None:
+        assert not with_saves, "one that was saved in the middle of a window is at that step, too"
         ends = [index for index, each in enumerate(made) if each.step == at_step]
         if at_step == 0 and not ends:
             return []
@@ -148,9 +154,9 @@ def done_of(entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:
     return list(first.values())
 
 
-def _counted(done: Sequence[HistoryEntry]) -> list[HistoryEntry]:
-    """Without the passes of windows that an unload closed before their step: their gradients went with it. With
-    it come those that a checkpoint had brought, so that an unload stays where it follows one."""
+def _counted(done: Sequence[HistoryEntry], kinds: Collection[str]) -> list[HistoryEntry]:
+    """Of these kinds, without the passes of windows that an unload closed before their step: their gradients went
+    with it. So did those that a checkpoint had brought: an unload stays where it follows one."""
     made: list[HistoryEntry] = []
     stepped = 0
     for each in done:
@@ -159,9 +165,9 @@ def _counted(done: Sequence[HistoryEntry]) -> list[HistoryEntry]:
             if made and made[-1].operation == LoadCheckpoint.kind:
                 made.append(each)
                 stepped = len(made)
-        elif each.operation in _CHANGES:
+        elif each.operation in kinds:
             made.append(each)
-            if each.operation != ForwardBackward.kind:
+            if each.operation not in _IN_A_WINDOW:
                 stepped = len(made)
     return made
 
@@ -215,6 +221,8 @@ def run_again(
             yield entry, None
         else:
             operation, outcome = read_operation(source, adapter, entry, tenant)
+            if isinstance(outcome, CheckpointSaved):
+                outcome = replace(outcome, adapter=onto.adapter)
             under_way.append((entry, outcome, onto.submit(operation)))
             yield from _ended(under_way, _AHEAD - 1)
     yield from _ended(under_way, 0)

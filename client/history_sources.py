@@ -69,8 +69,10 @@ def made_it(
     at_step: int | None,
     *,
     instead: str,
+    with_saves: bool = False,
 ) -> tuple[list[HistoryEntry], Source | None]:
-    """What made an adapter what it was at a step, and what that begins with. past: as `read_history` has it.
+    """What made an adapter what it was at a step, and what that begins with. past: as `read_history` has it. at_step,
+    with_saves: as of `changes`.
 
     A checkpoint of its own that it went back to, and that is not kept as it was, is done without: the journal has
     what led to it.
@@ -79,7 +81,7 @@ def made_it(
         InvalidRequest: the journal does not tell, or what it was loaded from is no longer kept.
     """
     entries, whole = past
-    made = changes(entries, at_step=at_step, whole=whole)
+    made = changes(entries, at_step=at_step, whole=whole, with_saves=with_saves)
     if not (whole or _begins_with_a_load(made)):
         raise InvalidRequest(
             f"the journal does not go back to this adapter's beginning any more: {KEPT_SO_LONG}; {instead}"
@@ -96,7 +98,7 @@ def made_it(
                 raise
             so_far = [each for each in done_of(entries) if each.order <= made[-1].order]
             entries = without_load(so_far, made[0], save.entry)
-            made = changes(entries, at_step=None, whole=whole)
+            made = changes(entries, at_step=None, whole=whole, with_saves=with_saves)
             if not (whole or _begins_with_a_load(made)):
                 raise
     return made, None
@@ -198,7 +200,9 @@ def _saved(
         for entry in reversed([each for each in saves if each.order < at.order]):
             operation, outcome = read_save(client, load.source, entry, owner)
             if operation.name == load.name:
-                return _Save(entry, outcome.digest)
+                # Another step: it was saved once more where the journal does not tell.
+                loaded = at.step if load.with_optimizer else entry.step
+                return _Save(entry, outcome.digest) if entry.step == loaded else None
     except (AdapterNotFound, InvalidRequest):
         return None
     return None

@@ -28,7 +28,7 @@ from . import screens
 from .futures import checked
 from .history import Difference, Rerun, read_history, run_again
 from .history_sources import Kept, made_it, newest_checkpoint
-from .history_weights import exported, standing
+from .history_state import standing, state_digest, without_window
 from .terminal import counted, data_console, show_json, show_table, size_text, talk_console
 
 _INSTEAD_OF_A_FORK = (
@@ -93,14 +93,15 @@ def _fork_from(client: Client, details: AdapterDetails, saved: Kept, new: str, t
             adapter=onto.adapter, lane=onto.lane, seq=onto.seq, source=details.adapter, name=saved.name
         )
         checked(onto.submit(load).result(), StateLoaded)
-        now = standing(client, details.adapter, tenant).weights
-        if exported(client, onto.adapter, tenant, onto.lane, onto.seq) != now:
+        onto.unload()  # it may have brought gradients, and a fork of a step has none
+        now = standing(client, details.adapter, tenant).state
+        if state_digest(client, onto.adapter, tenant, onto.lane, onto.seq) != without_window(now):
             raise InvalidRequest(
                 f"checkpoint {saved.name!r} is not what {details.name} is now: save another one, then ask again"
             )
     talk_console().print(
-        f"{new} is {details.name} as it was at step {saved.step}: loaded from checkpoint {saved.name!r}, whose weights "
-        "are its own now"
+        f"{new} is {details.name} as it was at step {saved.step}: loaded from checkpoint {saved.name!r}, whose state "
+        "is its own now"
     )
 
 

@@ -13,20 +13,37 @@ from ..bus.config import ClientConfig, Config, FairnessConfig, QuotasConfig, con
 from ..bus.errors import InvalidRequest
 from ..bus.ids import TenantId
 from ..bus.layout import StateLayout
-from ..bus.messages import AdapterCreated, CreateAdapter, DescribeModel, HistoryEntry, ModelDescribed
+from ..bus.messages import (
+    AdapterCreated,
+    CreateAdapter,
+    DescribeModel,
+    HistoryEntry,
+    ModelDescribed,
+    SaveCheckpoint,
+    StateDigest,
+)
 from .futures import checked
 from .history import Difference, Rerun
 from .history_sources import copy_source, made_it
-from .history_weights import exported, standing
+from .history_state import standing, state_digest
 from .history_work import by_text, client_of, details_of, replayed, show_differing
 from .terminal import EXIT_FAILED, counted, talk_console
 
 _INSTEAD_OF_A_PROOF = "give them more before a run that is to be verified"
 
 _WITHIN_ROUNDING = (
-    "it ran with as many ranks (trainer.data_parallel, trainer.tensor_parallel) and on the device that the daemon has now: "
-    "what was computed with others, or on CUDA without trainer.deterministic, comes out the same within rounding only"
+    "it ran with the settings that the daemon has now: what was computed with others (trainer.data_parallel, "
+    "trainer.tensor_parallel, trainer.threads, trainer.pass_tokens, trainer.logits_chunk, trainer.recompute, model.dtype), on "
+    "another device, or on CUDA without trainer.deterministic, comes out the same within rounding only"
 )
+
+# Of a state, in words.
+_PARTS = {
+    "main": "weights",
+    "exp_avg": "first moments",
+    "exp_avg_sq": "second moments",
+    "gradients": "gradients",
+}
 
 
 class StartDaemon(Protocol):
@@ -36,7 +53,8 @@ class StartDaemon(Protocol):
 
 
 def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaemon) -> int:
-    """Run an adapter's journal alone in a fresh trainer and compare every answer, and the weights.
+    """Run an adapter's journal alone in a fresh trainer and compare every answer, the digest of each checkpoint that
+    was saved on the way, and that of the whole state now.
 
     It may train meanwhile: what it does from now on is left out.
     """
@@ -44,7 +62,9 @@ def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaem
         details = details_of(client, name, tenant)
         now = standing(client, details.adapter, tenant)
         past = (now.entries, now.whole)
-        made, source = made_it(client, config, details, tenant, past, None, instead=_INSTEAD_OF_A_PROOF)
+        made, source = made_it(
+            client, config, details, tenant, past, None, instead=_INSTEAD_OF_A_PROOF, with_saves=True
+        )
         here, there = StateLayout(Path(config.state_dir)), StateLayout(Path(scratch) / "s")
         if source is not None:
             copy_source(source, here, there)
@@ -57,13 +77,13 @@ def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaem
             created = checked(fresh.submit(body, tenant=tenant).result(), AdapterCreated)
             onto = Rerun(fresh, tenant, created.details.adapter, created.lane)
             differing = replayed(client, details.adapter, tenant, made, onto)
-            same_weights = now.weights == exported(fresh, onto.adapter, tenant, onto.lane, onto.seq)
-    if (differing or not same_weights) and source is not None and not source.surely:
+            parts = differing_parts(now.state, state_digest(fresh, onto.adapter, tenant, onto.lane, onto.seq))
+    if (differing or parts) and source is not None and not source.surely:
         raise InvalidRequest(
             f"it cannot be told whether {name} is what it would be alone: the checkpoint that it was loaded from may "
             "have been saved anew under its name, and the journal does not say any more"
         )
-    return verdict(name, made, differing, same_weights=same_weights)
+    return verdict(name, made, differing, parts)
 
 
 def _check_same_base(running: Client, fresh: Client) -> None:
@@ -78,19 +98,31 @@ def _check_same_base(running: Client, fresh: Client) -> None:
         )
 
 
+def differing_parts(first: StateDigest, second: StateDigest) -> list[str]:
+    """Which parts of two states are not the same to the bit, in words."""
+    parts = [words for piece, words in _PARTS.items() if first.pieces.get(piece) != second.pieces.get(piece)]
+    counters = (first.step, first.tokens) != (second.step, second.tokens)
+    return [*parts, *(["counters"] if counters else [])]
+
+
 def verdict(
-    name: str, made: Sequence[HistoryEntry], differing: Sequence[Difference], *, same_weights: bool
+    name: str, made: Sequence[HistoryEntry], differing: Sequence[Difference], parts: Sequence[str]
 ) -> int:
-    """Say it; returns the exit code."""
+    """Say it; returns the exit code. parts: of its state now that differ."""
     show_differing(differing)
     talk = talk_console()
-    if differing or not same_weights:
-        weights = "the weights are equal" if same_weights else "the weights differ"
+    if differing or parts:
+        state = f"its {', '.join(parts)} differ" if parts else "its state is equal"
         answers = f"{len(differing)} of {counted(len(made), 'answer')} differ{by_text(differing)}"
-        talk.print(f"{name} is NOT to the bit what it would be alone: {answers}, {weights}")
+        talk.print(f"{name} is NOT to the bit what it would be alone: {answers}, {state}")
         talk.print(_WITHIN_ROUNDING)
         return EXIT_FAILED
-    talk.print(f"{name} is to the bit what it would be alone: {counted(len(made), 'answer')} and the weights")
+    saved = sum(each.operation == SaveCheckpoint.kind for each in made)
+    among = f" (of them {counted(saved, 'digest')} of what was saved)" if saved else ""
+    answers = f"{counted(len(made), 'answer')}{among}"
+    talk.print(
+        f"{name} is to the bit what it would be alone: {answers}, and its weights, moments and gradients"
+    )
     return 0
 
 
@@ -100,7 +132,7 @@ def alone_like(running: Config, state: Path) -> Config:
     return replace(
         running,
         state_dir=str(state),
-        trainer=replace(running.trainer, keep_checkpoints=0),
+        trainer=replace(running.trainer, keep_checkpoints=1),
         sampler=replace(running.sampler, count=0),
         daemon=replace(running.daemon, http="none", listen="", chaos=0),
         fairness=FairnessConfig(),

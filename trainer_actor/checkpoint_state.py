@@ -5,6 +5,7 @@ without padding. Metadata says what the
 numbers belong to; all of it must fit before a tensor is used.
 """
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
@@ -54,6 +55,15 @@ def state_metadata(
         "step": str(counts.step),
         "tokens": str(counts.tokens),
         "pieces": json.dumps(sorted(pieces)),
+    }
+
+
+def piece_digests(state: HostState) -> dict[str, str]:
+    """SHA-256 of each piece that is there, in hex: padding is zero, so states of one geometry that are equal to the
+    bit have equal ones."""
+    return {
+        piece: hashlib.sha256(piece_N.cpu().numpy().data).hexdigest()
+        for piece, piece_N in state.pieces.items()
     }
 
 

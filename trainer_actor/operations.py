@@ -17,6 +17,7 @@ from ..bus.errors import InvalidRequest, LoractlError
 from ..bus.ids import LaneId, RequestId, TenantId
 from ..bus.messages import (
     CheckpointSaved,
+    DigestState,
     Done,
     ExportWeights,
     Failed,
@@ -30,6 +31,7 @@ from ..bus.messages import (
     RefuseOperation,
     SaveCheckpoint,
     SkipOperation,
+    StateDigest,
     StateLoaded,
     VersionRecord,
     VersionWritten,
@@ -38,6 +40,7 @@ from ..bus.messages import (
 from .adapter import Adapter
 from .adapters import Adapters
 from .bank import HostState
+from .checkpoint_state import piece_digests
 from .checkpoints import CheckpointRecord, check_fits
 from .disk_jobs import Later
 from .disk_quota import Room
@@ -75,14 +78,12 @@ class Operations:
         match operation:
             case SaveCheckpoint():
                 return self._save(adapter, operation, request)
-            case LoadCheckpoint():
-                return self._load(adapter, operation)
-            case LoadVersion():
-                return self._load_version(adapter, operation)
-            case ImportWeights():
-                return self._import(adapter, operation)
+            case LoadCheckpoint() | LoadVersion() | ImportWeights():
+                return self._load_any(adapter, operation)
             case ExportWeights():
                 return self._export(adapter)
+            case DigestState():
+                return self._digest(adapter)
             case PublishAdapter():
                 return self._publish(adapter, request, held=operation.held)
             case RefuseOperation(code=code, message=message):
@@ -123,6 +124,19 @@ class Operations:
             digest=record.digest,
             size_bytes=record.size_bytes,
         )
+
+    def _load_any(
+        self, adapter: Adapter, operation: LoadCheckpoint | LoadVersion | ImportWeights
+    ) -> Message | Later:
+        match operation:
+            case LoadCheckpoint():
+                return self._load(adapter, operation)
+            case LoadVersion():
+                return self._load_version(adapter, operation)
+            case ImportWeights():
+                return self._import(adapter, operation)
+            case _:
+                assert_never(operation)
 
     def _load(self, adapter: Adapter, operation: LoadCheckpoint) -> Later:
         adapter.window.check_replaceable(operation.lane)
@@ -201,6 +215,10 @@ class Operations:
             safetensors=np.frombuffer(safetensors, dtype=np.uint8),
             step=adapter.window.step,
         )
+
+    def _digest(self, adapter: Adapter) -> StateDigest:
+        state = self._residents.look(adapter.id)
+        return StateDigest(step=state.step, tokens=state.tokens, pieces=piece_digests(state))
 
     def _publish(self, adapter: Adapter, request: RequestId, *, held: bool) -> Message | Later:
         """Everything that can fail comes before the number, except the disk: numbers may be skipped."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..bus.ids import AdapterId, TenantId
 from ..bus.messages import (
+    DigestState,
     Envelope,
     ExportWeights,
     ForwardBackward,
@@ -33,6 +34,7 @@ Operation = (
     | LoadVersion
     | ImportWeights
     | ExportWeights
+    | DigestState
     | PublishAdapter
     | RefuseOperation
     | SkipOperation

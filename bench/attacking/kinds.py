@@ -18,6 +18,7 @@ from loractl.bus.messages import (
     DeleteCheckpoint,
     DeleteVersion,
     DescribeModel,
+    DigestState,
     Echo,
     ExportWeights,
     Failed,
@@ -175,6 +176,7 @@ ATTEMPTS: Mapping[type[Message], tuple[Try, ...]] = {
         ),
     ),
     ExportWeights: (Try("another's adapter", lambda it, mine: ExportWeights(**_at(it))),),
+    DigestState: (Try("another's adapter", lambda it, mine: DigestState(**_at(it))),),
     PublishAdapter: (Try("another's adapter", lambda it, mine: PublishAdapter(**_at(it))),),
     RefuseOperation: (
         Try(

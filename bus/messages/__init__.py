@@ -83,6 +83,7 @@ from .recovery import (
 from .sampling import Abort, Sample, SampleChunk, SampleResult
 from .training import (
     CheckpointSaved,
+    DigestState,
     ExportWeights,
     ForwardBackward,
     ImportWeights,
@@ -93,6 +94,7 @@ from .training import (
     PublishAdapter,
     RefuseOperation,
     SaveCheckpoint,
+    StateDigest,
     StateLoaded,
     StepResult,
     WeightsExported,
@@ -118,6 +120,7 @@ __all__ = [
     "DeleteCheckpoint",
     "DeleteVersion",
     "DescribeModel",
+    "DigestState",
     "Done",
     "Drain",
     "DropVersion",
@@ -170,6 +173,7 @@ __all__ = [
     "Shutdown",
     "SkipOperation",
     "SnapshotTaken",
+    "StateDigest",
     "StateLoaded",
     "StepResult",
     "StopReason",

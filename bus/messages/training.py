@@ -141,6 +141,16 @@ class ExportWeights(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DigestState(Message):
+    """Tell the digest of the adapter's whole training state, for comparing it with another's."""
+
+    kind: ClassVar[str] = "digest_state"
+    adapter: AdapterId
+    lane: LaneId
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImportWeights(Message):
     """Replace the adapter's weights by the files of a PEFT directory; the optimizer starts anew.
 
@@ -217,6 +227,17 @@ class WeightsExported(Message):
     config_json: str
     safetensors: Bytes
     step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateDigest(Message):
+    """Answer to DigestState. tokens: positions since the last step. pieces: SHA-256 in hex of those that are there:
+    main (the weights in float32), gradients that wait for a step, exp_avg and exp_avg_sq (Adam's moments)."""
+
+    kind: ClassVar[str] = "state_digest"
+    step: int
+    tokens: int
+    pieces: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -155,7 +155,9 @@ def test_an_adapter_is_proved_to_be_what_it_would_be_alone_and_again_while_it_tr
 
     again = capsys.readouterr().err
     assert outcome.code == code == 0, outcome.err + again
-    proof = f"pirate is to the bit what it would be alone: {2 * STEPS} answers and the weights"
+    saves = STEPS // 4 + 1  # every four steps, and at the end
+    answers = f"{2 * STEPS + saves} answers (of them {saves} digests of what was saved)"
+    proof = f"pirate is to the bit what it would be alone: {answers}, and its weights, moments and gradients"
     assert proof in outcome.err
     assert proof in again, "what it did since is nobody's fault"
     assert len(lanes) == 1, "of its own, and used again"
@@ -164,7 +166,7 @@ def test_an_adapter_is_proved_to_be_what_it_would_be_alone_and_again_while_it_tr
 
 def test_the_trainer_that_proves_it_has_the_models_settings_and_nothing_that_is_for_others(tmp_path):
     running = Config(
-        trainer=TrainerConfig(pass_tokens=17, keep_checkpoints=1),
+        trainer=TrainerConfig(pass_tokens=17, keep_checkpoints=5),
         daemon=DaemonConfig(http="auto", listen="tcp://127.0.0.1:1", chaos=7),
         quotas=QuotasConfig(adapters=1, state_bytes=1, checkpoint_bytes=1, requests_per_s=1.0),
         fairness=FairnessConfig(weights="alice=2"),
@@ -172,7 +174,7 @@ def test_the_trainer_that_proves_it_has_the_models_settings_and_nothing_that_is_
 
     alone = alone_like(running, tmp_path)
 
-    assert alone.trainer == TrainerConfig(pass_tokens=17)
+    assert alone.trainer == TrainerConfig(pass_tokens=17, keep_checkpoints=1)
     assert (alone.sampler.count, alone.fairness) == (0, FairnessConfig())
     assert (alone.daemon.http, alone.daemon.listen, alone.daemon.chaos) == ("none", "", 0)
     assert not any(getattr(alone.quotas, each) for each in ("adapters", "state_bytes", "queued_tokens"))
@@ -200,7 +202,7 @@ def train_once(service: Service, adapter: Adapter) -> None:
 def lanes_with_exports(loractl, name: str) -> set[str]:
     with Client(load_config(state_dir=str(loractl.state_dir), environ={})) as client:
         entries, _ = read_history(client, adapter_of(loractl, name), LOCAL_TENANT)
-    return {each.lane for each in entries if each.operation == "export_weights"}
+    return {each.lane for each in entries if each.operation == "digest_state"}
 
 
 def adapter_of(loractl, name: str) -> AdapterId:
@@ -265,7 +267,11 @@ def test_an_adapter_that_went_back_to_its_own_checkpoint_is_proved_also_when_tha
     forked = loractl("adapters", "fork", "resumed", "resumed-fork", "--at-step", "3")
 
     assert proved.code == 0, proved.err
-    assert "resumed is to the bit what it would be alone: 6 answers and the weights" in proved.err
+    words = " ".join(proved.err.split())
+    assert (
+        "resumed is to the bit what it would be alone: 7 answers (of them 1 digest of what was saved)"
+        in words
+    )
     assert forked.code == 0, forked.err
     assert "resumed-fork is resumed as it was at step 3: 6 operations ran again" in forked.err
 
@@ -290,7 +296,7 @@ def test_gradients_that_a_checkpoint_brought_and_an_unload_took_are_in_no_proof(
     outcome = loractl("verify", "unloaded")
 
     assert outcome.code == 0, outcome.err
-    assert "unloaded is to the bit what it would be alone: 4 answers and the weights" in outcome.err
+    assert "unloaded is to the bit what it would be alone: 4 answers, and its weights" in outcome.err
     assert forked_before.code == 0, forked_before.err
     assert weights_of(loractl, "unloaded") == weights_of(loractl, "unloaded-fork")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from loractl.bus.errors import InvalidRequest
 from loractl.bus.ids import LaneId
-from loractl.bus.messages import HistoryEntry, PassResult, StateLoaded, StepResult
+from loractl.bus.messages import HistoryEntry, PassResult, StateDigest, StateLoaded, StepResult
 from loractl.client.history import Difference, changes, difference, done_of, without_load
 from loractl.client.history_work import by_text
-from loractl.client.verify_work import verdict
+from loractl.client.verify_work import differing_parts, verdict
 
 
 def entries(*operations: str) -> list[HistoryEntry]:
@@ -189,13 +189,34 @@ def test_what_differs_is_told_with_how_much_and_with_what_it_ran(capsys):
     made = entries("forward_backward", "optim_step")
     differing = [Difference(made[0], "logprobs", by=0.25), Difference(made[1], "step")]
 
-    assert verdict("pirate", made, differing, same_weights=False) == 1
+    assert verdict("pirate", made, differing, ["weights", "first moments"]) == 1
 
     told = " ".join(capsys.readouterr().err.split())
     assert "forward_backward 1: its logprobs is not what the journal has (by up to 0.25)" in told
     assert "optim_step 2: its step is not what the journal has " in told
     assert (
-        "NOT to the bit what it would be alone: 2 of 2 answers differ (by up to 0.25), the weights differ"
+        "NOT to the bit what it would be alone: 2 of 2 answers differ (by up to 0.25), its weights, first moments differ"
         in told
     )
     assert "trainer.tensor_parallel" in told
+
+
+def test_states_differ_by_the_parts_of_which_one_has_other_bits_or_none():
+    state = StateDigest(step=3, tokens=0, pieces={"main": "a", "exp_avg": "b", "exp_avg_sq": "c"})
+
+    assert differing_parts(state, state) == []
+    assert differing_parts(state, replace(state, pieces={**state.pieces, "gradients": "d"})) == ["gradients"]
+    assert differing_parts(state, replace(state, pieces={**state.pieces, "exp_avg": "x"})) == [
+        "first moments"
+    ]
+    assert differing_parts(state, replace(state, tokens=4)) == ["counters"]
+
+
+def test_saves_come_again_where_nothing_that_an_unload_took_was_saved():
+    made = entries(
+        *("save_checkpoint", "forward_backward", "optim_step", "save_checkpoint"),
+        *("forward_backward", "save_checkpoint", "unload_adapter", "forward_backward", "save_checkpoint"),
+    )
+
+    assert [each.number for each in changes(made, at_step=None, with_saves=True)] == [1, 2, 3, 8, 9]
+    assert [each.number for each in changes(made, at_step=None)] == [2, 3, 8]

@@ -8,6 +8,5 @@ from loractl.tests.daemon.trained_daemon import trained_daemon
 
 @pytest.mark.timeout(900)
 def test_neighbours_are_brought_back_to_the_same_bits_on_two_threads() -> None:
-    # On a CPU the deterministic mode changes nothing; here it is tried that it harms nothing either.
-    with trained_daemon(*SETTINGS, "trainer.threads=2", "trainer.deterministic=true", **SIZES) as config:
+    with trained_daemon(*SETTINGS, "trainer.threads=2", **SIZES) as config:
         come_back_to_the_same_bits(config)

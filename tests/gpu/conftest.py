@@ -2,7 +2,12 @@
 
 import pytest
 import torch
+from loractl.bus.config import set_process_environment
 from loractl.tests.trainer_actor.compute_lab import Lab
+from loractl.trainer_actor.torch_setup import CUBLAS_IN_ORDER
+
+# torch looks once, at the first product of the process, which a test without the deterministic mode may do.
+set_process_environment(CUBLAS_IN_ORDER)
 
 
 @pytest.fixture(scope="session")

@@ -63,14 +63,18 @@ def _equal(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
     return first is second or (first is not None and second is not None and torch.equal(first, second))
 
 
-@pytest.fixture(params=["float32-2", "bfloat16-1", "bfloat16-2"])
+@pytest.fixture(params=["float32-2", "bfloat16-1", "bfloat16-2", "bfloat16-2-deterministic"])
 def engine(lab: Lab, request: pytest.FixtureRequest) -> Iterator[TrainEngine]:
-    dtype, threads = request.param.split("-")
+    dtype, threads, *mode = request.param.split("-")
     before = torch.get_num_threads()
-    engine = lab.engine("wide", dtype=dtype, pass_tokens=PASS_TOKENS, threads=int(threads))
+    settings = {"deterministic": True} if mode else {}
+    engine = lab.engine("wide", dtype=dtype, pass_tokens=PASS_TOKENS, threads=int(threads), **settings)
+    # Of the whole process, and engines are built once.
     torch.set_num_threads(int(threads))
+    torch.use_deterministic_algorithms(bool(mode))
     yield engine
     torch.set_num_threads(before)
+    torch.use_deterministic_algorithms(False)
 
 
 def prepare(engine: TrainEngine) -> None:

@@ -17,6 +17,7 @@ from loractl.bus.messages import (
     CreateAdapter,
     DeleteAdapter,
     DeleteCheckpoint,
+    DigestState,
     Done,
     DropVersion,
     ExportWeights,
@@ -33,6 +34,7 @@ from loractl.bus.messages import (
     RefuseOperation,
     SaveCheckpoint,
     SnapshotTaken,
+    StateDigest,
     StateLoaded,
     StepResult,
     UnloadAdapter,
@@ -229,6 +231,26 @@ def test_an_export_is_what_a_publish_writes_and_publishes_nothing(office: Office
     assert exported.safetensors.tobytes() == (directory / "adapter_model.safetensors").read_bytes()
     assert json.loads(exported.config_json)["r"] == 4
     assert poet.step().applied, "the window is still open"
+
+
+def test_the_digest_of_a_state_tells_each_part_and_is_that_of_whoever_did_the_same(office: Office) -> None:
+    poet, twin = create(office, "poet"), create(office, "twin")
+    before = poet.run(DigestState, StateDigest)
+    for each in (poet, twin):
+        train(each, 1)
+        each.forward_backward(2)
+
+    open_window = poet.run(DigestState, StateDigest)
+
+    assert (before.step, set(before.pieces)) == (0, {"main"})
+    assert (open_window.step, open_window.tokens > 0) == (1, True)
+    assert set(open_window.pieces) == {"main", "gradients", "exp_avg", "exp_avg_sq"}
+    assert open_window == twin.run(DigestState, StateDigest)
+    twin.forward_backward(3)
+    differs = twin.run(DigestState, StateDigest)
+    assert {piece for piece in differs.pieces if differs.pieces[piece] != open_window.pieces[piece]} == {
+        "gradients"
+    }
 
 
 def test_an_export_larger_than_a_message_is_refused(serve: Serve) -> None:
