@@ -4,8 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests run in so many processes. Each starts daemons of its own, so more than the cores would be slower.
-WORKERS ?= 2
+# Tests run in so many processes. They wait now and then, so one more than the two cores that they are meant for.
+WORKERS ?= 3
 
 # torch's compiler is never used; left on, it makes every import of megatron-core seconds slower.
 export TORCHDYNAMO_DISABLE := 1

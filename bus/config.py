@@ -144,10 +144,9 @@ def hub_cache(environ: Mapping[str, str] | None = None) -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def set_process_environment(values: Mapping[str, str]) -> None:
-    """Set variables that a library reads at import, in an actor's own process, keeping the user's."""
-    for name, value in values.items():
-        os.environ.setdefault(name, value)
+def set_process_environment(values: Mapping[str, str]) -> Mapping[str, str]:
+    """Set variables that a library reads, in an actor's own process, keeping the user's; returns what they are now."""
+    return {name: os.environ.setdefault(name, value) for name, value in values.items()}
 
 
 def _merge(tree: dict[str, Any], new: Mapping[str, Any], *, source: str, prefix: str = "") -> None:

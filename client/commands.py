@@ -49,7 +49,7 @@ def show_status(config: Config, *, as_json: bool) -> int:
                 listed = service.listed(_STATUS_WAIT_S)
     if as_json:
         adapters = screens.plain_data(listed.adapters) if listed is not None else None
-        elsewhere = listed.elsewhere if listed is not None else ()
+        elsewhere = listed.elsewhere if listed is not None else None
         data = {"daemon": screens.plain_data(state), "adapters": adapters, "elsewhere": elsewhere}
         show_json(data_console(), data)
     else:
@@ -104,11 +104,15 @@ def list_adapters(config: Config, tenant: TenantId | None, *, everybody: bool, a
     """tenant: None for the caller's own. everybody: all tenants', which the daemon's owner may ask for."""
     with _service(config) as service:
         tenant = None if everybody else tenant or service.tenant
-        tenants = [tenant] if tenant else [each.tenant for each in service.tenants() if each.adapters]
+        tenants = [tenant] if tenant else [each.tenant for each in service.tenants()]
         own = tenant in (None, service.tenant)
         listed = service.listed_of(tenants)
     adapters = [each for found in listed for each in found.adapters]
-    elsewhere = [name for found in listed for name in found.elsewhere]
+    elsewhere = [
+        name if tenant else f"{owner}/{name}"
+        for owner, found in zip(tenants, listed, strict=True)
+        for name in found.elsewhere
+    ]
     if as_json:
         show_json(data_console(), screens.plain_data(adapters))
     elif not (adapters or elsewhere):

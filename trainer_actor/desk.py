@@ -180,7 +180,7 @@ class Desk:
 
     def _tenants(self) -> tuple[TenantUsage, ...]:
         counts = Counter(each.record.tenant for each in self._adapters.all())
-        names = sorted({*counts, *self._accounts.tenants()})
+        names = sorted({*counts, *self._accounts.tenants(), *self._adapters.tenants_elsewhere()})
         return tuple(
             TenantUsage(tenant=name, adapters=counts[name], usage=self._accounts.of_tenant(name))
             for name in names

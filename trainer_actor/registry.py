@@ -152,6 +152,10 @@ class Registry:
                 raise AnotherBase(f"adapter {name!r} is on disk, but {apart.why}")
         raise AdapterNotFound(f"you have no adapter named {name!r}; `loractl adapters list` shows yours")
 
+    def tenants_elsewhere(self) -> set[TenantId]:
+        """Who has adapters of other base models."""
+        return {each.tenant for each in self._apart.values() if each.tenant and each.name}
+
     def elsewhere(self, tenant: TenantId) -> list[str]:
         """The names of the tenant's adapters of other base models."""
         return sorted(each.name for each in self._apart.values() if each.name and each.tenant == tenant)

@@ -6,7 +6,6 @@ it has on a CPU anyway. An operation without such a kernel would raise: none tha
 lists.
 """
 
-import os
 from collections.abc import Mapping
 
 import torch
@@ -31,11 +30,11 @@ def set_up_torch(settings: TrainerConfig, device: torch.device) -> None:
     if device.type == "cpu":
         torch.set_num_threads(threads_of(settings))
     if settings.deterministic:
-        set_process_environment(CUBLAS_IN_ORDER)
-        if os.environ[_NAME] not in _IN_ORDER:
+        set_to = set_process_environment(CUBLAS_IN_ORDER)[_NAME]
+        if set_to not in _IN_ORDER:
             raise InvalidConfig(
                 f"trainer.deterministic needs {_NAME} to be one of {', '.join(sorted(_IN_ORDER))}, and it is "
-                f"{os.environ[_NAME]!r}: unset it"
+                f"{set_to!r}: unset it"
             )
         torch.use_deterministic_algorithms(True)
         # It would fill all memory that is taken before it is written.

@@ -120,6 +120,24 @@ def test_an_adapter_whose_beginning_is_gone_is_forked_as_it_is_now_from_its_chec
     assert weights_of(loractl, "branch") == weights_of(loractl, "cut")
 
 
+def test_a_fork_from_a_checkpoint_has_no_gradients_that_an_unload_took(loractl, cut):
+    with connect(str(loractl.state_dir)) as service:
+        text = service.text.prompt("A gale.", raw=True)
+    cut.forward_backward([supervised_datum(text, trained=[True] * len(text))])
+    cut.save("now").result()
+    with Client(load_config(state_dir=str(loractl.state_dir), environ={})) as client:
+        assert isinstance(client.request(UnloadAdapter(adapter=cut.id)), Done)
+
+    outcome = loractl("adapters", "fork", "cut", "branch")
+
+    assert outcome.code == 0, outcome.err
+    with connect(str(loractl.state_dir)) as service:
+        assert not service.details("branch").open_window
+        for name in ("cut", "branch"):
+            train_once(service, service.open_adapter(name))
+    assert weights_of(loractl, "branch") == weights_of(loractl, "cut")
+
+
 def test_an_adapter_whose_beginning_is_gone_is_not_forked_from_a_checkpoint_of_before(loractl, cut):
     cut.save("old").result()
     with connect(str(loractl.state_dir)) as service:
@@ -349,7 +367,9 @@ def test_over_other_weights_of_the_same_name_an_adapter_is_refused_with_words_an
 
         assert outcome.code != 0
         assert "base model 'tiny' has other weights here than it had there" in outcome.err, command
-    for command in (("adapters", "list"), ("daemon", "status")):
+    for command in (("adapters", "list"), ("adapters", "list", "--all"), ("daemon", "status")):
         outcome = loractl(*command)
-        assert "adapters wait for another base model than this daemon's: " in outcome.out + outcome.err
+        owner = "local/" if "--all" in command else ""
+        names = f"adapters wait for another base model than this daemon's: {owner}earlier, {owner}"
+        assert names in " ".join((outcome.out + outcome.err).split())
     train("pirate", 1)

@@ -117,6 +117,7 @@ def test_adapters_of_another_base_model_wait_untouched(layout: StateLayout) -> N
 
     assert other.all() == []
     assert (other.elsewhere(ME), other.elsewhere(OTHER)) == (["poet"], [])
+    assert other.tenants_elsewhere() == {ME}
     assert open_registry(layout, BASE).all() == [record]
 
 
