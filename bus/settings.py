@@ -37,9 +37,9 @@ class TrainerConfig:
     runs alone. logits_chunk:
     positions whose logits exist at one time. fuse: several adapters share a pass. gather_s: how long a
     pass waits at most for adapters that shared the one before. recompute: activations are computed
-    again on the way back (gradient checkpointing), which takes less memory and more time. deterministic: also on
-    CUDA what runs again after a crash, or to be verified, has the same bits, for each sum has a fixed order; attention's
-    way back is slower so. On a CPU it always is.
+    again on the way back (gradient checkpointing), which takes less memory and more time. deterministic: on
+    CUDA each sum has a fixed order, so that what runs again after a crash, or to be verified, is meant to have the same
+    bits, as it has on a CPU anyway; attention's way back is slower so.
 
     window "exclusive": the trainer serves one adapter from its first forward_backward to its
     optim_step, but waits for its next operation no longer than window_lease_s. lane_gap_timeout_s: how long

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ..bus.client import Client
 from ..bus.config import ClientConfig, Config, FairnessConfig, QuotasConfig, config_from_json
-from ..bus.errors import InvalidRequest
+from ..bus.errors import InvalidRequest, StorageFailed
 from ..bus.ids import TenantId
 from ..bus.layout import StateLayout
 from ..bus.messages import (
@@ -76,7 +76,13 @@ def verify_adapter(config: Config, name: str, tenant: TenantId, start: StartDaem
             body = CreateAdapter(name=f"alone-{secrets.token_hex(8)}", lora=details.lora)
             created = checked(fresh.submit(body, tenant=tenant).result(), AdapterCreated)
             onto = Rerun(fresh, tenant, created.details.adapter, created.lane)
-            differing = replayed(client, details.adapter, tenant, made, onto)
+            try:
+                differing = replayed(client, details.adapter, tenant, made, onto)
+            except StorageFailed as error:
+                raise StorageFailed(
+                    f"no room for what was saved on the way, in {scratch}: {error.message}; set TMPDIR to a directory with "
+                    "more"
+                ) from error
             parts = differing_parts(now.state, state_digest(fresh, onto.adapter, tenant, onto.lane, onto.seq))
     if (differing or parts) and source is not None and not source.surely:
         raise InvalidRequest(

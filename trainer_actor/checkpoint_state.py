@@ -58,13 +58,13 @@ def state_metadata(
     }
 
 
-def piece_digests(state: HostState) -> dict[str, str]:
-    """SHA-256 of each piece that is there, in hex: padding is zero, so states of one geometry that are equal to the
-    bit have equal ones."""
-    return {
-        piece: hashlib.sha256(piece_N.cpu().numpy().data).hexdigest()
-        for piece, piece_N in state.pieces.items()
-    }
+def piece_digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of each piece that is there, in hex. tensors: as of `state_tensors`, on the CPU."""
+    digests: dict[str, hashlib._Hash] = {}
+    for key in sorted(tensors):
+        digest = digests.setdefault(key.partition("/")[0], hashlib.sha256())
+        digest.update(tensors[key].contiguous().numpy().data)
+    return {piece: digest.hexdigest() for piece, digest in digests.items()}
 
 
 def check_geometry(what: str, saved: tuple[LoraSpec, str], ours: tuple[LoraSpec, str]) -> None:

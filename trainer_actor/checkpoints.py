@@ -52,7 +52,7 @@ Tensors = dict[str, torch.Tensor]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRecord:
     """One whole checkpoint. digest: SHA-256 of the tensors' file, hex. base: see `registry`. request: of the
-    save that made it, which answers with it when it runs again; "" for the trainer's own."""
+    save that made it, which replaces it when it runs again; "" for the trainer's own."""
 
     adapter: AdapterId
     name: str

@@ -66,7 +66,8 @@ class Operations:
     def run(self, tenant: TenantId, request: RequestId, operation: Operation) -> Message | Later:
         """Carry out one operation and return its reply; or what is left of it to the disk.
 
-        request: its id. What a trainer before this one wrote under it stands, and is what it answers.
+        request: its id. A version that a trainer before this one wrote under it stands, and is what it answers; a
+        checkpoint is written anew.
 
         Raises:
             LoractlError: the operation changed nothing.
@@ -94,12 +95,13 @@ class Operations:
             case _:
                 assert_never(operation)
 
-    def _save(self, adapter: Adapter, operation: SaveCheckpoint, request: RequestId) -> Message | Later:
+    def _save(self, adapter: Adapter, operation: SaveCheckpoint, request: RequestId) -> Later:
         checkpoints, name = self._adapters.checkpoints, operation.name
         before = checkpoints.named(adapter.id, name)
-        if before is not None and before.request == request:
-            return self._saved(adapter, before, checkpoints.size_bytes(adapter.id))
-        checkpoints.check_new(adapter.id, name, overwrite=operation.overwrite)
+        # By a trainer that died before anybody was told: written anew, for what was not told of ran again, too, and may
+        # have had others beside it this time.
+        again = before is not None and before.request == request
+        checkpoints.check_new(adapter.id, name, overwrite=operation.overwrite or again)
         # A copy of its own: what holds the state now may move while the disk is written.
         state = _copy(self._residents.state(adapter.id))
         # It stands until the job has ended, for only one runs at a time.
@@ -216,9 +218,14 @@ class Operations:
             step=adapter.window.step,
         )
 
-    def _digest(self, adapter: Adapter) -> StateDigest:
-        state = self._residents.look(adapter.id)
-        return StateDigest(step=state.step, tokens=state.tokens, pieces=piece_digests(state))
+    def _digest(self, adapter: Adapter) -> Later:
+        state = _copy(self._residents.state(adapter.id))
+
+        def digest() -> Callable[[], Message]:
+            tensors, _ = self._engine.checkpoint_tensors(state)
+            return partial(StateDigest, step=state.step, tokens=state.tokens, pieces=piece_digests(tensors))
+
+        return Later(digest)
 
     def _publish(self, adapter: Adapter, request: RequestId, *, held: bool) -> Message | Later:
         """Everything that can fail comes before the number, except the disk: numbers may be skipped."""

@@ -156,7 +156,7 @@ def test_an_adapter_whose_beginning_is_gone_is_not_forked_from_a_checkpoint_of_b
 
 def test_an_adapter_is_proved_to_be_what_it_would_be_alone_and_again_while_it_trains(loractl, capsys):
     outcome = loractl("verify", "pirate")
-    lanes = lanes_with_exports(loractl, "pirate")
+    lanes = lanes_with_digests(loractl, "pirate")
 
     with connect(str(loractl.state_dir)) as service:
         pirate = service.open_adapter("pirate")
@@ -179,7 +179,7 @@ def test_an_adapter_is_proved_to_be_what_it_would_be_alone_and_again_while_it_tr
     assert proof in outcome.err
     assert proof in again, "what it did since is nobody's fault"
     assert len(lanes) == 1, "of its own, and used again"
-    assert lanes_with_exports(loractl, "pirate") == lanes
+    assert lanes_with_digests(loractl, "pirate") == lanes
 
 
 def test_the_trainer_that_proves_it_has_the_models_settings_and_nothing_that_is_for_others(tmp_path):
@@ -217,7 +217,7 @@ def train_once(service: Service, adapter: Adapter) -> None:
     adapter.optim_step(1e-2).result()
 
 
-def lanes_with_exports(loractl, name: str) -> set[str]:
+def lanes_with_digests(loractl, name: str) -> set[str]:
     with Client(load_config(state_dir=str(loractl.state_dir), environ={})) as client:
         entries, _ = read_history(client, adapter_of(loractl, name), LOCAL_TENANT)
     return {each.lane for each in entries if each.operation == "digest_state"}

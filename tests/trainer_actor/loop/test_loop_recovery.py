@@ -1,8 +1,10 @@
 """What a broker with a journal asks of a trainer: going back, going on from there, and doing nothing twice."""
 
+import json
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from loractl.bus.ids import LOCAL_TENANT, LaneId, RequestId, TenantId, new_adapter_id, new_lane_id
 from loractl.bus.messages import (
     AdapterCreated,
@@ -213,22 +215,23 @@ def test_a_lane_that_is_open_is_opened_again_as_it_is(serve: Serve) -> None:
     assert office.ask(second, StepResult).applied is False
 
 
-def test_a_save_that_runs_again_finds_what_it_wrote(serve: Serve) -> None:
+@pytest.mark.parametrize("data", [1, 2])
+def test_a_save_that_runs_again_replaces_what_it_wrote_by_what_is_now(serve: Serve, data: int) -> None:
+    """data: with others beside it on several threads, what runs again as new may end otherwise; here it is made to."""
     office = serve()
     adapter = create(office, "poet")
     train(adapter, 1)
     save = SaveCheckpoint(name="one", **adapter.next())  # type: ignore[arg-type]
     first = checked(outcome(office, save, "s"), CheckpointSaved)
-    directory = office.layout.checkpoint(adapter.id, "one")
-    written = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
 
     recover(adapter, 1)
-    train(adapter, 1)
+    train(adapter, data)
     again = checked(outcome(office, save, "s"), CheckpointSaved)
 
-    assert again == first
-    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == written
     adapter.seq += 1
+    assert (again == first) is (data == 1)
+    [kept] = office.layout.checkpoint(adapter.id, "one").glob("*/checkpoint.json")
+    assert json.loads(kept.read_text())["digest"] == again.digest
     assert adapter.refused(SaveCheckpoint, name="one").code == "checkpoint_exists"
 
 
