@@ -10,7 +10,7 @@ ANSWERS = {
     messages.AdapterCreated, messages.LaneOpened, messages.PassResult, messages.StepResult,
     messages.CheckpointSaved, messages.StateLoaded, messages.VersionWritten, messages.Receipt,
     messages.AdapterList, messages.TenantList, messages.ModelDescribed, messages.SampleChunk, messages.SampleResult,
-    messages.VersionTable, messages.WeightsExported, messages.Recovered,
+    messages.StateDigest, messages.VersionTable, messages.WeightsExported, messages.Recovered,
     messages.History, messages.Recalled,
 }  # fmt: skip
 EVENTS = {messages.AdapterPublished, messages.VersionRetired, messages.AdapterDeleted}
