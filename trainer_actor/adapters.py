@@ -115,13 +115,9 @@ class Adapters:
         """Raises AdapterNotFound: a name was given, and the tenant has no such adapter."""
         return [self._live[record.adapter] for record in self._registry.of(tenant, name)]
 
-    def tenants_elsewhere(self) -> set[TenantId]:
-        """Who has adapters of other base models."""
-        return self._registry.tenants_elsewhere()
-
-    def elsewhere(self, tenant: TenantId) -> list[str]:
-        """Names of adapters of other base models."""
-        return self._registry.elsewhere(tenant)
+    def elsewhere(self) -> dict[TenantId, list[str]]:
+        """The names of each tenant's adapters of other base models."""
+        return self._registry.elsewhere()
 
     def state_bytes(self, lora: LoraSpec) -> int:
         """Of the training state of such an adapter, at most."""

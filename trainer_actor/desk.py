@@ -164,7 +164,7 @@ class Desk:
                 return Done()
             case ListAdapters(name=wanted_name):
                 found = tuple(map(self._described, self._adapters.of(tenant, wanted_name)))
-                elsewhere = () if wanted_name else tuple(self._adapters.elsewhere(tenant))
+                elsewhere = () if wanted_name else tuple(sorted(self._adapters.elsewhere().get(tenant, ())))
                 usage = self._accounts.of_tenant(tenant)
                 return AdapterList(adapters=found, elsewhere=elsewhere, usage=usage)
             case ListTenants():
@@ -180,7 +180,7 @@ class Desk:
 
     def _tenants(self) -> tuple[TenantUsage, ...]:
         counts = Counter(each.record.tenant for each in self._adapters.all())
-        names = sorted({*counts, *self._accounts.tenants(), *self._adapters.tenants_elsewhere()})
+        names = sorted({*counts, *self._accounts.tenants(), *self._adapters.elsewhere()})
         return tuple(
             TenantUsage(tenant=name, adapters=counts[name], usage=self._accounts.of_tenant(name))
             for name in names

@@ -152,13 +152,13 @@ class Registry:
                 raise AnotherBase(f"adapter {name!r} is on disk, but {apart.why}")
         raise AdapterNotFound(f"you have no adapter named {name!r}; `loractl adapters list` shows yours")
 
-    def tenants_elsewhere(self) -> set[TenantId]:
-        """Who has adapters of other base models."""
-        return {each.tenant for each in self._apart.values() if each.tenant and each.name}
-
-    def elsewhere(self, tenant: TenantId) -> list[str]:
-        """The names of the tenant's adapters of other base models."""
-        return sorted(each.name for each in self._apart.values() if each.name and each.tenant == tenant)
+    def elsewhere(self) -> dict[TenantId, list[str]]:
+        """The names of each tenant's adapters of other base models."""
+        names: dict[TenantId, list[str]] = {}
+        for each in self._apart.values():
+            if each.tenant is not None and each.name is not None:
+                names.setdefault(each.tenant, []).append(each.name)
+        return names
 
     def begin_version(self, adapter: AdapterId) -> int:
         """Use up the next version number, on disk before anyone sees it."""
