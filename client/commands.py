@@ -115,16 +115,15 @@ def list_adapters(config: Config, tenant: TenantId | None, *, everybody: bool, a
     ]
     if as_json:
         show_json(data_console(), screens.plain_data(adapters))
-    elif not (adapters or elsewhere):
+    elif adapters:
+        screens.show_adapters(data_console(), adapters, with_tenants=tenant is None)
+    elif not elsewhere:
         others = f"{tenant} has no adapters: `loractl usage` lists who has some"
         talk_console().print(screens.NO_ADAPTERS if own else others)
-    else:
-        if adapters:
-            screens.show_adapters(data_console(), adapters, with_tenants=tenant is None)
-        if elsewhere:
-            talk_console().print(screens.elsewhere_text(elsewhere))
-        if tenant:
-            talk_console().print(screens.usage_line(listed[0].usage))
+    if elsewhere:
+        talk_console().print(screens.elsewhere_text(elsewhere))
+    if tenant and (adapters or elsewhere) and not as_json:
+        talk_console().print(screens.usage_line(listed[0].usage))
     return 0
 
 

@@ -38,6 +38,7 @@ LOADS = frozenset(request.kind for request in (LoadCheckpoint, LoadVersion, Impo
 _CHANGES = LOADS | {ForwardBackward.kind, OptimStep.kind}
 # What an unload undoes, where no step came behind it.
 _IN_A_WINDOW = frozenset({ForwardBackward.kind, SaveCheckpoint.kind})
+_UNLOADED_AFTER = frozenset({LoadCheckpoint.kind, SaveCheckpoint.kind})
 # Operations under way at one time while a history runs again.
 _AHEAD = 16
 
@@ -156,15 +157,17 @@ def done_of(entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:
 
 def _counted(done: Sequence[HistoryEntry], kinds: Collection[str]) -> list[HistoryEntry]:
     """Of these kinds, without the passes of windows that an unload closed before their step: their gradients went
-    with it. So did those that a checkpoint had brought: an unload stays where it follows one."""
+    with it. Those up to a save count, for it holds them; so did what a checkpoint had brought: an unload stays where
+    it follows either."""
     made: list[HistoryEntry] = []
     stepped = 0
     for each in done:
         if each.operation == UnloadAdapter.kind:
-            made[stepped:] = []
-            if made and made[-1].operation == LoadCheckpoint.kind:
+            while len(made) > stepped and made[-1].operation != SaveCheckpoint.kind:
+                made.pop()
+            if made and made[-1].operation in _UNLOADED_AFTER:
                 made.append(each)
-                stepped = len(made)
+            stepped = len(made)
         elif each.operation in kinds:
             made.append(each)
             if each.operation not in _IN_A_WINDOW:

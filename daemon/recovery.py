@@ -31,8 +31,6 @@ from .pauses import PARTING, Pauses, may_pass
 from .replay import OURS
 from .rerun import Replay, Rerun, enveloped, replay_of
 
-# Operations of one adapter that are with the trainer at one time while it runs them again.
-_AT_A_TIME = 64
 _TRIES = 3
 WAITS = "the trainer was started again and brings the adapter back to where it was"
 
@@ -250,7 +248,7 @@ class Recovery:
 
     def _go_on(self, adapter: AdapterId, replay: Replay) -> Step:
         decisions: list[Decision] = []
-        while replay.todo and len(replay.with_trainer) < _AT_A_TIME:
+        while replay.may_go_on:
             logged = replay.todo.popleft()
             replay.with_trainer[logged.key] = logged
             self._keys[logged.key] = adapter

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..bus.errors import LaneLost, SequenceConflict, SequenceGap, SequenceOutOfRange
 from ..bus.ids import LaneId, RequestId, TenantId
-from ..bus.messages import LanePosition, SkipOperation
+from ..bus.messages import LanePosition, SkipOperation, UnloadAdapter
 from .journal.records import Logged
 
 OURS = TenantId("(broker)")
@@ -22,7 +22,7 @@ _Place = tuple[LaneId, int]
 @dataclass(frozen=True, slots=True)
 class Order:
     """first: to run again, or to use up their numbers. last: failures that the broker decided, behind numbers
-    that are still to come; nobody need wait for them."""
+    that are still to come; nobody need wait for them. Unloads stand where they stood."""
 
     first: Sequence[Logged]
     last: Sequence[Logged]
@@ -43,12 +43,15 @@ def order_of(
     expected = {each.lane: each.next_seq for each in positions}
     first: list[Logged] = []
     for each in filter(is_over, taken):
+        if each.kind == UnloadAdapter.kind:
+            first.append(each)
+            continue
         at = expected[each.lane]
         if each.seq < at or (each.seq > at and each.failed and code_of(each) != SequenceGap.code):
             continue
         first += _up_to(each, at, places)
         expected[each.lane] = each.seq + 1
-    last = [each for each in filter(is_over, taken) if each.seq >= expected[each.lane]]
+    last = [each for each in filter(is_over, taken) if each.lane and each.seq >= expected[each.lane]]
     return Order(first, last)
 
 

@@ -19,6 +19,8 @@ from ..bus.messages import (
     OptimStep,
     RefuseOperation,
     SkipOperation,
+    UnloadAdapter,
+    UnloadAgain,
 )
 from .compositions import as_it_ran
 from .decisions import Frames, Key
@@ -28,8 +30,11 @@ from .replay import order_of
 
 # What changes an adapter's state; everything else is done once its outcome is known.
 _RUNS_AGAIN = frozenset(
-    request.kind for request in (ForwardBackward, OptimStep, LoadCheckpoint, LoadVersion, ImportWeights)
+    request.kind
+    for request in (ForwardBackward, OptimStep, LoadCheckpoint, LoadVersion, ImportWeights, UnloadAdapter)
 )
+# Operations of one adapter that are with the trainer at one time while it runs them again.
+_AT_A_TIME = 64
 
 
 @dataclass(slots=True)
@@ -46,6 +51,14 @@ class Replay:
     todo: deque[Logged] = field(default_factory=deque)
     with_trainer: dict[Key, Logged] = field(default_factory=dict)
     last: Sequence[Logged] = ()
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the next of it may go to the trainer now. An unload is there alone."""
+        if not self.todo or len(self.with_trainer) >= _AT_A_TIME:
+            return False
+        unload = any(each.kind == UnloadAdapter.kind for each in (self.todo[0], *self.with_trainer.values()))
+        return not (unload and self.with_trainer)
 
 
 class Rerun:
@@ -64,6 +77,8 @@ class Rerun:
 
     def frames(self, logged: Logged) -> Frames:
         """What is sent."""
+        if logged.kind == UnloadAdapter.kind:
+            return enveloped(logged.key, self._unload_again(logged))
         if not self.is_over(logged) or self.runs(logged):
             return as_it_ran(self._past.request(logged.number), self._outcome(logged), self._limits)
         if logged.failed:
@@ -95,6 +110,13 @@ class Rerun:
     def same(self, logged: Logged, frames: Frames) -> bool:
         """Whether it was answered as the first time."""
         return [bytes(frame) for frame in frames] == [*map(bytes, self._past.outcome(logged.number))]
+
+    def _unload_again(self, unload: Logged) -> UnloadAgain:
+        """What was opened later did nothing yet."""
+        assert unload.order is not None
+        opened = self._past.opened(unload.adapter)
+        later = [LanePosition(lane=lane, next_seq=1) for lane, order in opened if order > unload.order]
+        return UnloadAgain(adapter=unload.adapter, lanes=tuple(later))
 
     def _outcome(self, logged: Logged) -> Frames | Message | None:
         """What came of it, which the journal may still be at writing down."""

@@ -19,6 +19,7 @@ _CHANGES: Mapping[Event, frozenset[Piece]] = {
     Event.COMMITTED: frozenset(PIECES),
     Event.REPLACED: frozenset(PIECES),
     Event.REPLACED_MIDWAY: frozenset(PIECES),
+    Event.UNLOADED: frozenset(("gradients",)),
 }
 
 

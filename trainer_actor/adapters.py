@@ -182,6 +182,12 @@ class Adapters:
         adapter.is_now(record)
         return adapter
 
+    def close_window(self, adapter: Adapter) -> None:
+        """Drop what the adapter gathered since its last step. Raises as `take_up`: nothing changed."""
+        self.take_up(adapter)
+        self.residents.drop_gradients(adapter.id)
+        adapter.happened(Event.UNLOADED)
+
     def take_up(self, adapter: Adapter) -> None:
         """Have the adapter's state among the residents: where it was not, as it lies on disk.
 

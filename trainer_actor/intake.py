@@ -34,6 +34,7 @@ from ..bus.messages import (
     RecoverAdapter,
     Recovered,
     UnloadAdapter,
+    UnloadAgain,
     VersionWritten,
 )
 from .adapter import Adapter
@@ -186,6 +187,8 @@ class Intake:
                 self._at_once(envelope, [request.adapter], partial(self._unload, envelope, request))
             case RecoverAdapter() as request:
                 self._at_once(envelope, [request.adapter], partial(self._recover, request))
+            case UnloadAgain() as request:
+                self._at_once(envelope, [request.adapter], partial(self._unload_again, envelope, request))
             case DropVersion() as request:
                 self._at_once(envelope, (), partial(self._drop, request))
             case body if isinstance(body, Operation):
@@ -241,6 +244,13 @@ class Intake:
             self._adapters.take_up(adapter)  # as whoever opens a lane does: what may run can be placed
         self._lanes.reopen(adapter.id, request.lanes)
         return Recovered(step=adapter.window.step)
+
+    def _unload_again(self, envelope: Envelope, request: UnloadAgain) -> Done:
+        """Among what runs again, when nothing else of the adapter is here."""
+        self._adapters.close_window(self._adapters.owned(envelope.tenant, request.adapter))
+        self._answer(self._lanes.close(request.adapter, failed(Aborted("the adapter was unloaded"))))
+        self._lanes.reopen(request.adapter, request.lanes)
+        return Done()
 
     def _stop_work_of(self, adapter: AdapterId) -> None:
         """Should the adapter stay after all, what has begun of it begins anew."""

@@ -6,7 +6,7 @@ every state whole.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -117,6 +117,12 @@ class Residents:
         except StorageFailed as error:
             log.warning("state.beyond_host_bytes", adapter=adapter, reason=error.message)
         self._adopt(adapter, state)
+
+    def drop_gradients(self, adapter: AdapterId) -> None:
+        """Raises OutOfSlots, StorageFailed: as `state`; nothing changed."""
+        state = self.state(adapter)
+        if state.gradients is not None:
+            self.replace(adapter, replace(state, gradients=None, tokens=0))
 
     def remove(self, adapter: AdapterId) -> None:
         """Forget an adapter wherever it lies. Unknown is fine."""

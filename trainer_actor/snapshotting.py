@@ -40,7 +40,7 @@ from .queues import Operation
 from .saved_states import Capture
 from .snapshot_policy import Owed, SnapshotPolicy
 from .snapshots import SnapshotRecord
-from .windows import Window
+from .windows import Event
 
 log = structlog.get_logger()
 
@@ -220,7 +220,7 @@ class Snapshotting:
         Raises:
             LoractlError: the state cannot be had now; nothing changed.
         """
-        window = Window(step=adapter.window.step) if leaving else adapter.window
+        window = adapter.window.after(Event.UNLOADED) if leaving else adapter.window
         residents, states = self._adapters.residents, self._adapters.states
         if not residents.admitted(adapter.id) and isinstance(adapter.goes_on_from, SnapshotRecord):
             return states.again(adapter.goes_on_from, adapter, window)

@@ -41,6 +41,7 @@ class Event(Enum):
     REPLACED_MIDWAY = auto()  # so did they, with gradients gathered since that step
     SAVED = auto()
     PUBLISHED = auto()
+    UNLOADED = auto()  # what was gathered goes with the memory
     REMOVED = auto()
 
 
@@ -53,6 +54,7 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
     (Phase.CLOSED, Event.REPLACED_MIDWAY): Phase.OPEN,
     (Phase.CLOSED, Event.SAVED): Phase.CLOSED,
     (Phase.CLOSED, Event.PUBLISHED): Phase.CLOSED,
+    (Phase.CLOSED, Event.UNLOADED): Phase.CLOSED,
     (Phase.CLOSED, Event.REMOVED): Phase.DELETED,
     (Phase.OPEN, Event.GATHERED): Phase.OPEN,
     (Phase.OPEN, Event.SCORED): Phase.OPEN,
@@ -62,6 +64,7 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
     (Phase.OPEN, Event.REPLACED_MIDWAY): Phase.OPEN,
     (Phase.OPEN, Event.SAVED): Phase.OPEN,
     (Phase.OPEN, Event.PUBLISHED): Phase.OPEN,
+    (Phase.OPEN, Event.UNLOADED): Phase.CLOSED,
     (Phase.OPEN, Event.REMOVED): Phase.DELETED,
 }
 

@@ -79,6 +79,7 @@ from .recovery import (
     Recovered,
     SkipOperation,
     SnapshotTaken,
+    UnloadAgain,
 )
 from .sampling import Abort, Sample, SampleChunk, SampleResult
 from .training import (
@@ -180,6 +181,7 @@ __all__ = [
     "TenantList",
     "TenantUsage",
     "UnloadAdapter",
+    "UnloadAgain",
     "Usage",
     "VersionRecord",
     "VersionReleased",

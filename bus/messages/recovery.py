@@ -52,6 +52,18 @@ class SkipOperation(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnloadAgain(Message):
+    """What an unload did to an adapter whose snapshot of then cannot be read: gradients go, and all lanes but these.
+
+    Comes where the unload stood among what runs again, alone. Answered with Done.
+    """
+
+    kind: ClassVar[str] = "unload_again"
+    adapter: AdapterId
+    lanes: tuple[LanePosition, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotTaken(Message):
     """A trainer's report: a whole snapshot of an adapter lies on disk.
 

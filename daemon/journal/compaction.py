@@ -10,7 +10,7 @@ from typing import Any
 
 from ...bus.ids import AdapterId, LaneId
 from ...bus.settings import JournalConfig
-from .retention import Entry, Verdict, Want, judge, needed_from
+from .retention import Entry, Needed, Verdict, Want, judge, needed_from
 from .store import Store
 
 # Of a step: so many requests are looked at, and frames of so many bytes go.
@@ -58,7 +58,7 @@ class Compaction:
         self._from = 0
         self._stripped_to = 0
         self._walk_at = 0.0
-        self._needed: dict[AdapterId, dict[LaneId, int]] = {}
+        self._needed: dict[AdapterId, Needed] = {}
         self._next_at = 0.0
 
     @property
@@ -169,12 +169,12 @@ class Compaction:
         """Seconds since 1970: what came before is too old."""
         return self._began_unix_s + (self._clock() - self._began) - self._config.keep_s
 
-    def _needed_of(self, adapter: AdapterId) -> dict[LaneId, int]:
+    def _needed_of(self, adapter: AdapterId) -> Needed:
         """What recovery needs, should the newest snapshot be damaged; with every snapshot it gets less."""
         if adapter not in self._needed:
             snapshots = self._store.snapshots(adapter, 2)
             before = snapshots[1] if len(snapshots) > 1 else None
-            self._needed[adapter] = needed_from(before, self._store.opened(adapter)) if adapter else {}
+            self._needed[adapter] = needed_from(before, self._store.opened(adapter)) if adapter else Needed()
         return self._needed[adapter]
 
     def _is_over(self, entries: list[Entry], want: Want, oldest: float) -> bool:

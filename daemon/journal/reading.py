@@ -10,7 +10,7 @@ from ...bus.messages import CreateAdapter, LanePosition, UnloadAdapter
 from ..decisions import Frames, Key
 from .known_ids import KnownIds, id_of
 from .records import Logged, Snapshot, VersionDeleted
-from .retention import needed_from
+from .retention import Needed, needed_from
 from .tables import Tables
 
 # A frame as it is, or the digest of one that lies apart.
@@ -76,11 +76,10 @@ class Reader:
         return bool(self.tables.rows(created, adapter, CreateAdapter.kind))
 
     def lanes(self, adapter: AdapterId) -> Sequence[LanePosition]:
-        needed = needed_from(self.snapshot(adapter), self.opened(adapter))
+        needed = self._needed(adapter).lanes
         return [LanePosition(lane=lane, next_seq=max(1, number)) for lane, number in needed.items()]
 
-    def opened(self, adapter: AdapterId) -> list[tuple[LaneId, int]]:
-        """Lanes that requests opened, and the orders of these requests' outcomes."""
+    def opened(self, adapter: AdapterId) -> Sequence[tuple[LaneId, int]]:
         sql = (
             "SELECT lane, ord FROM requests r JOIN outcomes USING (number) WHERE r.adapter = ? AND seq = 0"
             " AND lane != '' AND NOT failed AND r.adapter NOT IN (SELECT adapter FROM gone) ORDER BY number"
@@ -88,12 +87,16 @@ class Reader:
         return [(LaneId(lane), order) for lane, order in self.tables.rows(sql, adapter)]
 
     def after(self, adapter: AdapterId) -> Sequence[Logged]:
+        needed = self._needed(adapter)
         where = "r.adapter = ? AND r.lane = ? AND r.seq >= ?"
         found = [
             logged
-            for each in self.lanes(adapter)
-            for logged in self._logged(where, adapter, each.lane, each.next_seq)
+            for lane, number in needed.lanes.items()
+            for logged in self._logged(where, adapter, lane, max(1, number))
         ]
+        if needed.lanes:
+            unloads = f"r.adapter = ? AND r.lane = '' AND r.seq = 0 AND r.kind = '{UnloadAdapter.kind}'"
+            found += self._logged(f"{unloads} AND NOT o.failed AND o.ord > ?", adapter, needed.unloads)
         return sorted(found, key=_by_end)
 
     def harmed(self) -> Mapping[AdapterId, int]:
@@ -132,6 +135,9 @@ class Reader:
             VersionDeleted(tenant=TenantId(tenant), adapter=AdapterId(adapter), version=version)
             for tenant, adapter, version in rows
         ]
+
+    def _needed(self, adapter: AdapterId) -> Needed:
+        return needed_from(self.snapshot(adapter), self.opened(adapter))
 
     def _payload(self, digest: bytes) -> bytes:
         found: bytes = self._one(

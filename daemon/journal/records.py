@@ -151,6 +151,9 @@ class Past(Protocol):
     def unfinished(self) -> Sequence[Logged]:
         """All without an outcome, in order of arrival."""
 
+    def opened(self, adapter: AdapterId) -> Sequence[tuple[LaneId, int]]:
+        """Lanes that requests opened, and the orders of these requests' outcomes."""
+
     def adapters(self) -> Sequence[AdapterId]:
         """Those that have anything to run again: operations that their newest snapshot does not hold."""
 
@@ -164,8 +167,8 @@ class Past(Protocol):
         """The lanes that are open after the newest snapshot: its own, and from 1 those opened since."""
 
     def after(self, adapter: AdapterId) -> Sequence[Logged]:
-        """The adapter's operations that its newest snapshot does not hold: first those with an outcome,
-        in the order of their outcomes, then the others in order of arrival."""
+        """The adapter's operations that its newest snapshot does not hold, and the unloads between them: first
+        what has an outcome, in the order of the outcomes, then the others in order of arrival."""
 
     def harmed(self) -> Mapping[AdapterId, int]:
         """The adapters that trainers died of while they brought them back (`Harmed`), and their weights."""

@@ -6,7 +6,7 @@ that older one does not hold is needed; all else is history, kept for as long as
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ...bus.ids import AdapterId, LaneId
@@ -48,20 +48,31 @@ class Want(Enum):
     """All goes, the oldest first, until the bytes fit."""
 
 
-def needed_from(snapshot: Snapshot | None, opened: Iterable[tuple[LaneId, int | None]]) -> dict[LaneId, int]:
-    """The lanes that run again from this snapshot, and from which number on; 0 is the lane's opening itself.
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """lanes: that run again, and from which number on; 0 is the lane's opening itself. unloads: those with a
+    higher order ended one of these lanes, so they run again as well."""
 
-    opened: lanes that requests with these outcomes opened.
-    """
+    lanes: Mapping[LaneId, int] = field(default_factory=dict)
+    unloads: float = math.inf
+
+
+def needed_from(snapshot: Snapshot | None, opened: Iterable[tuple[LaneId, int]]) -> Needed:
+    """What runs again from this snapshot. opened: lanes that requests with these outcomes opened."""
+    began = dict(opened)
     since = snapshot.order if snapshot is not None else 0
-    fresh = {lane: 0 for lane, order in opened if order is None or order > since}
+    fresh = {lane: 0 for lane, order in began.items() if order > since}
     held = {each.lane: each.next_seq for each in snapshot.positions} if snapshot is not None else {}
-    return fresh | held
+    lanes = fresh | held
+    # A lane whose opening the journal let go of is older than all that it has.
+    return Needed(lanes, min((began.get(lane, 0) for lane in lanes), default=math.inf))
 
 
-def judge(entry: Entry, needed: Mapping[LaneId, int], want: Want, *, oldest: float) -> Verdict:
-    """needed: of its adapter (`needed_from`). oldest: what came before is too old."""
-    if entry.order is None or entry.seq >= needed.get(entry.lane, math.inf):
+def judge(entry: Entry, needed: Needed, want: Want, *, oldest: float) -> Verdict:
+    """needed: of its adapter. oldest: what came before is too old."""
+    if entry.order is None or entry.seq >= needed.lanes.get(entry.lane, math.inf):
+        return Verdict.KEEP
+    if not entry.lane and entry.order > needed.unloads:
         return Verdict.KEEP
     if entry.came < oldest or want is Want.FEWEST_BYTES:
         return Verdict.DELETE

@@ -367,7 +367,8 @@ def test_over_other_weights_of_the_same_name_an_adapter_is_refused_with_words_an
 
         assert outcome.code != 0
         assert "base model 'tiny' has other weights here than it had there" in outcome.err, command
-    for command in (("adapters", "list"), ("adapters", "list", "--all"), ("daemon", "status")):
+    lists = (("adapters", "list"), ("adapters", "list", "--all"), ("adapters", "list", "--json"))
+    for command in (*lists, ("daemon", "status")):
         outcome = loractl(*command)
         owner = "local/" if "--all" in command else ""
         names = f"adapters wait for another base model than this daemon's: {owner}earlier, {owner}"

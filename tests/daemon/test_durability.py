@@ -18,6 +18,7 @@ from loractl.bus.messages import (
     Failed,
     ForwardBackward,
     KeepSnapshot,
+    LaneOpened,
     LanePosition,
     Message,
     OpenLane,
@@ -26,6 +27,8 @@ from loractl.bus.messages import (
     SaveCheckpoint,
     SkipOperation,
     SnapshotTaken,
+    UnloadAdapter,
+    UnloadAgain,
     Waiting,
 )
 from loractl.daemon.decisions import Tell, WriteDown
@@ -40,7 +43,7 @@ from loractl.tests.daemon.journalled_office import (
     stepped,
     told,
 )
-from loractl.tests.daemon.office import ALICE, BEN, LORA, TRAINER
+from loractl.tests.daemon.office import ALICE, BEN, LORA, TRAINER, details_of
 
 
 @pytest.fixture
@@ -178,6 +181,32 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(office: Journalled
         RecoverAdapter(adapter=adapter, snapshot="", lanes=(LanePosition(lane=lane, next_seq=1),))
     ]
     assert forwarded(recover(office, number=2)) == [step(adapter, lane, 1)]
+
+
+def test_an_unload_between_what_runs_again_does_so_alone_and_leaves_the_lanes_opened_since(
+    office: JournalledOffice,
+) -> None:
+    adapter, lane = created(office)
+    office.settled(office.ask(gather(adapter, lane, 1), request="f1"))
+    office.settled(office.answer(TRAINER, passed(), request="f1"))
+    office.settled(office.ask(UnloadAdapter(adapter=adapter), request="u"))
+    office.settled(office.answer(TRAINER, Done(), request="u"))
+    (opening,) = forwarded(office.settled(office.ask(OpenLane(adapter=adapter), request="o")))
+    assert isinstance(opening, OpenLane)
+    opened = LaneOpened(details=details_of(adapter), lane=opening.lane)
+    office.settled(office.answer(TRAINER, opened, request="o"))
+    office.settled(office.ask(step(adapter, opening.lane, 1), request="s1"))
+    office.settled(office.answer(TRAINER, stepped(1), request="s1"))
+
+    office.settled(office.lose(TRAINER))
+    office.settled(office.ready(TRAINER))
+    first = forwarded(recover(office))
+    second = forwarded(office.settled(office.answer(TRAINER, passed(), request="f1")))
+    third = forwarded(office.settled(office.answer(TRAINER, Done(), request="u")))
+
+    assert [each.kind for each in first] == [ForwardBackward.kind]
+    assert second == [UnloadAgain(adapter=adapter, lanes=(LanePosition(lane=opening.lane, next_seq=1),))]
+    assert third == [step(adapter, opening.lane, 1)]
 
 
 def test_an_operation_that_kills_the_trainer_twice_is_quarantined_and_the_others_go_on(

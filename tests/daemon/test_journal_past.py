@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from loractl.bus.errors import StorageFailed
 from loractl.bus.ids import AdapterId, LaneId, RequestId
-from loractl.bus.messages import DeleteAdapter, LanePosition, PublishAdapter
+from loractl.bus.messages import DeleteAdapter, LanePosition, PublishAdapter, UnloadAdapter
 from loractl.daemon.journal.known_ids import KnownIds, id_of
 from loractl.daemon.journal.reading import Reader
 from loractl.daemon.journal.records import (
@@ -162,6 +162,22 @@ def test_a_lane_that_closed_before_the_snapshot_is_not_opened_again(store: Store
     store.commit([created(1), ended(1, 2), received(3, seq=1), ended(3, 4), snapshot(5)])
 
     assert (past.lanes(ADAPTER), past.after(ADAPTER), past.adapters()) == ([], [], [])
+
+
+def test_an_unload_whose_snapshot_is_damaged_runs_again_between_the_lanes_before_and_behind_it(
+    store: Store, past: Reader
+):
+    second = LaneId("ln-2")
+    store.commit([created(1), ended(1, 2), snapshot(3, ln_1=1), received(4, seq=1), ended(4, 5)])
+    unloads = [received(number, seq=0, kind=UnloadAdapter.kind, lane=LaneId("")) for number in (6, 8)]
+    store.commit([unloads[0], ended(6, 7, failed=True), unloads[1], snapshot(9), ended(8, 10)])
+    assert (past.after(ADAPTER), past.adapters()) == ([], [])
+    store.commit([lane_opened(11, second), ended(11, 12), received(13, seq=1, lane=second), ended(13, 14)])
+    assert [each.number for each in past.after(ADAPTER)] == [13]
+
+    store.commit([Damaged(adapter=ADAPTER, name="9")])
+
+    assert [each.number for each in past.after(ADAPTER)] == [4, 8, 13]
 
 
 def test_a_lane_that_could_not_be_opened_is_none(store: Store, past: Reader):

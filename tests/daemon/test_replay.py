@@ -1,7 +1,7 @@
 """In which order operations go to a trainer again: no lane has a hole, and nothing is taken for another."""
 
 from loractl.bus.ids import AdapterId, LaneId, RequestId
-from loractl.bus.messages import ForwardBackward, LanePosition, OptimStep, PublishAdapter
+from loractl.bus.messages import ForwardBackward, LanePosition, OptimStep, PublishAdapter, UnloadAdapter
 from loractl.daemon.journal.records import Logged
 from loractl.daemon.replay import OURS, order_of
 from loractl.tests.daemon.office import ALICE
@@ -109,3 +109,12 @@ def test_an_operation_that_came_under_two_ids_goes_once() -> None:
         "optim_step ln-1/1",
         "optim_step ln-1/2",
     ]
+
+
+def test_an_unload_runs_again_where_it_stood_and_takes_no_number() -> None:
+    unload = op(0, order=2, kind=UnloadAdapter.kind, lane=LaneId(""))
+
+    assert sent(op(1, order=1), unload, op(1, order=3, lane=OTHER)) == (
+        ["optim_step ln-1/1", "unload_adapter /0", "optim_step ln-2/1"],
+        [],
+    )

@@ -1,8 +1,10 @@
 """What recovery needs stays; of the rest, what is too old or too large goes."""
 
+import math
+
 import pytest
-from loractl.bus.ids import LaneId
-from loractl.daemon.journal.retention import Entry, Verdict, Want, judge, needed_from
+from loractl.bus.ids import NO_LANE, LaneId
+from loractl.daemon.journal.retention import Entry, Needed, Verdict, Want, judge, needed_from
 from loractl.tests.daemon.journal_entries import ADAPTER, LANE, snapshot
 
 OLDEST = 100.0
@@ -15,7 +17,7 @@ def entry(
 
 
 def test_without_a_snapshot_all_lanes_are_needed_from_their_opening_on():
-    assert needed_from(None, [(LANE, 3), (LaneId("ln-2"), None)]) == {LANE: 0, LaneId("ln-2"): 0}
+    assert needed_from(None, [(LANE, 3), (LaneId("ln-2"), 4)]) == Needed({LANE: 0, LaneId("ln-2"): 0}, 3)
 
 
 def test_a_snapshot_spares_what_it_holds_and_lanes_that_closed_before_it():
@@ -23,31 +25,48 @@ def test_a_snapshot_spares_what_it_holds_and_lanes_that_closed_before_it():
 
     needed = needed_from(snapshot(20, ln_1=5), [(LANE, 3), (closed, 4), (later, 21)])
 
-    assert needed == {LANE: 5, later: 0}
+    assert needed == Needed({LANE: 5, later: 0}, 3)
+
+
+def test_unloads_are_needed_that_ended_a_lane_which_runs_again():
+    forgotten, later = snapshot(20, ln_2=5), [(LANE, 21)]
+
+    assert needed_from(snapshot(20), later) == Needed({LANE: 0}, 21)
+    assert needed_from(forgotten, later).unloads == 0, "its opening is older than all that the journal has"
+    assert needed_from(snapshot(20), []).unloads == math.inf
+
+
+@pytest.mark.parametrize("want", Want)
+def test_only_such_unloads_stay_whatever_their_age(want: Want):
+    before, behind = (Entry(1, ADAPTER, NO_LANE, 0, order, False, 0.0, 10, True) for order in (8, 9))
+
+    judged = [judge(each, Needed({LANE: 5}, 8), want, oldest=OLDEST) for each in (before, behind)]
+
+    assert judged == [Verdict.DELETE, Verdict.KEEP]
 
 
 @pytest.mark.parametrize("want", Want)
 def test_what_recovery_needs_stays_whatever_its_age(want: Want):
-    assert judge(entry(5, came=0.0), {LANE: 5}, want, oldest=OLDEST) is Verdict.KEEP
-    assert judge(entry(0, came=0.0), {LANE: 0}, want, oldest=OLDEST) is Verdict.KEEP
+    assert judge(entry(5, came=0.0), Needed({LANE: 5}), want, oldest=OLDEST) is Verdict.KEEP
+    assert judge(entry(0, came=0.0), Needed({LANE: 0}), want, oldest=OLDEST) is Verdict.KEEP
 
 
 @pytest.mark.parametrize("want", Want)
 def test_what_has_no_outcome_stays_whatever_its_age(want: Want):
-    assert judge(entry(came=0.0, order=None), {}, want, oldest=OLDEST) is Verdict.KEEP
+    assert judge(entry(came=0.0, order=None), Needed(), want, oldest=OLDEST) is Verdict.KEEP
 
 
 @pytest.mark.parametrize("want", Want)
 def test_history_that_is_too_old_goes(want: Want):
-    assert judge(entry(4, came=99.0), {LANE: 5}, want, oldest=OLDEST) is Verdict.DELETE
+    assert judge(entry(4, came=99.0), Needed({LANE: 5}), want, oldest=OLDEST) is Verdict.DELETE
 
 
 def test_history_that_is_not_too_old_goes_only_where_bytes_are_too_many_frames_first():
-    judged = [judge(entry(4), {LANE: 5}, want, oldest=OLDEST) for want in Want]
+    judged = [judge(entry(4), Needed({LANE: 5}), want, oldest=OLDEST) for want in Want]
 
     assert judged == [Verdict.KEEP, Verdict.STRIP, Verdict.DELETE]
 
 
 def test_what_would_run_again_if_it_were_sent_again_keeps_its_frames():
-    assert judge(entry(again=True), {}, Want.FEWER_BYTES, oldest=OLDEST) is Verdict.KEEP
-    assert judge(entry(whole=False), {}, Want.FEWER_BYTES, oldest=OLDEST) is Verdict.KEEP
+    assert judge(entry(again=True), Needed(), Want.FEWER_BYTES, oldest=OLDEST) is Verdict.KEEP
+    assert judge(entry(whole=False), Needed(), Want.FEWER_BYTES, oldest=OLDEST) is Verdict.KEEP

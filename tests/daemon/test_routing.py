@@ -16,7 +16,7 @@ ANSWERS = {
 EVENTS = {messages.AdapterPublished, messages.VersionRetired, messages.AdapterDeleted}
 TO_ACTORS = {
     messages.DropVersion, messages.Drain, messages.RecoverAdapter, messages.SkipOperation,
-    messages.KeepSnapshot,
+    messages.KeepSnapshot, messages.UnloadAgain,
 }  # fmt: skip
 
 

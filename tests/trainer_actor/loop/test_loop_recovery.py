@@ -30,6 +30,7 @@ from loractl.bus.messages import (
     SkipOperation,
     SnapshotTaken,
     StepResult,
+    UnloadAgain,
     VersionWritten,
 )
 from loractl.tests.trainer_actor.loop.harness import (
@@ -282,3 +283,35 @@ def test_a_lane_that_was_not_among_those_brought_back_is_lost(serve: Serve) -> N
     adapter.lane = LaneId("ln-unknown")
 
     assert adapter.refused(OptimStep, learning_rate=0.1).code == "lane_lost"
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+def test_an_unload_that_runs_again_takes_gradients_and_lanes_but_those_opened_since(
+    serve: Serve, gathered: bool
+) -> None:
+    office = serve()
+    adapter, calm = create(office, "poet"), create(office, "calm")
+    train(calm, 1)
+    train(adapter, 1)
+    if gathered:
+        adapter.forward_backward(9)
+    first, later = adapter.lane, new_lane_id()
+
+    office.ask(UnloadAgain(adapter=adapter.id, lanes=(LanePosition(lane=later, next_seq=1),)), Done)
+
+    lost = office.refused(OptimStep(adapter=adapter.id, lane=first, seq=adapter.seq + 1, learning_rate=0.1))
+    assert lost.code == "lane_lost"
+    adapter.lane, adapter.seq = later, 0
+    assert not adapter.step().applied
+    assert same(train(adapter, 2), train(calm, 2))
+
+
+def test_an_unload_of_somebody_elses_adapter_does_not_run_again(serve: Serve) -> None:
+    office = serve()
+    adapter = create(office, "poet")
+    adapter.forward_backward(1)
+
+    refused = office.refused(UnloadAgain(adapter=adapter.id, lanes=()), TenantId("stranger"))
+
+    assert refused.code == "adapter_not_found"
+    assert adapter.step().applied
