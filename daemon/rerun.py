@@ -1,11 +1,12 @@
 """What stands for an operation when it comes to a trainer again: itself, or what it did to its lane. Pure."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..bus.codec import decode, encode, peek
 from ..bus.config import LimitsConfig
+from ..bus.errors import StorageFailed
 from ..bus.ids import AdapterId
 from ..bus.messages import (
     Envelope,
@@ -57,8 +58,12 @@ class Replay:
         """Whether the next of it may go to the trainer now. An unload is there alone."""
         if not self.todo or len(self.with_trainer) >= _AT_A_TIME:
             return False
-        unload = any(each.kind == UnloadAdapter.kind for each in (self.todo[0], *self.with_trainer.values()))
-        return not (unload and self.with_trainer)
+        return not (self.with_trainer and _unloads((self.todo[0], *self.with_trainer.values())))
+
+    @property
+    def unloads(self) -> bool:
+        """Whether an unload is to come."""
+        return _unloads((*self.todo, *self.with_trainer.values()))
 
 
 class Rerun:
@@ -132,14 +137,23 @@ class Rerun:
 
 
 def replay_of(past: Past, adapter: AdapterId, rerun: Rerun) -> Replay | None:
-    """What there is to do for an adapter; None where the journal has not seen its beginning, or its end."""
+    """What there is to do for an adapter; None where the journal has not seen its beginning, or its end.
+
+    Raises StorageFailed: among what it did is an unload that the journal could not take yet.
+    """
     snapshot = past.snapshot(adapter)
     if snapshot is None and not past.begins(adapter):
         return None
-    lanes = tuple(past.lanes(adapter))
-    order = order_of(past.after(adapter), lanes, is_over=rerun.is_over, code_of=rerun.code_of)
+    lanes, logged = tuple(past.lanes(adapter)), past.after(adapter)
+    if _unloads(each for each in logged if each.order is None and rerun.is_over(each)):
+        raise StorageFailed("the journal could not be written when the adapter was unloaded")
+    order = order_of(logged, lanes, is_over=rerun.is_over, code_of=rerun.code_of)
     name = snapshot.name if snapshot is not None else ""
     return Replay(snapshot=name, lanes=lanes, todo=deque(order.first), last=order.last)
+
+
+def _unloads(logged: Iterable[Logged]) -> bool:
+    return any(each.kind == UnloadAdapter.kind for each in logged)
 
 
 def enveloped(key: Key, body: Message) -> Frames:

@@ -184,8 +184,9 @@ class Adapters:
 
     def close_window(self, adapter: Adapter) -> None:
         """Drop what the adapter gathered since its last step. Raises as `take_up`: nothing changed."""
-        self.take_up(adapter)
-        self.residents.drop_gradients(adapter.id)
+        if adapter.window.open:
+            self.take_up(adapter)
+            self.residents.drop_gradients(adapter.id)
         adapter.happened(Event.UNLOADED)
 
     def take_up(self, adapter: Adapter) -> None:

@@ -56,7 +56,7 @@ log = structlog.get_logger()
 
 # Whatever of the adapter waits or runs comes to an end with these.
 _Ending = DeleteAdapter | UnloadAdapter | RecoverAdapter
-_ForDisk = OpenLane | DeleteCheckpoint | _Ending
+_ForDisk = OpenLane | DeleteCheckpoint | UnloadAgain | _Ending
 
 
 class Intake:
@@ -247,9 +247,11 @@ class Intake:
 
     def _unload_again(self, envelope: Envelope, request: UnloadAgain) -> Done:
         """Among what runs again, when nothing else of the adapter is here."""
-        self._adapters.close_window(self._adapters.owned(envelope.tenant, request.adapter))
-        self._answer(self._lanes.close(request.adapter, failed(Aborted("the adapter was unloaded"))))
-        self._lanes.reopen(request.adapter, request.lanes)
+        adapter = self._adapters.owned(envelope.tenant, request.adapter)
+        self._schedule.gone(adapter.id)
+        self._adapters.close_window(adapter)
+        self._answer(self._lanes.close(adapter.id, failed(Aborted("the adapter was unloaded"))))
+        self._lanes.reopen(adapter.id, request.lanes)
         return Done()
 
     def _stop_work_of(self, adapter: AdapterId) -> None:

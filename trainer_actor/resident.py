@@ -120,9 +120,7 @@ class Residents:
 
     def drop_gradients(self, adapter: AdapterId) -> None:
         """Raises OutOfSlots, StorageFailed: as `state`; nothing changed."""
-        state = self.state(adapter)
-        if state.gradients is not None:
-            self.replace(adapter, replace(state, gradients=None, tokens=0))
+        self.replace(adapter, replace(self.state(adapter), gradients=None, tokens=0))
 
     def remove(self, adapter: AdapterId) -> None:
         """Forget an adapter wherever it lies. Unknown is fine."""

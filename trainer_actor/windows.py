@@ -12,6 +12,7 @@ What the events mean here:
 - loading and importing drop the gradients gathered so far, by definition, so only the lane that opened
   the window may do it. A checkpoint that was saved inside a window opens that window again when it is
   loaded with its optimizer;
+- unloading drops them, too;
 - nothing follows deletion: the lanes of a deleted adapter are closed with it.
 """
 

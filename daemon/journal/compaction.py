@@ -28,7 +28,7 @@ _IDLE_S = 10.0
 _REST, _SHORT_REST, _MUCH_TOO_MUCH = 9.0, 1.0, 64 * 2**20
 
 _ENTRIES = (
-    "SELECT number, requests.adapter, lane, seq, ord, again, came, size, requests.frames IS NOT NULL"
+    "SELECT number, kind, requests.adapter, lane, seq, ord, again, came, size, requests.frames IS NOT NULL"
     " FROM requests LEFT JOIN outcomes USING (number)"
 )
 
@@ -141,7 +141,7 @@ class Compaction:
             f"{_ENTRIES} WHERE number > ? ORDER BY number LIMIT ?", self._from, _REQUESTS
         )
         at_once = _FRAME_BYTES if self._walk is Want.NO_OLD else min(_FRAME_BYTES, self._excess_bytes())
-        entries = [_entry(row) for row in _within(rows, size=7, at_once=at_once)]
+        entries = [_entry(row) for row in _within(rows, size=8, at_once=at_once)]
         self._apply(entries, self._walk, oldest)
         if entries:
             self._from = entries[-1].number
@@ -237,7 +237,16 @@ def _within(rows: list[Any], *, size: int, at_once: int) -> list[Any]:
 
 
 def _entry(row: Any) -> Entry:
-    number, adapter, lane, seq, order, again, came, size_bytes, whole = row
+    number, kind, adapter, lane, seq, order, again, came, size_bytes, whole = row
     return Entry(
-        number, AdapterId(adapter), LaneId(lane), seq, order, bool(again), came, size_bytes, bool(whole)
+        number=number,
+        kind=kind,
+        adapter=AdapterId(adapter),
+        lane=LaneId(lane),
+        seq=seq,
+        order=order,
+        again=bool(again),
+        came=came,
+        size_bytes=size_bytes,
+        whole=bool(whole),
     )

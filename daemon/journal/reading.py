@@ -96,7 +96,8 @@ class Reader:
         ]
         if needed.lanes:
             unloads = f"r.adapter = ? AND r.lane = '' AND r.seq = 0 AND r.kind = '{UnloadAdapter.kind}'"
-            found += self._logged(f"{unloads} AND NOT o.failed AND o.ord > ?", adapter, needed.unloads)
+            ended = "(o.ord IS NULL OR (o.ord > ? AND NOT o.failed))"
+            found += self._logged(f"{unloads} AND {ended}", adapter, needed.unloads)
         return sorted(found, key=_by_end)
 
     def harmed(self) -> Mapping[AdapterId, int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ...bus.ids import AdapterId, LaneId
+from ...bus.messages import UnloadAdapter
 from .records import Snapshot
 
 
@@ -20,6 +21,7 @@ class Entry:
     still has them."""
 
     number: int
+    kind: str
     adapter: AdapterId
     lane: LaneId
     seq: int
@@ -50,8 +52,8 @@ class Want(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """lanes: that run again, and from which number on; 0 is the lane's opening itself. unloads: those with a
-    higher order ended one of these lanes, so they run again as well."""
+    """lanes: that run again, and from which number on; 0 is the lane's opening itself. unloads: those whose
+    outcomes have a higher order ended one of these lanes, so they run again as well."""
 
     lanes: Mapping[LaneId, int] = field(default_factory=dict)
     unloads: float = math.inf
@@ -64,15 +66,14 @@ def needed_from(snapshot: Snapshot | None, opened: Iterable[tuple[LaneId, int]])
     fresh = {lane: 0 for lane, order in began.items() if order > since}
     held = {each.lane: each.next_seq for each in snapshot.positions} if snapshot is not None else {}
     lanes = fresh | held
-    # A lane whose opening the journal let go of is older than all that it has.
-    return Needed(lanes, min((began.get(lane, 0) for lane in lanes), default=math.inf))
+    return Needed(lanes, min((since if lane in held else began[lane] for lane in lanes), default=math.inf))
 
 
 def judge(entry: Entry, needed: Needed, want: Want, *, oldest: float) -> Verdict:
     """needed: of its adapter. oldest: what came before is too old."""
     if entry.order is None or entry.seq >= needed.lanes.get(entry.lane, math.inf):
         return Verdict.KEEP
-    if not entry.lane and entry.order > needed.unloads:
+    if entry.kind == UnloadAdapter.kind and entry.order > needed.unloads:
         return Verdict.KEEP
     if entry.came < oldest or want is Want.FEWEST_BYTES:
         return Verdict.DELETE

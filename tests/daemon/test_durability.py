@@ -209,6 +209,52 @@ def test_an_unload_between_what_runs_again_does_so_alone_and_leaves_the_lanes_op
     assert third == [step(adapter, opening.lane, 1)]
 
 
+def unloaded(office: JournalledOffice, *, refused: str = "") -> AdapterId:
+    """An adapter that was unloaded while its window was open. refused: why the journal did not take that."""
+    adapter, lane = created(office)
+    office.settled(office.ask(gather(adapter, lane, 1), request="f1"))
+    office.settled(office.answer(TRAINER, passed(), request="f1"))
+    office.settled(office.ask(UnloadAdapter(adapter=adapter), request="u"))
+    heard = told(office.settled(office.answer(TRAINER, Done(), request="u"), refused=refused))
+    assert [type(each) for each in heard] == [Waiting if refused else Done]
+    return adapter
+
+
+def test_a_snapshot_from_before_an_unload_that_runs_again_does_not_count(office: JournalledOffice) -> None:
+    adapter = unloaded(office)
+    taken = SnapshotTaken(actor="trainer", adapter=adapter, snapshot="3", lanes=(), step=0, digest="")
+    office.settled(office.lose(TRAINER))
+    office.settled(office.ready(TRAINER))
+    recover(office)
+    office.settled(office.report(TRAINER, taken))
+    (again,) = forwarded(office.settled(office.answer(TRAINER, passed(), request="f1")))
+    office.settled(office.report(TRAINER, taken))
+
+    assert again == UnloadAgain(adapter=adapter, lanes=())
+    assert office.store.snapshot(adapter) is None
+    office.settled(office.answer(TRAINER, Done(), request="u"))
+    office.settled(office.report(TRAINER, taken))
+    assert office.store.snapshot(adapter) is not None
+
+
+def test_an_adapter_whose_unload_the_journal_could_not_take_waits_for_that(office: JournalledOffice) -> None:
+    adapter = unloaded(office, refused="no space left")
+    office.settled(office.lose(TRAINER))
+
+    before = forwarded(office.settled(office.ready(TRAINER)))
+    office.now = office.broker.next_deadline()
+    written = forwarded(office.settled(office.broker.tick(office.now)))
+    office.now += 60.0
+    after = forwarded(office.settled(office.broker.tick(office.now)))
+
+    assert before == []
+    assert [each.kind for each in (*written, *after)] == [RecoverAdapter.kind]
+    assert [each.kind for each in forwarded(recover(office))] == [ForwardBackward.kind]
+    assert forwarded(office.settled(office.answer(TRAINER, passed(), request="f1"))) == [
+        UnloadAgain(adapter=adapter, lanes=())
+    ]
+
+
 def test_an_operation_that_kills_the_trainer_twice_is_quarantined_and_the_others_go_on(
     office: JournalledOffice,
 ) -> None:

@@ -1,9 +1,8 @@
 """What recovery needs stays; of the rest, what is too old or too large goes."""
 
-import math
-
 import pytest
 from loractl.bus.ids import NO_LANE, LaneId
+from loractl.bus.messages import DeleteCheckpoint, OptimStep, UnloadAdapter
 from loractl.daemon.journal.retention import Entry, Needed, Verdict, Want, judge, needed_from
 from loractl.tests.daemon.journal_entries import ADAPTER, LANE, snapshot
 
@@ -11,9 +10,27 @@ OLDEST = 100.0
 
 
 def entry(
-    seq: int = 1, *, came: float = 200.0, order: int | None = 9, whole: bool = True, again: bool = False
+    seq: int = 1,
+    *,
+    came: float = 200.0,
+    order: int | None = 9,
+    whole: bool = True,
+    again: bool = False,
+    kind: str = OptimStep.kind,
+    lane: LaneId = LANE,
 ) -> Entry:
-    return Entry(1, ADAPTER, LANE, seq, order, again, came, 10, whole)
+    return Entry(
+        number=1,
+        kind=kind,
+        adapter=ADAPTER,
+        lane=lane,
+        seq=seq,
+        order=order,
+        again=again,
+        came=came,
+        size_bytes=10,
+        whole=whole,
+    )
 
 
 def test_without_a_snapshot_all_lanes_are_needed_from_their_opening_on():
@@ -25,24 +42,32 @@ def test_a_snapshot_spares_what_it_holds_and_lanes_that_closed_before_it():
 
     needed = needed_from(snapshot(20, ln_1=5), [(LANE, 3), (closed, 4), (later, 21)])
 
-    assert needed == Needed({LANE: 5, later: 0}, 3)
+    assert needed.lanes == {LANE: 5, later: 0}
 
 
 def test_unloads_are_needed_that_ended_a_lane_which_runs_again():
-    forgotten, later = snapshot(20, ln_2=5), [(LANE, 21)]
-
-    assert needed_from(snapshot(20), later) == Needed({LANE: 0}, 21)
-    assert needed_from(forgotten, later).unloads == 0, "its opening is older than all that the journal has"
-    assert needed_from(snapshot(20), []).unloads == math.inf
+    assert needed_from(snapshot(20, ln_1=5), [(LaneId("ln-2"), 21)]) == Needed(
+        {LANE: 5, LaneId("ln-2"): 0}, 20
+    )
+    assert needed_from(snapshot(20), [(LaneId("ln-2"), 23)]) == Needed({LaneId("ln-2"): 0}, 23)
+    assert needed_from(snapshot(20), [(LANE, 3)]) == Needed()
 
 
 @pytest.mark.parametrize("want", Want)
-def test_only_such_unloads_stay_whatever_their_age(want: Want):
-    before, behind = (Entry(1, ADAPTER, NO_LANE, 0, order, False, 0.0, 10, True) for order in (8, 9))
+def test_of_what_has_no_lane_only_such_unloads_stay_whatever_their_age(want: Want):
+    kinds = ((UnloadAdapter.kind, 8), (UnloadAdapter.kind, 9), (DeleteCheckpoint.kind, 9))
 
-    judged = [judge(each, Needed({LANE: 5}, 8), want, oldest=OLDEST) for each in (before, behind)]
+    judged = [
+        judge(
+            entry(0, kind=kind, lane=NO_LANE, order=order, came=0.0),
+            Needed({LANE: 5}, 8),
+            want,
+            oldest=OLDEST,
+        )
+        for kind, order in kinds
+    ]
 
-    assert judged == [Verdict.DELETE, Verdict.KEEP]
+    assert judged == [Verdict.DELETE, Verdict.KEEP, Verdict.DELETE]
 
 
 @pytest.mark.parametrize("want", Want)
