@@ -157,8 +157,8 @@ def done_of(entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:
 
 def _counted(done: Sequence[HistoryEntry], kinds: Collection[str]) -> list[HistoryEntry]:
     """Of these kinds, without the passes of windows that an unload closed before their step: their gradients went
-    with it. Those up to a save count, for it holds them; so did what a checkpoint had brought: an unload stays where
-    it follows either."""
+    with it. Those up to a save stay, for it holds them, and what a checkpoint had brought does: where it follows
+    either, the unload stays as well."""
     made: list[HistoryEntry] = []
     stepped = 0
     for each in done:

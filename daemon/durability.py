@@ -205,10 +205,8 @@ class Durability:
         return ticket.retried and ticket.kind in _DELETIONS and failure.code in _NOT_THERE
 
     def snapshot(self, taken: SnapshotTaken) -> list[Decision]:
-        """One of a trainer that has died since may hold what it never told us of; one from between what runs again,
-        lanes that an unload ended."""
-        alive = self._past is not None and self._recovery.trainer is not None
-        believed = alive and not self._recovery.unloads(taken.adapter)
+        """One of a trainer that has died since may hold what it never told us of."""
+        believed = self._past is not None and self._recovery.takes_snapshot(taken.adapter)
         return [self._journaling.snapshot(taken)] if believed else []
 
     def gone(self, ticket: Ticket, now: float) -> list[Decision]:

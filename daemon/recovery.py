@@ -94,9 +94,10 @@ class Recovery:
         """What is to be written down of the trainer's deaths with it, as it stands now."""
         return self._harm.record(adapter)
 
-    def unloads(self, adapter: AdapterId) -> bool:
-        """Whether what runs again of it has an unload to come, which the trainer knows nothing of."""
-        return adapter in self._replays and self._replays[adapter].unloads
+    def takes_snapshot(self, adapter: AdapterId) -> bool:
+        """Whether one that the trainer took may count."""
+        replay = self._replays.get(adapter)
+        return adapter in self._live if replay is None else replay.takes_snapshot
 
     def waits(self, adapter: AdapterId) -> str:
         """What requests wait for until then, in words."""

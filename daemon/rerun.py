@@ -61,9 +61,11 @@ class Replay:
         return not (self.with_trainer and _unloads((self.todo[0], *self.with_trainer.values())))
 
     @property
-    def unloads(self) -> bool:
-        """Whether an unload is to come."""
-        return _unloads((*self.todo, *self.with_trainer.values()))
+    def takes_snapshot(self) -> bool:
+        """Not one from a try before this, in which something failed that had not: the trainer's lane is past it.
+        Nor one from before an unload that is to come, which ends lanes."""
+        whole = self.asked is None and not self.parted
+        return whole and not _unloads((*self.todo, *self.with_trainer.values()))
 
 
 class Rerun:
@@ -139,14 +141,14 @@ class Rerun:
 def replay_of(past: Past, adapter: AdapterId, rerun: Rerun) -> Replay | None:
     """What there is to do for an adapter; None where the journal has not seen its beginning, or its end.
 
-    Raises StorageFailed: among what it did is an unload that the journal could not take yet.
+    Raises StorageFailed: the journal could not take yet how an unload of it ended.
     """
     snapshot = past.snapshot(adapter)
     if snapshot is None and not past.begins(adapter):
         return None
     lanes, logged = tuple(past.lanes(adapter)), past.after(adapter)
     if _unloads(each for each in logged if each.order is None and rerun.is_over(each)):
-        raise StorageFailed("the journal could not be written when the adapter was unloaded")
+        raise StorageFailed("the journal could not take yet how an unload of the adapter ended")
     order = order_of(logged, lanes, is_over=rerun.is_over, code_of=rerun.code_of)
     name = snapshot.name if snapshot is not None else ""
     return Replay(snapshot=name, lanes=lanes, todo=deque(order.first), last=order.last)

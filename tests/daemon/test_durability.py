@@ -237,6 +237,25 @@ def test_a_snapshot_from_before_an_unload_that_runs_again_does_not_count(office:
     assert office.store.snapshot(adapter) is not None
 
 
+@pytest.mark.parametrize("code", ["out_of_slots", "storage_failed", "internal", "invalid_data"])
+def test_a_snapshot_does_not_count_once_what_runs_again_failed(office: JournalledOffice, code: str) -> None:
+    adapter, lane = created(office)
+    for seq in (1, 2):
+        office.settled(office.ask(step(adapter, lane, seq), request=f"s{seq}"))
+        office.settled(office.answer(TRAINER, stepped(seq), request=f"s{seq}"))
+    office.settled(office.lose(TRAINER))
+    office.settled(office.ready(TRAINER))
+    recover(office)
+    failure = Failed(code=code, message="no", retryable=code != "invalid_data", fault="server")
+    office.settled(office.answer(TRAINER, failure, request="s1"))
+    past = (LanePosition(lane=lane, next_seq=3),)
+    taken = SnapshotTaken(actor="trainer", adapter=adapter, snapshot="3", lanes=past, step=1, digest="")
+
+    office.settled(office.report(TRAINER, taken))
+
+    assert office.store.snapshot(adapter) is None
+
+
 def test_an_adapter_whose_unload_the_journal_could_not_take_waits_for_that(office: JournalledOffice) -> None:
     adapter = unloaded(office, refused="no space left")
     office.settled(office.lose(TRAINER))

@@ -92,6 +92,9 @@ def test_a_snapshot_of_a_trainer_that_died_is_not_believed(office: JournalledOff
     assert office.report(TRAINER, taken) == []
 
     office.come()
+    assert office.report(TRAINER, taken) == []
+
+    recover(office)
     assert [type(each) for each in office.report(TRAINER, taken)] == [WriteDown]
 
 
