@@ -8,15 +8,15 @@ from dataclasses import replace
 
 from ..bus.codec import Buffer, Header, decode, encode, peek
 from ..bus.config import LimitsConfig
-from ..bus.messages import ForwardBackward, Message, PassResult
+from ..bus.messages import ForwardBackward, PassResult
 from .decisions import Frames
 
 _HAVE_ONE = frozenset({ForwardBackward.kind, PassResult.kind})
 
 
-def as_it_ran(request: Frames, outcome: Frames | Message | None, limits: LimitsConfig) -> Frames:
+def as_it_ran(request: Frames, outcome: Frames | None, limits: LimitsConfig) -> Frames:
     """A request with what its outcome says of its passes filled in; as it came where that says nothing."""
-    if outcome is None or isinstance(outcome, Message) or not has_composition(peek(outcome[0], limits)):
+    if outcome is None or not has_composition(peek(outcome[0], limits)):
         return request
     ran, asked = decode(outcome, limits).body, decode(request, limits)
     if not isinstance(ran, PassResult) or not isinstance(asked.body, ForwardBackward):

@@ -36,6 +36,8 @@ from ..bus.messages import (
     DeleteCheckpoint,
     Failed,
     KeepSnapshot,
+    LoadCheckpoint,
+    LoadVersion,
     OpenLane,
     SnapshotTaken,
 )
@@ -61,6 +63,8 @@ from .pauses import PARTING
 from .routing import DESTINATION_BY_KIND, ON_A_LANE
 
 _KNOWN_OWNERS = 65_536
+# The failure may be of what they load.
+_FROM_A_SOURCE = frozenset({LoadCheckpoint.kind, LoadVersion.kind})
 _DELETIONS = frozenset({DeleteAdapter.kind, DeleteCheckpoint.kind})
 _NOT_THERE = frozenset({AdapterNotFound.code, CheckpointNotFound.code})
 
@@ -191,7 +195,8 @@ class Durability:
 
     def answered(self, ticket: Ticket, failure: Failed, *, draining: bool, now: float) -> list[Decision]:
         """The trainer refused a durable request in a way that is no outcome of it; else nothing."""
-        if ticket.retried and failure.code == AnotherBase.code and ticket.adapter != NO_ADAPTER:
+        elsewhere = failure.code == AnotherBase.code and ticket.kind not in _FROM_A_SOURCE
+        if ticket.retried and elsewhere and ticket.adapter != NO_ADAPTER:
             put_off = self._recovery.put_off(ticket.adapter, failure.message, failure.code, now)
             return [*put_off, *self._dispatch.park(ticket)]
         if failure.code not in PARTING:

@@ -2,19 +2,19 @@
 
 A trainer ends the operations of a lane in the order of their numbers. So what it ended says that all
 before it had ended too, whatever the journal knows of them: they come first. What failed without ever
-being on the lane takes no number.
+being on the lane takes no number; whatever failed at a number at which something else succeeded never was.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..bus.errors import LaneLost, SequenceConflict, SequenceGap, SequenceOutOfRange
+from ..bus.errors import BadFrame, LaneLost, SequenceConflict, SequenceGap, SequenceOutOfRange
 from ..bus.ids import LaneId, RequestId, TenantId
 from ..bus.messages import LanePosition, SkipOperation, UnloadAdapter
 from .journal.records import Logged
 
 OURS = TenantId("(broker)")
-_NEVER_ON_THE_LANE = frozenset({LaneLost.code, SequenceConflict.code, SequenceOutOfRange.code})
+_NEVER_ON_THE_LANE = frozenset({LaneLost.code, SequenceConflict.code, SequenceOutOfRange.code, BadFrame.code})
 
 _Place = tuple[LaneId, int]
 
@@ -36,7 +36,12 @@ def order_of(
     code_of: Callable[[Logged], str],
 ) -> Order:
     """logged: as `Past.after` has it. positions: where the lanes begin. code_of: of a failure."""
-    taken = [each for each in logged if not (each.failed and code_of(each) in _NEVER_ON_THE_LANE)]
+    done = {(each.lane, each.seq) for each in logged if each.order is not None and not each.failed}
+    taken = [
+        each
+        for each in logged
+        if not (each.failed and ((each.lane, each.seq) in done or code_of(each) in _NEVER_ON_THE_LANE))
+    ]
     places: dict[_Place, Logged] = {}
     for each in taken:  # the same operation may have come under two ids: the first had the number
         places.setdefault((each.lane, each.seq), each)

@@ -80,14 +80,20 @@ class Rerun:
         """Whether the trainer is done with it, also where the journal has no outcome yet. All others come by
         themselves, from where they wait."""
         ticket = self._find(logged.key) if logged.order is None else None
-        return ticket is None or ticket.written_version or ticket.outcome is not None
+        return ticket is None or ticket.written_version
+
+    def is_unwritten(self, logged: Logged) -> bool:
+        """Whether it has an outcome that the journal does not."""
+        ticket = self._find(logged.key) if logged.order is None else None
+        return ticket is not None and ticket.outcome is not None
 
     def frames(self, logged: Logged) -> Frames:
         """What is sent."""
         if logged.kind == UnloadAdapter.kind:
             return enveloped(logged.key, self._unload_again(logged))
         if not self.is_over(logged) or self.runs(logged):
-            return as_it_ran(self._past.request(logged.number), self._outcome(logged), self._limits)
+            noted = self._past.outcome(logged.number) if logged.order is not None else None
+            return as_it_ran(self._past.request(logged.number), noted, self._limits)
         if logged.failed:
             failure = self._failure(logged)
             refused = RefuseOperation(
@@ -125,13 +131,6 @@ class Rerun:
         later = [LanePosition(lane=lane, next_seq=1) for lane, order in opened if order > unload.order]
         return UnloadAgain(adapter=unload.adapter, lanes=tuple(later))
 
-    def _outcome(self, logged: Logged) -> Frames | Message | None:
-        """What came of it, which the journal may still be at writing down."""
-        if logged.order is not None:
-            return self._past.outcome(logged.number)
-        ticket = self._find(logged.key)
-        return ticket.outcome if ticket is not None else None
-
     def _failure(self, logged: Logged) -> Failed:
         failure = decode(self._past.outcome(logged.number), self._limits).body
         assert isinstance(failure, Failed)
@@ -141,14 +140,14 @@ class Rerun:
 def replay_of(past: Past, adapter: AdapterId, rerun: Rerun) -> Replay | None:
     """What there is to do for an adapter; None where the journal has not seen its beginning, or its end.
 
-    Raises StorageFailed: the journal could not take yet how an unload of it ended.
+    Raises StorageFailed: the journal could not take yet how something that it did ended.
     """
     snapshot = past.snapshot(adapter)
     if snapshot is None and not past.begins(adapter):
         return None
     lanes, logged = tuple(past.lanes(adapter)), past.after(adapter)
-    if _unloads(each for each in logged if each.order is None and rerun.is_over(each)):
-        raise StorageFailed("the journal could not take yet how an unload of the adapter ended")
+    if any(map(rerun.is_unwritten, logged)):
+        raise StorageFailed("the journal could not take yet how an operation of the adapter ended")
     order = order_of(logged, lanes, is_over=rerun.is_over, code_of=rerun.code_of)
     name = snapshot.name if snapshot is not None else ""
     return Replay(snapshot=name, lanes=lanes, todo=deque(order.first), last=order.last)

@@ -52,18 +52,6 @@ def test_an_operation_comes_again_with_the_composition_that_its_outcome_told(
     assert not second.composition.size
 
 
-def test_so_does_one_whose_outcome_the_journal_is_still_at(office: JournalledOffice) -> None:
-    adapter, lane = created(office)
-    office.settled(office.ask(gather(adapter, lane, 1), request="f1"))
-    written = office.answer(TRAINER, NOTED, request="f1")
-
-    (again,) = again_after_the_trainer_died(office)
-
-    assert isinstance(again, ForwardBackward)
-    assert again.composition.tobytes() == NOTED.composition.tobytes()
-    assert [type(each) for each in told(office.settled(written))] == [PassResult]
-
-
 def test_an_operation_is_read_with_the_composition_that_its_outcome_told(office: JournalledOffice) -> None:
     adapter, lane = created(office)
     office.settled(office.ask(gather(adapter, lane, 1), request="f1"))

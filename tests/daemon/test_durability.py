@@ -274,6 +274,26 @@ def test_an_adapter_whose_unload_the_journal_could_not_take_waits_for_that(offic
     ]
 
 
+def test_what_failed_does_not_run_again_where_the_journal_could_not_take_that_yet(
+    office: JournalledOffice,
+) -> None:
+    adapter, lane = created(office)
+    office.settled(office.ask(step(adapter, lane, 1), request="s1"))
+    failure = Failed(code="invalid_data", message="no", retryable=False, fault="user")
+    office.settled(office.answer(TRAINER, failure, request="s1"), refused="no space left")
+    office.settled(office.lose(TRAINER))
+
+    before = forwarded(office.settled(office.ready(TRAINER)))
+    office.now = office.broker.next_deadline()
+    heard = told(office.settled(office.broker.tick(office.now)))
+    office.now += 60.0
+    after = forwarded(office.settled(office.broker.tick(office.now)))
+
+    assert (before, heard) == ([], [failure])
+    assert [each.kind for each in after] == [RecoverAdapter.kind]
+    assert [each.kind for each in forwarded(recover(office))] == [RefuseOperation.kind]
+
+
 def test_an_operation_that_kills_the_trainer_twice_is_quarantined_and_the_others_go_on(
     office: JournalledOffice,
 ) -> None:

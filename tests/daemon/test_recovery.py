@@ -23,6 +23,7 @@ from loractl.bus.messages import (
     Failed,
     ForwardBackward,
     LanePosition,
+    LoadCheckpoint,
     Message,
     RecoverAdapter,
     Recovered,
@@ -310,6 +311,21 @@ def test_with_another_base_model_nothing_ends_and_everything_waits(office: Journ
     assert asked(right.come()) == [adapter]
     recover(right)
     assert right.broker.status(right.now).put_off == 0
+
+
+def test_a_load_of_what_is_of_another_base_model_fails_and_puts_nothing_off(office: JournalledOffice) -> None:
+    adapter, lane = created(office)
+    source = AdapterId("ad-elsewhere")
+    load = LoadCheckpoint(adapter=adapter, lane=lane, seq=1, source=source, name="a")
+    office.settled(office.ask(load, request="l"))
+    office.die()
+    office.come()
+    assert forwarded(recover(office)) == [load]
+
+    elsewhere = failed(AnotherBase("it belongs to base model 'tiny'"))
+    heard = told(office.settled(office.answer(TRAINER, elsewhere, request="l")))
+
+    assert heard == [elsewhere]
 
 
 def test_whoever_samples_from_an_adapter_of_another_base_model_reads_where_it_is_and_nobody_else_does(

@@ -92,6 +92,14 @@ def test_failures_that_were_never_on_the_lane_take_no_number() -> None:
     assert sent(twice, beyond, lost, op(1, order=4)) == (["optim_step ln-1/1"], [])
 
 
+def test_what_failed_at_a_number_at_which_another_succeeded_was_never_on_the_lane() -> None:
+    for code in ("bad_frame", "invalid_data"):
+        before = op(1, failed=code, order=1, request=f"first/{code}")
+
+        assert sent(before, op(1, order=2), op(2, order=3))[0] == ["optim_step ln-1/1", "optim_step ln-1/2"]
+    assert sent(op(1, failed="bad_frame", order=1)) == ([], [])
+
+
 def test_a_quarantined_operation_waits_for_those_before_it_and_nobody_waits_for_it() -> None:
     before = op(1, order=None)
     poison = op(2, failed="quarantined")

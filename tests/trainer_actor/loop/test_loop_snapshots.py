@@ -202,6 +202,24 @@ def test_a_damaged_snapshot_is_refused_and_the_one_before_it_is_there(open_offic
     stop(office, trainer)
 
 
+def test_snapshots_that_the_journal_does_not_have_do_not_pile_up(open_office: Serve) -> None:
+    office = open_office(SOON)
+    trainer, _ = start(office)
+    adapter = create(office, "poet")
+    adapter.forward_backward(1)
+    first = newest(office, adapter, seq=2)
+    for seq in (3, 4, 5):
+        adapter.forward_backward(seq)
+        last_one = newest(office, adapter, seq=seq)
+
+    back = RecoverAdapter(adapter=adapter.id, snapshot=first.snapshot, lanes=first.lanes)
+    office.ask(back, Recovered)
+
+    left = {path.name for path in office.layout.snapshots(adapter.id).iterdir()}
+    assert left == {first.snapshot, last_one.snapshot}, "the highest number stays taken"
+    stop(office, trainer)
+
+
 def test_a_trainer_that_dies_as_it_tells_of_a_snapshot_takes_the_next_under_a_fresh_number(
     open_office: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
