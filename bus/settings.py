@@ -221,12 +221,13 @@ class BridgeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsConfig:
-    """frame_bytes, header_bytes, frames: of one message on the bus; larger ones are refused.
+    """frame_bytes, header_bytes, frames: of one message on the bus; larger ones are refused. The journal takes
+    outcomes of 10^9 bytes at most (SQLite's longest value), so frame_bytes stays below.
     inflight_per_tenant: requests of one tenant that actors hold at one time; further ones wait
     in the broker. outcome_bytes, outcome_s: finished answers kept in memory, and for how long, so that a resend
     gets the first outcome; behind them stands the journal's."""
 
-    frame_bytes: int = 1 * 2**30
+    frame_bytes: int = 900 * 2**20
     header_bytes: int = 16 * 2**20
     frames: int = 64
     inflight_per_tenant: int = 4096

@@ -83,9 +83,9 @@ class Rerun:
         return ticket is None or ticket.written_version
 
     def is_unwritten(self, logged: Logged) -> bool:
-        """Whether it has an outcome that the journal does not."""
-        ticket = self._find(logged.key) if logged.order is None else None
-        return ticket is not None and ticket.outcome is not None
+        """Whether it has an outcome that the journal is to have and does not: its first, or that of another try."""
+        ticket = self._find(logged.key) if logged.order is None or logged.again else None
+        return ticket is not None and ticket.outcome is not None and (ticket.kept or ticket.seen)
 
     def frames(self, logged: Logged) -> Frames:
         """What is sent."""

@@ -189,12 +189,12 @@ class Snapshots:
         return record
 
     def known(self, adapter: AdapterId, name: str) -> None:
-        """The journal has this one, and none after it; "" for none at all. What is there beyond it is of no use; the
-        highest number stays taken."""
+        """The journal has this one, and none after it; "" for none at all. Of what is there beyond it the newest two
+        stay: the journal may be about to take one, and the highest number stays taken."""
         self._kept[adapter] = kept = int(name or 0)
         with _as_far_as_it_goes(adapter):
             beyond = [path for path in self._directories(adapter) if int(path.name) > kept]
-            for path in sorted(beyond, key=lambda path: int(path.name))[:-1]:
+            for path in sorted(beyond, key=lambda path: int(path.name))[:-2]:
                 self._remove(path)
 
     def keep(self, adapter: AdapterId, name: str) -> None:

@@ -294,6 +294,27 @@ def test_what_failed_does_not_run_again_where_the_journal_could_not_take_that_ye
     assert [each.kind for each in forwarded(recover(office))] == [RefuseOperation.kind]
 
 
+def test_what_succeeded_on_another_try_is_waited_for_until_the_journal_has_that(
+    office: JournalledOffice,
+) -> None:
+    adapter, lane = created(office)
+    office.settled(office.ask(step(adapter, lane, 1), request="s1"))
+    lane_lost = Failed(code="lane_lost", message="no", retryable=True, fault="user")
+    office.settled(office.answer(TRAINER, lane_lost, request="s1"))
+    office.settled(office.ask(step(adapter, lane, 1), request="s1"))
+    office.settled(office.answer(TRAINER, stepped(1), request="s1"), refused="no space left")
+    office.settled(office.lose(TRAINER))
+
+    before = forwarded(office.settled(office.ready(TRAINER)))
+    office.now = office.broker.next_deadline()
+    heard = told(office.settled(office.broker.tick(office.now)))
+    office.now += 60.0
+    office.settled(office.broker.tick(office.now))
+
+    assert (before, heard) == ([], [stepped(1)])
+    assert forwarded(recover(office)) == [step(adapter, lane, 1)]
+
+
 def test_an_operation_that_kills_the_trainer_twice_is_quarantined_and_the_others_go_on(
     office: JournalledOffice,
 ) -> None:
