@@ -18,7 +18,6 @@ from loractl.bus.messages import (
     Failed,
     ForwardBackward,
     KeepSnapshot,
-    LaneOpened,
     LanePosition,
     Message,
     OpenLane,
@@ -27,8 +26,6 @@ from loractl.bus.messages import (
     SaveCheckpoint,
     SkipOperation,
     SnapshotTaken,
-    UnloadAdapter,
-    UnloadAgain,
     Waiting,
 )
 from loractl.daemon.decisions import Tell, WriteDown
@@ -43,7 +40,7 @@ from loractl.tests.daemon.journalled_office import (
     stepped,
     told,
 )
-from loractl.tests.daemon.office import ALICE, BEN, LORA, TRAINER, details_of
+from loractl.tests.daemon.office import ALICE, BEN, LORA, TRAINER
 
 
 @pytest.fixture
@@ -181,138 +178,6 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(office: Journalled
         RecoverAdapter(adapter=adapter, snapshot="", lanes=(LanePosition(lane=lane, next_seq=1),))
     ]
     assert forwarded(recover(office, number=2)) == [step(adapter, lane, 1)]
-
-
-def test_an_unload_between_what_runs_again_does_so_alone_and_leaves_the_lanes_opened_since(
-    office: JournalledOffice,
-) -> None:
-    adapter, lane = created(office)
-    office.settled(office.ask(gather(adapter, lane, 1), request="f1"))
-    office.settled(office.answer(TRAINER, passed(), request="f1"))
-    office.settled(office.ask(UnloadAdapter(adapter=adapter), request="u"))
-    office.settled(office.answer(TRAINER, Done(), request="u"))
-    (opening,) = forwarded(office.settled(office.ask(OpenLane(adapter=adapter), request="o")))
-    assert isinstance(opening, OpenLane)
-    opened = LaneOpened(details=details_of(adapter), lane=opening.lane)
-    office.settled(office.answer(TRAINER, opened, request="o"))
-    office.settled(office.ask(step(adapter, opening.lane, 1), request="s1"))
-    office.settled(office.answer(TRAINER, stepped(1), request="s1"))
-
-    office.settled(office.lose(TRAINER))
-    office.settled(office.ready(TRAINER))
-    first = forwarded(recover(office))
-    second = forwarded(office.settled(office.answer(TRAINER, passed(), request="f1")))
-    third = forwarded(office.settled(office.answer(TRAINER, Done(), request="u")))
-
-    assert [each.kind for each in first] == [ForwardBackward.kind]
-    assert second == [UnloadAgain(adapter=adapter, lanes=(LanePosition(lane=opening.lane, next_seq=1),))]
-    assert third == [step(adapter, opening.lane, 1)]
-
-
-def unloaded(office: JournalledOffice, *, refused: str = "") -> AdapterId:
-    """An adapter that was unloaded while its window was open. refused: why the journal did not take that."""
-    adapter, lane = created(office)
-    office.settled(office.ask(gather(adapter, lane, 1), request="f1"))
-    office.settled(office.answer(TRAINER, passed(), request="f1"))
-    office.settled(office.ask(UnloadAdapter(adapter=adapter), request="u"))
-    heard = told(office.settled(office.answer(TRAINER, Done(), request="u"), refused=refused))
-    assert [type(each) for each in heard] == [Waiting if refused else Done]
-    return adapter
-
-
-def test_a_snapshot_from_before_an_unload_that_runs_again_does_not_count(office: JournalledOffice) -> None:
-    adapter = unloaded(office)
-    taken = SnapshotTaken(actor="trainer", adapter=adapter, snapshot="3", lanes=(), step=0, digest="")
-    office.settled(office.lose(TRAINER))
-    office.settled(office.ready(TRAINER))
-    recover(office)
-    office.settled(office.report(TRAINER, taken))
-    (again,) = forwarded(office.settled(office.answer(TRAINER, passed(), request="f1")))
-    office.settled(office.report(TRAINER, taken))
-
-    assert again == UnloadAgain(adapter=adapter, lanes=())
-    assert office.store.snapshot(adapter) is None
-    office.settled(office.answer(TRAINER, Done(), request="u"))
-    office.settled(office.report(TRAINER, taken))
-    assert office.store.snapshot(adapter) is not None
-
-
-@pytest.mark.parametrize("code", ["out_of_slots", "storage_failed", "internal", "invalid_data"])
-def test_a_snapshot_does_not_count_once_what_runs_again_failed(office: JournalledOffice, code: str) -> None:
-    adapter, lane = created(office)
-    for seq in (1, 2):
-        office.settled(office.ask(step(adapter, lane, seq), request=f"s{seq}"))
-        office.settled(office.answer(TRAINER, stepped(seq), request=f"s{seq}"))
-    office.settled(office.lose(TRAINER))
-    office.settled(office.ready(TRAINER))
-    recover(office)
-    failure = Failed(code=code, message="no", retryable=code != "invalid_data", fault="server")
-    office.settled(office.answer(TRAINER, failure, request="s1"))
-    past = (LanePosition(lane=lane, next_seq=3),)
-    taken = SnapshotTaken(actor="trainer", adapter=adapter, snapshot="3", lanes=past, step=1, digest="")
-
-    office.settled(office.report(TRAINER, taken))
-
-    assert office.store.snapshot(adapter) is None
-
-
-def test_an_adapter_whose_unload_the_journal_could_not_take_waits_for_that(office: JournalledOffice) -> None:
-    adapter = unloaded(office, refused="no space left")
-    office.settled(office.lose(TRAINER))
-
-    before = forwarded(office.settled(office.ready(TRAINER)))
-    office.now = office.broker.next_deadline()
-    written = forwarded(office.settled(office.broker.tick(office.now)))
-    office.now += 60.0
-    after = forwarded(office.settled(office.broker.tick(office.now)))
-
-    assert before == []
-    assert [each.kind for each in (*written, *after)] == [RecoverAdapter.kind]
-    assert [each.kind for each in forwarded(recover(office))] == [ForwardBackward.kind]
-    assert forwarded(office.settled(office.answer(TRAINER, passed(), request="f1"))) == [
-        UnloadAgain(adapter=adapter, lanes=())
-    ]
-
-
-def test_what_failed_does_not_run_again_where_the_journal_could_not_take_that_yet(
-    office: JournalledOffice,
-) -> None:
-    adapter, lane = created(office)
-    office.settled(office.ask(step(adapter, lane, 1), request="s1"))
-    failure = Failed(code="invalid_data", message="no", retryable=False, fault="user")
-    office.settled(office.answer(TRAINER, failure, request="s1"), refused="no space left")
-    office.settled(office.lose(TRAINER))
-
-    before = forwarded(office.settled(office.ready(TRAINER)))
-    office.now = office.broker.next_deadline()
-    heard = told(office.settled(office.broker.tick(office.now)))
-    office.now += 60.0
-    after = forwarded(office.settled(office.broker.tick(office.now)))
-
-    assert (before, heard) == ([], [failure])
-    assert [each.kind for each in after] == [RecoverAdapter.kind]
-    assert [each.kind for each in forwarded(recover(office))] == [RefuseOperation.kind]
-
-
-def test_what_succeeded_on_another_try_is_waited_for_until_the_journal_has_that(
-    office: JournalledOffice,
-) -> None:
-    adapter, lane = created(office)
-    office.settled(office.ask(step(adapter, lane, 1), request="s1"))
-    lane_lost = Failed(code="lane_lost", message="no", retryable=True, fault="user")
-    office.settled(office.answer(TRAINER, lane_lost, request="s1"))
-    office.settled(office.ask(step(adapter, lane, 1), request="s1"))
-    office.settled(office.answer(TRAINER, stepped(1), request="s1"), refused="no space left")
-    office.settled(office.lose(TRAINER))
-
-    before = forwarded(office.settled(office.ready(TRAINER)))
-    office.now = office.broker.next_deadline()
-    heard = told(office.settled(office.broker.tick(office.now)))
-    office.now += 60.0
-    office.settled(office.broker.tick(office.now))
-
-    assert (before, heard) == ([], [stepped(1)])
-    assert forwarded(recover(office)) == [step(adapter, lane, 1)]
 
 
 def test_an_operation_that_kills_the_trainer_twice_is_quarantined_and_the_others_go_on(
