@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import zmq
-from rounds import CLIENTS, Clients, arguments_of, median, percentiles, print_json
+from rounds import CLIENTS, Clients, arguments_of, median, percentiles, print_json, undisturbed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
 
@@ -145,16 +145,16 @@ def running(way: str) -> Iterator[tuple[Config, psutil.Process]]:
     file = directory / "bench.json"
     file.write_text(config.to_json())
     roles = [["--role", way]] if way == "broker" else [["--role", way], ["--role", "echo", "--prefix", "1"]]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, *role, "--config", str(file)],
-            stderr=subprocess.DEVNULL,
-            # As the daemon starts its actors: the system shares time between sessions, then processes.
-            start_new_session="echo" in role,
-        )
-        for role in roles
-    ]
+    processes: list[subprocess.Popen[bytes]] = []
     try:
+        for role in roles:
+            # As the daemon starts its actors: the system shares time between sessions, then processes.
+            own_session = "echo" in role
+            argv = [sys.executable, __file__, *role, "--config", str(file)]
+            with undisturbed():
+                processes.append(
+                    subprocess.Popen(argv, stderr=subprocess.DEVNULL, start_new_session=own_session)
+                )
         yield config, psutil.Process(processes[0].pid)
     finally:
         for process in processes:

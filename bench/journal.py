@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from celery_redis import POOLS, NotAvailable, Round, celery_with_redis
-from rounds import CLIENTS, Clients, arguments_of, median, percentiles, print_json
+from rounds import CLIENTS, Clients, arguments_of, median, percentiles, print_json, undisturbed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
 
@@ -161,7 +161,7 @@ def broker(way: str) -> Iterator[Round]:
     file.write_text(config.to_json())
     (directory / "run").mkdir(mode=0o700)
     argv = [sys.executable, __file__, "--role", "broker", "--config", str(file)]
-    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    processes: list[subprocess.Popen[bytes]] = []
     clients: dict[int, Steps] = {}
 
     def run(count: int, requests: int) -> tuple[float, Sequence[float]]:
@@ -170,12 +170,15 @@ def broker(way: str) -> Iterator[Round]:
         return clients[count].run(requests)
 
     try:
+        with undisturbed():
+            processes.append(subprocess.Popen(argv, stderr=subprocess.DEVNULL))
         yield run
     finally:
         for each in clients.values():
             each.close()
-        process.terminate()
-        process.wait()
+        for process in processes:
+            process.terminate()
+            process.wait()
         shutil.rmtree(directory)
 
 

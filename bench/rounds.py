@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +28,23 @@ CLIENTS = (1, 16, 64)
 PATIENCE_MS = 60_000
 
 ResultT = TypeVar("ResultT")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What starts in here is known to whoever ends it: Ctrl-C and SIGTERM count at the end of the block."""
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if caught:
+        raise KeyboardInterrupt
 
 
 class Clients:

@@ -57,4 +57,4 @@ def test_a_measurement_that_is_terminated_leaves_no_process(scratch: Path, progr
     measurement.send_signal(signal.SIGTERM)
     measurement.wait(timeout=120)
 
-    assert processes_of(scratch) == []
+    assert [each.cmdline() for each in processes_of(scratch)] == []
