@@ -27,6 +27,8 @@ from loractl.bus.messages import (
     StepResult,
 )
 from loractl.client.tiny_model import _tokenizer
+from loractl.sampler_actor.facts import ModelFacts
+from loractl.sampler_actor.prompt_wishes import wish_of
 from loractl.tests.tinker_bridge.bus_in_memory import MODEL, InMemoryBus
 from loractl.tinker_bridge.allocator import give_back_large_blocks
 from loractl.tinker_bridge.app import create_app
@@ -36,6 +38,9 @@ from loractl.tinker_bridge.bridge import Bridge, open_bridge
 _POLL_S = 0.02
 _ANSWER_S = 20.0
 _MOST_SAMPLED = 4096
+_FACTS = ModelFacts(
+    path="", vocab_size=MODEL.vocab_size, context_tokens=MODEL.max_sequence_tokens, end_tokens=()
+)
 
 
 class AnsweringBus(InMemoryBus):
@@ -63,7 +68,8 @@ class AnsweringBus(InMemoryBus):
 
 
 def _sampled(body: Sample) -> SampleResult:
-    """One token each, and of what else was asked the right shapes."""
+    """One token each, and of what else was asked the right shapes. Raises InvalidRequest as a sampler does."""
+    wish_of(body, _FACTS, seed=0)
     count = min(body.num_samples, _MOST_SAMPLED)
     positions, rows = body.prompt.size, max(0, body.prompt.size - 1)
 
@@ -73,7 +79,7 @@ def _sampled(body: Sample) -> SampleResult:
     def ints(*shape: int) -> Any:
         return np.zeros(shape, dtype=np.int64)
 
-    topk, drawn = min(body.topk_prompt_logprobs, 8), min(body.prompt_alt_tokens, 8)
+    topk, drawn = body.topk_prompt_logprobs, body.prompt_alt_tokens
     return SampleResult(
         version=0,
         engine="torch",
