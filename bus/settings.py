@@ -88,7 +88,8 @@ class QuotasConfig:
     states of all of them. checkpoint_bytes: what is kept on disk until it is deleted, saved training states and
     published versions (Tinker's sampler weights) together; a save or publish beyond it is refused. External
     weights count by themselves, up to as many bytes again. queued_tokens: positions of its forward_backwards
-    that the trainer holds. held_bytes: requests that wait in the broker; a request beyond it is refused.
+    that the trainer holds. held_bytes: requests that wait in the broker, and what samples over HTTP take while they
+    are under way; a request beyond it is refused. sessions: of Tinker clients, until they finish or expire.
     requests_per_s, request_bytes_per_s: over HTTP, what comes faster for more than some seconds is told
     to come again later (429); polls for results and heartbeats do not count."""
 
@@ -97,6 +98,7 @@ class QuotasConfig:
     checkpoint_bytes: int = 0
     queued_tokens: int = 4 * 2**20
     held_bytes: int = 1 * 2**30
+    sessions: int = 1024
     wait_s: float = 60.0
     requests_per_s: float = 0.0
     request_bytes_per_s: float = 0.0

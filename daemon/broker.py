@@ -90,7 +90,7 @@ class Broker:
         body = self._decoded(frames).body if header.kind in UNDERSTOOD else None
         ticket = ledger.open(key, header.kind, digest, destination, frames, client)
         try:
-            taken = self._durability.take_in(ticket, header, logged, now)
+            taken = self._durability.take_in(ticket, header, logged)
         except LoractlError as error:
             return self.abandon(key, error, now)
         return self._admit(ticket, now, body) if taken is None else taken

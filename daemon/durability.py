@@ -55,6 +55,7 @@ from .journal.records import (
     Past,
     Received,
     Record,
+    Retried,
     Snapshot,
 )
 from .journaling import DURABLE, concerned
@@ -105,9 +106,7 @@ class Durability:
         assert self._past is not None
         return tuple(bytes(frame) for frame in self._past.outcome(logged.number))
 
-    def take_in(
-        self, ticket: Ticket, header: Header, logged: Logged | None, now: float
-    ) -> list[Decision] | None:
+    def take_in(self, ticket: Ticket, header: Header, logged: Logged | None) -> list[Decision] | None:
         """What comes of a request that is to be durable. None: it is not written down, and may go on its way.
 
         logged: the journal has it, with an outcome that was worth another try.
@@ -118,7 +117,7 @@ class Durability:
         if header.kind in ON_A_LANE:
             ticket.place = checked_place(header, ticket.frames, self._journaling.limits)
         if logged is not None:
-            return self._run_again(ticket, logged, now)
+            return self._run_again(ticket, logged)
         if header.kind not in DURABLE:
             return None
         lane = self._name(ticket, header)
@@ -138,18 +137,21 @@ class Durability:
                 self._fill_in(ticket, lane=lane)
         return lane
 
-    def _run_again(self, ticket: Ticket, logged: Logged, now: float) -> list[Decision]:
+    def _run_again(self, ticket: Ticket, logged: Logged) -> list[Decision]:
+        """Once the journal knows: what has an outcome is history that it may let go of."""
         self._journaling.taken_up(ticket, logged)
         self._journaling.read_again(ticket)
         ticket.sent = True
-        return self._admit(ticket, now)
+        return [self._journaling.retried(ticket)]
 
     # --- the journal answers ---------------------------------------------------------------------
 
     def written(self, record: Record, now: float) -> list[Decision]:
         """A record is durable."""
         match record:
-            case Received(number=number) if ticket := self._journaling.ticket(number):
+            case Received(number=number) | Retried(number=number) if ticket := self._journaling.ticket(
+                number
+            ):
                 return self._admit(ticket, now) if ticket.outcome is None else []
             case Ended(number=number) | Forgotten(number=number) if ticket := self._journaling.ticket(number):
                 return self._dispatch.outcome_written(ticket, now)
@@ -163,7 +165,9 @@ class Durability:
     def refused(self, record: Record, reason: str, now: float) -> list[Decision]:
         """The journal could not take a record."""
         match record:
-            case Received(number=number) if ticket := self._journaling.ticket(number):
+            case Received(number=number) | Retried(number=number) if ticket := self._journaling.ticket(
+                number
+            ):
                 error = StorageFailed(f"the journal cannot be written: {reason}; nothing was changed")
                 return self._dispatch.give_up(ticket, failed(error), now)
             case Snapshot():

@@ -123,7 +123,8 @@ class Hearing:
             return []
         decisions: list[Decision] = [Heard(actor.name, ready=True)]
         if actor.role == "trainer":
-            decisions += self._publishing.trainer_ready(body)
+            under_way = self._dispatch.ledger.find
+            decisions += self._publishing.trainer_ready(body, lambda key: under_way(key) is not None)
             decisions += self._durability.ready(actor.name, now)
         return decisions + self._dispatch.advance_all(now)
 

@@ -27,6 +27,7 @@ from .journal.records import Logged, Past
 
 # Their outcomes are decoded in the broker's loop.
 _PAGE = 128
+_PAGE_BYTES = 16 * 2**20
 
 
 class Histories:
@@ -39,8 +40,15 @@ class Histories:
     def page(self, tenant: TenantId, asked: GetHistory) -> History:
         """Raises AdapterNotFound."""
         past = self._owned(tenant, asked.adapter)
-        entries = tuple(map(self._entry, past.history(asked.adapter, asked.after, _PAGE)))
-        return History(entries=entries, from_creation=past.begins(asked.adapter))
+        entries: list[HistoryEntry] = []
+        left_bytes = _PAGE_BYTES
+        for logged in past.history(asked.adapter, asked.after, _PAGE):
+            outcome = past.outcome(logged.number) if logged.order is not None else ()
+            left_bytes -= sum(map(len, outcome))
+            entries.append(_entry(logged, self._body(outcome) if outcome else None))
+            if left_bytes <= 0:
+                break
+        return History(entries=tuple(entries), from_creation=past.begins(asked.adapter))
 
     def operation(self, client: ClientId, asked: Envelope, body: ReadOperation) -> list[Decision]:
         """Raises AdapterNotFound; InvalidRequest: it has no such operation, or not any more."""
@@ -72,28 +80,27 @@ class Histories:
             raise AdapterNotFound(f"the journal has nothing of an adapter {adapter!r} of yours")
         return self._past
 
-    def _entry(self, logged: Logged) -> HistoryEntry:
-        assert self._past is not None
-        outcome = self._body(self._past.outcome(logged.number)) if logged.order is not None else None
-        step, details = _described(outcome)
-        state: OperationState = "waiting"
-        if outcome is not None:
-            state = "failed" if logged.failed else "done"
-        return HistoryEntry(
-            number=logged.number,
-            order=logged.order or 0,
-            operation=logged.kind,
-            lane=logged.lane,
-            seq=logged.seq,
-            state=state,
-            came_unix_s=logged.came_unix_s,
-            size_bytes=logged.size_bytes,
-            step=step,
-            details=details,
-        )
-
     def _body(self, frames: Frames) -> Message:
         return decode(frames, self._limits).body
+
+
+def _entry(logged: Logged, outcome: Message | None) -> HistoryEntry:
+    step, details = _described(outcome)
+    state: OperationState = "waiting"
+    if outcome is not None:
+        state = "failed" if logged.failed else "done"
+    return HistoryEntry(
+        number=logged.number,
+        order=logged.order or 0,
+        operation=logged.kind,
+        lane=logged.lane,
+        seq=logged.seq,
+        state=state,
+        came_unix_s=logged.came_unix_s,
+        size_bytes=logged.size_bytes,
+        step=step,
+        details=details,
+    )
 
 
 def _described(outcome: Message | None) -> tuple[int, str]:

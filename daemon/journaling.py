@@ -21,7 +21,7 @@ from ..bus.messages import (
 )
 from .answers import notice
 from .decisions import Decision, Frames, WriteDown
-from .journal.records import Ended, Forgotten, Logged, Past, Received, Record, Snapshot
+from .journal.records import Ended, Forgotten, Logged, Past, Received, Record, Retried, Snapshot
 from .ledger import Ticket
 from .routing import ON_A_LANE
 
@@ -74,6 +74,10 @@ class Journaling:
         ticket.number, ticket.adapter, ticket.crashes = logged.number, logged.adapter, logged.crashes
         ticket.size_bytes = logged.size_bytes
         self._tickets[logged.number] = ticket
+
+    def retried(self, ticket: Ticket) -> Decision:
+        """One that has an outcome is to run once more."""
+        return WriteDown(Retried(number=ticket.number))
 
     def read_again(self, ticket: Ticket) -> None:
         """Take up the frames of a request that went to an actor once."""

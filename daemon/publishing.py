@@ -4,13 +4,13 @@ Joins the version table (what exists) with the receipts (who waits for it) and t
 events and words to the trainer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
 from ..bus.config import PublishConfig
 from ..bus.identities import unsolicited
-from ..bus.ids import ActorId, AdapterId, TenantId
+from ..bus.ids import ActorId, AdapterId, RequestId, TenantId
 from ..bus.messages import (
     ActorReady,
     AdapterCreated,
@@ -25,7 +25,7 @@ from ..bus.messages import (
     VersionServed,
 )
 from .actors import ActorTable
-from .decisions import Decision, Publish, Tell, WriteDown
+from .decisions import Decision, Key, Publish, Tell, WriteDown
 from .journal.records import Numbered, Past
 from .ledger import Ticket
 from .receipts import Receipts, Settled
@@ -48,9 +48,14 @@ class Publishing:
         self.adapters = 0
         self._served_by: dict[AdapterId, str] = {}
 
-    def trainer_ready(self, body: ActorReady) -> list[Decision]:
+    def trainer_ready(self, body: ActorReady, is_under_way: Callable[[Key], bool]) -> list[Decision]:
+        """is_under_way: whether a request is."""
         self.adapters = body.adapters
-        return self.told(self.versions.rebuild(body.versions))
+
+        def is_awaited(record: VersionRecord) -> bool:
+            return is_under_way((record.tenant, RequestId(record.request)))
+
+        return self.told(self.versions.rebuild(body.versions, is_awaited))
 
     def written(
         self, ticket: Ticket, record: VersionRecord, now: float

@@ -181,9 +181,12 @@ class Recovery:
             self._bugs += [adapter] if failure.code == Internal.code else []
             return NOTHING
         del self._keys[key]
-        if key == replay.asked:
-            return self._recovered(adapter, replay, failure, now)
-        return self._ran_again(adapter, replay, replay.with_trainer.pop(key), failure, frames, now)
+        try:
+            if key == replay.asked:
+                return self._recovered(adapter, replay, failure, now)
+            return self._ran_again(adapter, replay, replay.with_trainer.pop(key), failure, frames, now)
+        except LoractlError as error:  # of reading the journal, as in `_start`
+            return Step(self.put_off(adapter, error.message, error.code, now), [])
 
     def written(self, damaged: Damaged, now: float) -> Step:
         """The journal knows that a snapshot is damaged: there may be one before it."""
@@ -274,11 +277,12 @@ class Recovery:
         return Step([said], self.parking.release(adapter))
 
     def _done(self, adapter: AdapterId) -> Step:
-        replay = self._let_go(adapter)
-        self._live.add(adapter)
-        self._pauses.end(adapter)
+        replay = self._replays.get(adapter)
         last = replay.last if replay is not None else ()
         sent = [self._to_trainer(self._rerun().frames(logged)) for logged in last]
+        self._let_go(adapter)
+        self._live.add(adapter)
+        self._pauses.end(adapter)
         return Step([*self._harm.brought_back(adapter), *sent], self.parking.release(adapter))
 
     # --- small change ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ for the latter two alone.
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -171,8 +171,11 @@ class Versions:
             version.phase = "closing"
         return self._close(key.adapter)
 
-    def rebuild(self, records: Iterable[VersionRecord]) -> list[Change]:
-        """A trainer started and brought what lies on disk: take that for the truth."""
+    def rebuild(
+        self, records: Iterable[VersionRecord], is_awaited: Callable[[VersionRecord], bool] = lambda _: False
+    ) -> list[Change]:
+        """A trainer started and brought what lies on disk: take that for the truth. is_awaited: whether the
+        publish that made a version is under way, and will ask for it."""
         found = {VersionKey(record.adapter, record.number): record for record in records}
         self._knows_disk = True
         changes: list[Change] = []
@@ -189,8 +192,9 @@ class Versions:
         on_disk = {key.adapter for key in found}
         self._floor = {adapter: floor for adapter, floor in self._floor.items() if adapter in on_disk}
         self._deleted = {(tenant, key) for tenant, key in self._deleted if key in found}
+        awaited = {key for key, record in found.items() if is_awaited(record)}
         for adapter in sorted(on_disk):
-            changes += self._retire_old(adapter)
+            changes += self._retire_old(adapter, awaited)
         for adapter in [*self._deleting]:
             changes += self._close(adapter)
         return changes
@@ -232,11 +236,12 @@ class Versions:
         self._adapters.setdefault(record.adapter, {})[record.number] = _Version(record, pins=pins)
         return [AdapterPublished(number=self._next_event(), record=record)]
 
-    def _retire_old(self, adapter: AdapterId) -> list[Change]:
+    def _retire_old(self, adapter: AdapterId, awaited: Container[VersionKey] = ()) -> list[Change]:
         numbers = self._adapters.get(adapter, {})
         passing = sorted(n for n, v in numbers.items() if v.phase == "live" and not v.record.held)
         for number in passing[: -self._keep]:
-            numbers[number].phase = "closing"
+            if VersionKey(adapter, number) not in awaited:
+                numbers[number].phase = "closing"
         return self._close(adapter)
 
     def _close(self, adapter: AdapterId) -> list[Change]:

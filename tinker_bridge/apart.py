@@ -13,6 +13,9 @@ from ..bus.ids import TenantId
 
 T = TypeVar("T")
 
+# What is larger is worked on in a thread: hashing alone is half the work on it, and leaves the loop free.
+INLINE_BYTES = 32 * 2**10
+
 _AT_ONCE = 2
 
 
@@ -21,6 +24,10 @@ class Apart:
         self._all = asyncio.Semaphore(_AT_ONCE)
         # Weak: a lock is here for as long as somebody has it, or waits for it.
         self._own: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
+
+    async def when_large(self, tenant: TenantId, size_bytes: int, work: Callable[[], T]) -> T:
+        """`run`, or at once where it is work on little: a thread costs more."""
+        return await self.run(tenant, work) if size_bytes > INLINE_BYTES else work()
 
     async def run(self, tenant: TenantId, work: Callable[[], T]) -> T:
         """What `work` returns or raises."""

@@ -3,90 +3,11 @@
 What is understood and not done is refused where it is used, by name.
 """
 
-import json
-from collections.abc import Iterable, Sized
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    FailFast,
-    Field,
-    model_validator,
-)
+from pydantic import AwareDatetime, Field
 
-_MOST_FIELDS = 256
-_MOST_LEVELS = 32
-_MOST_METADATA_BYTES = 256 * 2**10
-
-
-def _modest(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Metadata is kept, listed and searched: it must not be what makes that hard."""
-    inner: list[Any] = [metadata]
-    for _ in range(_MOST_LEVELS):
-        inner = [part for each in inner for part in _parts(each)]
-    if inner:
-        raise ValueError(f"nested deeper than {_MOST_LEVELS} levels")
-    if len(json.dumps(metadata)) > _MOST_METADATA_BYTES:
-        raise ValueError(f"larger than {_MOST_METADATA_BYTES} bytes")
-    return metadata
-
-
-def _parts(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
-# What users attach: any JSON, within bounds.
-Metadata = Annotated[dict[str, Any], AfterValidator(_modest)]
-
-
-# Kept, listed and searched, too.
-Word = Annotated[str, Field(max_length=256)]
-Title = Annotated[str, Field(max_length=1024)]
-_MOST_DETAIL = 4096
-# Said at a session's end, perhaps a whole traceback: its end is taken all the same.
-Detail = Annotated[str, AfterValidator(lambda text: text[:_MOST_DETAIL])]
-
-T = TypeVar("T")
-
-
-def _few(value: object) -> object:
-    """Looked at before anything in it: each entry that is wrong would be an error, and all are gathered."""
-    if isinstance(value, Sized) and len(value) > _MOST_FIELDS:
-        raise ValueError(f"has {len(value)} entries: at most {_MOST_FIELDS} are taken")
-    return value
-
-
-class FirstWrong(FailFast):
-    """The first wrong entry ends a list: errors on a million would take a gigabyte. Hashable, for `| None`."""
-
-    __hash__ = object.__hash__
-
-
-# What a body may hold many of.
-Few = Annotated[list[T], FirstWrong(), Field(max_length=_MOST_FIELDS)]
-Many = Annotated[list[T], FirstWrong(), Field(max_length=2**16)]
-Fields = Annotated[dict[str, T], BeforeValidator(_few), Field(max_length=_MOST_FIELDS)]
-Texts = Annotated[Fields[str], AfterValidator(_modest)]
-# What SQLite holds, and messages.
-Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Number = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class Body(BaseModel):
-    """Fields may begin with `model_`, as Tinker's do; numbers must be finite. Lists and dicts have bounds."""
-
-    model_config = ConfigDict(protected_namespaces=(), extra="ignore", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_few_fields(cls, data: object) -> object:
-        return _few(data) if isinstance(data, dict) else data
+from .body_fields import Body, Detail, Few, Fields, Int, Many, Metadata, Number, Texts, Title, Word
 
 
 class ConfigBody(Body):
@@ -94,7 +15,7 @@ class ConfigBody(Body):
 
 
 class CreateSessionBody(Body):
-    tags: Few[Word] = []
+    tags: Few[Word] = Field(default_factory=list)
     user_metadata: Metadata | None = None
     sdk_version: Word = ""
     project_id: Word | None = None
@@ -128,7 +49,7 @@ class CreateModelBody(Body):
     base_model: str
     user_metadata: Metadata | None = None
     lora_config: LoraConfigBody | None = None
-    optimizer_config: dict[str, Any] | None = None
+    optimizer_config: Metadata | None = None
 
 
 class ModelBody(Body):
@@ -148,7 +69,7 @@ class OptimStepBody(Body):
     model_id: str
     seq_id: Int | None = None
     adam_params: AdamParamsBody = AdamParamsBody()
-    optimizer_params: dict[str, Any] | None = None
+    optimizer_params: Metadata | None = None
 
 
 class SaveWeightsBody(Body):
@@ -189,7 +110,7 @@ class LoadWeightsBody(Body):
     user_metadata: Metadata | None = None
     path: str
     optimizer: bool
-    optimizer_config: dict[str, Any] | None = None
+    optimizer_config: Metadata | None = None
     weights_access_token: str | None = None
 
 
@@ -243,7 +164,7 @@ class RetrieveManyBody(Body):
     target: FuturesTarget
     prev_cursor: Number = 0
     timeout: float | None = None
-    retrieved_request_ids: Many[str] = []
+    retrieved_request_ids: Many[str] = Field(default_factory=list)
 
 
 class CancelBody(Body):
@@ -275,7 +196,7 @@ class CopyBody(Body):
 
 class SearchOwner(Body):
     type: Literal["own", "accessible", "user"] = "own"
-    owner_urns: Few[str] = []
+    owner_urns: Few[str] = Field(default_factory=list)
 
 
 class StatusQuery(Body):
@@ -291,7 +212,7 @@ class SearchCursor(Body):
 class SearchBody(Body):
     session_id: str | None = None
     project_ids: Few[str] | None = None
-    user_metadata: Fields[str] = {}
+    user_metadata: Fields[str] = Field(default_factory=dict)
     display_name: str | None = None
     owner: SearchOwner = SearchOwner()
     statuses: Few[StatusQuery] | None = None

@@ -99,9 +99,16 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         clock=time.time,
         origin=Origin(store.secret, ("sampler",)),
     )
-    sessions = Sessions(store, expiry_s=settings.session_expiry_s, clock=time.time)
+    sessions = Sessions(
+        store,
+        expiry_s=settings.session_expiry_s,
+        clock=time.time,
+        most_live=config.quotas.sessions,
+    )
     training = Training(bus, sessions, runs, futures, held_bytes=config.quotas.held_bytes)
     health = HealthCheck(bus, clock=time.monotonic)
+    apart = Apart()
+    room = SampleRoom(settings.pending_samples, held_bytes=config.quotas.held_bytes)
     return Bridge(
         config=config,
         layout=layout,
@@ -111,7 +118,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         store=store,
         journal=journal,
         pace=Pace(),
-        apart=Apart(),
+        apart=apart,
         health=health,
         futures=futures,
         sessions=sessions,
@@ -121,7 +128,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         runs=runs,
         training=training,
         samplers=samplers,
-        sampling=Sampling(bus, base, samplers, futures, room=SampleRoom(settings.pending_samples)),
+        sampling=Sampling(bus, base, samplers, futures, room=room, apart=apart),
         tokenizer=TokenizerThread(base),
         serving=Serving(training, health),
     )

@@ -1,4 +1,5 @@
-"""HTTP connections, within bounds: how long and how large the first lines of a request may be.
+"""HTTP connections, within bounds: how long and how large the first lines of a request may be, and how long
+somebody may leave an answer unread.
 
 The server itself waits for ever for a request that never gets past its headers, and keeps all that comes.
 How many connections there may be is its own setting.
@@ -14,6 +15,9 @@ from .two_lines import TwoLines
 
 _WITHIN_S = 30.0
 _HEADERS_BYTES = 64 * 2**10
+# Who reads an answer reads so much of it in that time, or is gone: it is held until then.
+_READ_WITHIN_S = 30.0
+_READ_BYTES = 64 * 2**10
 
 
 class Connection(HttpToolsProtocol):
@@ -28,6 +32,7 @@ class Connection(HttpToolsProtocol):
         self._lines = lines
         self._descriptor = -1
         self._due: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._in_body = False
         self._headers_bytes = 0
 
@@ -41,7 +46,16 @@ class Connection(HttpToolsProtocol):
         # Its number will be another's.
         self._lines.let_pass(self._descriptor)
         self._came()
+        self._was_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reading()
+
+    def resume_writing(self) -> None:
+        self._was_read()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if not self._in_body:
@@ -76,6 +90,22 @@ class Connection(HttpToolsProtocol):
             self._due.cancel()
             self._due = None
 
+    def _watch_reading(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(_READ_WITHIN_S, self._look_at_reading, left)
+
+    def _look_at_reading(self, before: int) -> None:
+        if before - self.transport.get_write_buffer_size() < _READ_BYTES:
+            self._hang_up()
+        else:
+            self._watch_reading()
+
+    def _was_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def _hang_up(self) -> None:
         self._came()
+        self._was_read()
         self.transport.abort()

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from ..bus.errors import AdapterNotFound
 from ..bus.ids import TenantId
-from .bodies import Body
+from .body_fields import Body
 from .bridge import Bridge
 from .records import CheckpointKind, CheckpointRecord, Json, RunRecord
 from .store import ALL, of_project

@@ -1,9 +1,10 @@
 """Samples: each is a future of one Sample on the bus. What is sampled from is `samplers`'s to say."""
 
 import asyncio
-import hashlib
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 
+import numpy as np
 import structlog
 
 from ..bus.errors import (
@@ -16,6 +17,7 @@ from ..bus.errors import (
 )
 from ..bus.ids import RequestId, TenantId
 from ..bus.messages import Abort, Sample, SampleResult
+from .apart import Apart
 from .base import BaseModel, Bus
 from .future import Future
 from .future_ids import Key
@@ -24,9 +26,9 @@ from .futures import Futures
 from .progress import Pause, Progress
 from .records import SamplerRecord
 from .results import PROTOBUF, Result
-from .sample_room import SampleRoom
+from .sample_room import SampleRoom, weight
 from .samplers import Samplers
-from .wire import decode_sample, encode_sample
+from .wire import SampleEnvelope, decode_sample, encode_sample
 
 log = structlog.get_logger()
 
@@ -45,23 +47,33 @@ class Sampling:
     """room: text samples take it, too."""
 
     def __init__(
-        self, bus: Bus, base: BaseModel, samplers: Samplers, futures: Futures, *, room: SampleRoom
+        self,
+        bus: Bus,
+        base: BaseModel,
+        samplers: Samplers,
+        futures: Futures,
+        *,
+        room: SampleRoom,
+        apart: Apart,
     ) -> None:
         self._bus = bus
         self._base = base
         self._samplers = samplers
         self._futures = futures
+        self._apart = apart
         self.room = room
 
-    def check_room(self, tenant: TenantId) -> None:
-        """Raises QuotaExceeded: too many are under way; the same request is welcome a moment later."""
-        if self.room.full(tenant):
+    def check_room(self, tenant: TenantId, weight_bytes: int) -> None:
+        """Raises QuotaExceeded: too much is under way; the same request is welcome a moment later."""
+        if self.room.full(tenant, weight_bytes):
             raise QuotaExceeded("too many samples are waiting: slow down, and try again in a moment")
 
-    def submit(self, asked: Asked, sampler: SamplerRecord, seq: int) -> Future:
+    def submit(
+        self, asked: Asked, sampler: SamplerRecord, seq: int, envelope: SampleEnvelope, digest: bytes
+    ) -> Future:
         """Start a sample, or join the one that came under its number before.
 
-        What is wrong with its body is the future's answer.
+        What is wrong with its body is the future's answer. digest: of its body.
 
         Raises:
             RequestConflict: the number was used for something else.
@@ -69,12 +81,13 @@ class Sampling:
         """
 
         async def work(progress: Progress) -> Result:
-            with self.room.taken(tenant):
+            with self.room.taken(tenant, weight_bytes=weight_bytes):
                 progress.waiting = self._base
-                progress.made.set()  # a sample's body is JSON, and grows to nothing much
+                progress.made.set()  # there is room for what it grows to
                 if sampler.adapter is not None or sampler.model_path is not None:
                     await self._base.wait_for_versions()
-                call = decode_sample(content, context_tokens=self._base.most_tokens)
+                decoded = partial(decode_sample, content, context_tokens=self._base.most_tokens)
+                call = await self._apart.when_large(tenant, grown_bytes, decoded)
                 source = await self._samplers.source(tenant, sampler.id)
                 drawn, seed = progress.origin.number("seed", _SEEDS), call.message.seed
                 sample = replace(
@@ -90,15 +103,18 @@ class Sampling:
                     raise _gone(sampler) from error
                 except AnotherBase as error:
                     raise _elsewhere(sampler) from error
-                return Result(encode_sample(result, call), PROTOBUF, form="sample")
+                encoded = partial(encode_sample, result, call)
+                body = await self._apart.when_large(tenant, _answer_bytes(result), encoded)
+                return Result(body, PROTOBUF, form="sample")
 
         tenant, content = asked.tenant, asked.body
-        digest = hashlib.blake2b(content, digest_size=16).digest()
+        grown_bytes = len(content) + envelope.target_bytes
+        weight_bytes = weight(grown_bytes, envelope.num_samples)
         key, group = ("seq_id", str(seq), "of", sampler.id), group_of(sampler.id, seq // _CLONE)
         session = sampler.parent
         known = self._futures.known(tenant, key, digest)
         if known is None or known.expired:
-            self.check_room(tenant)
+            self.check_room(tenant, weight_bytes)
         return self._futures.start(asked, key, digest, work, session=session, scope=session, group=group)
 
     async def _sampled(self, tenant: TenantId, sample: Sample, progress: Progress) -> SampleResult:
@@ -132,6 +148,15 @@ class Sampling:
             raise
         assert isinstance(result, SampleResult)
         return result
+
+
+def _answer_bytes(result: SampleResult) -> int:
+    """Of its arrays; those of the sampled tokens and their choices are the large ones."""
+    return sum(
+        value.nbytes
+        for value in (getattr(result, each.name) for each in fields(result))
+        if isinstance(value, np.ndarray)
+    )
 
 
 def _gone(sampler: SamplerRecord) -> VersionNotFound:

@@ -5,11 +5,12 @@ runs and samplers is `housekeeping`'s.
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from ..bus.errors import SessionEnded, SessionNotFound
+from ..bus.errors import QuotaExceeded, SessionEnded, SessionNotFound
 from ..bus.ids import TenantId
 from .records import Json, SessionRecord
 from .store import Store
@@ -19,20 +20,23 @@ _SLEEP_S = 60.0
 
 
 class Sessions:
-    """clock: seconds since the epoch."""
+    """clock: seconds since the epoch. most_live: of one tenant; 0 is no bound."""
 
-    def __init__(self, store: Store, *, expiry_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, *, expiry_s: float, clock: Callable[[], float], most_live: int = 0
+    ) -> None:
         self._store = store
         self._expiry_s = expiry_s
+        self._most_live = most_live
         self._clock = clock
         self._live: dict[str, SessionRecord] = {}
         self._seen: dict[str, float] = {}
+        self._counts: Counter[TenantId] = Counter()
         self._looked_at = clock()
         # A bridge that was down heard nobody: everyone gets the whole time to come back.
         for record in store.all(SessionRecord):
             if record.status == "active":
-                self._live[record.id] = record
-                self._seen[record.id] = clock()
+                self._begin(record, clock())
 
     def create(
         self,
@@ -45,9 +49,18 @@ class Sessions:
         sdk_version: str,
         id_: str = "",
     ) -> SessionRecord:
-        """id_: of one that its maker would find again; empty draws one."""
+        """id_: of one that its maker would find again; empty draws one.
+
+        Raises:
+            QuotaExceeded: the tenant has too many.
+        """
         if id_ and (known := self._store.owned(SessionRecord, tenant, id_)) is not None:
             return known
+        if self._most_live and self._counts[tenant] >= self._most_live:
+            raise QuotaExceeded(
+                f"you have {self._counts[tenant]} sessions, and {self._most_live} may be (quotas.sessions): finish "
+                f"some; one that sends no heartbeat ends after {self._expiry_s:.0f} seconds"
+            )
         now = self._clock()
         record = SessionRecord(
             id=id_ or str(uuid.uuid4()),
@@ -61,9 +74,13 @@ class Sessions:
             sdk_version=sdk_version,
         )
         self._store.put(record)
+        self._begin(record, now)
+        return record
+
+    def _begin(self, record: SessionRecord, now: float) -> None:
         self._live[record.id] = record
         self._seen[record.id] = now
-        return record
+        self._counts[record.tenant] += 1
 
     def active(self, tenant: TenantId, session: str) -> SessionRecord:
         """The session, which has just been heard of.
@@ -109,6 +126,7 @@ class Sessions:
             replace(record, status=status, reason=reason, detail=detail, last_seen_unix_s=last_seen_unix_s)
         )
         del self._live[record.id], self._seen[record.id]
+        self._counts -= Counter([record.tenant])
         return True
 
     def live(self) -> list[str]:

@@ -266,13 +266,13 @@ class Intake:
 
     def _admit(self, envelope: Envelope, operation: Operation) -> None:
         adapter = self._adapters.owned(envelope.tenant, operation.adapter)
+        if (written := self._written_before(envelope, operation)) is not None:
+            self._answer([Answer(envelope, written)])
+            return
         if not self._lanes.knows(operation):
             raise _lane_lost(adapter)
         if isinstance(operation, ForwardBackward):
             operation = self._batches.checked(operation)
-        if (written := self._written_before(envelope, operation)) is not None:
-            self._answer([Answer(envelope, written)])
-            return
         settled = self._lanes.admit(envelope, operation, fingerprint(operation), time.monotonic())
         self._answer(settled)
         if not settled:
@@ -280,8 +280,11 @@ class Intake:
 
     def _written_before(self, envelope: Envelope, operation: Operation) -> VersionWritten | None:
         """A publish is over for its lane before it is for the broker, which waits for a sampler. Should the
-        broker die in between, it comes again, though a snapshot may hold what came after it."""
-        if not isinstance(operation, PublishAdapter) or not self._lanes.is_past(operation):
+        broker die in between, it comes again, though a snapshot may hold what came after it, or its lane may have
+        ended."""
+        if not isinstance(operation, PublishAdapter):
+            return None
+        if self._lanes.knows(operation) and not self._lanes.is_past(operation):
             return None
         record = self._adapters.versions.of_request(operation.adapter, envelope.request)
         return VersionWritten(record=record) if record is not None else None

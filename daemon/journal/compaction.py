@@ -5,12 +5,12 @@ old or too large goes (`retention` judges); then the file gives pages back to th
 """
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Set
+from typing import Any, NamedTuple
 
 from ...bus.ids import AdapterId, LaneId
 from ...bus.settings import JournalConfig
-from .retention import Entry, Needed, Verdict, Want, judge, needed_from
+from .retention import Entry, Needed, Verdict, Want, did_something, judge, needed_from
 from .store import Store
 
 # Of a step: so many requests are looked at, and frames of so many bytes go.
@@ -31,6 +31,14 @@ _ENTRIES = (
     "SELECT number, kind, requests.adapter, lane, seq, ord, again, came, size, requests.frames IS NOT NULL"
     " FROM requests LEFT JOIN outcomes USING (number)"
 )
+
+
+class _Past(NamedTuple):
+    """needed: for recovery, should the newest snapshot be damaged; with every snapshot it gets less. opened:
+    lanes of which the journal has the opening."""
+
+    needed: Needed
+    opened: Set[LaneId]
 
 
 class Compaction:
@@ -58,7 +66,7 @@ class Compaction:
         self._from = 0
         self._stripped_to = 0
         self._walk_at = 0.0
-        self._needed: dict[AdapterId, Needed] = {}
+        self._pasts: dict[AdapterId, _Past] = {}
         self._next_at = 0.0
 
     @property
@@ -137,6 +145,7 @@ class Compaction:
         if self._walk is None:
             return False
         oldest = self._oldest()
+        self._pasts.clear()  # commits since the last step may have opened lanes
         rows = self._tables.rows(
             f"{_ENTRIES} WHERE number > ? ORDER BY number LIMIT ?", self._from, _REQUESTS
         )
@@ -153,13 +162,21 @@ class Compaction:
 
     def _apply(self, entries: list[Entry], want: Want, oldest: float) -> None:
         verdicts = {
-            entry.number: judge(entry, self._needed_of(entry.adapter), want, oldest=oldest)
+            entry.number: judge(entry, self._past_of(entry.adapter).needed, want, oldest=oldest)
             for entry in entries
         }
+        retried = self._store.retried
         strip = [number for number, verdict in verdicts.items() if verdict is Verdict.STRIP]
-        delete = [number for number, verdict in verdicts.items() if verdict is Verdict.DELETE]
+        delete = [
+            number
+            for number, verdict in verdicts.items()
+            if verdict is Verdict.DELETE and number not in retried
+        ]
         if strip or delete:
-            less = {entry.adapter for entry in entries if verdicts[entry.number] is not Verdict.KEEP} - {""}
+            goes = [entry for entry in entries if verdicts[entry.number] is not Verdict.KEEP]
+            less = {
+                entry.adapter for entry in goes if did_something(entry, self._past_of(entry.adapter).opened)
+            }
             with self._tables.transaction():
                 self._tables.run_for_each("INSERT OR IGNORE INTO clipped", [(adapter,) for adapter in less])
                 self._store.strip(strip)
@@ -169,13 +186,13 @@ class Compaction:
         """Seconds since 1970: what came before is too old."""
         return self._began_unix_s + (self._clock() - self._began) - self._config.keep_s
 
-    def _needed_of(self, adapter: AdapterId) -> Needed:
-        """What recovery needs, should the newest snapshot be damaged; with every snapshot it gets less."""
-        if adapter not in self._needed:
+    def _past_of(self, adapter: AdapterId) -> _Past:
+        if adapter not in self._pasts:
             snapshots = self._store.snapshots(adapter, 2)
             before = snapshots[1] if len(snapshots) > 1 else None
-            self._needed[adapter] = needed_from(before, self._store.opened(adapter)) if adapter else Needed()
-        return self._needed[adapter]
+            opened = self._store.opened(adapter) if adapter else ()
+            self._pasts[adapter] = _Past(needed_from(before, opened), {lane for lane, _ in opened})
+        return self._pasts[adapter]
 
     def _is_over(self, entries: list[Entry], want: Want, oldest: float) -> bool:
         if not entries:
@@ -198,7 +215,6 @@ class Compaction:
     def _next_walk(self, walked: Want, *, at_end: bool) -> None:
         """walked: is over. at_end: it saw all requests after where it began."""
         self._walk, self._from = None, 0
-        self._needed.clear()
         if not self._excess_bytes():
             return
         if walked is Want.NO_OLD:

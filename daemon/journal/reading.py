@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from ...bus.errors import StorageFailed
 from ...bus.ids import AdapterId, LaneId, RequestId, TenantId
 from ...bus.messages import CreateAdapter, LanePosition, UnloadAdapter
 from ..decisions import Frames, Key
@@ -121,7 +122,10 @@ class Reader:
         return [*ended, *self._logged(waits, adapter, limit - len(ended))]
 
     def request(self, number: int) -> Frames:
-        packed = decode_packed(self._one("SELECT frames FROM requests WHERE number = ?", number))
+        packed = self._one("SELECT frames FROM requests WHERE number = ?", number)
+        if packed is None:
+            raise StorageFailed(f"the journal has let go of the frames of request {number}")
+        packed = decode_packed(packed)
         return [self._payload(data) if apart else data for apart, data in packed]
 
     def outcome(self, number: int) -> Frames:
@@ -147,7 +151,10 @@ class Reader:
         return found
 
     def _one(self, sql: str, *values: object) -> Any:
-        return self.tables.rows(sql, *values)[0][0]
+        rows = self.tables.rows(sql, *values)
+        if not rows:
+            raise StorageFailed("the journal lacks a row: its file is damaged")
+        return rows[0][0]
 
     def _logged(self, where: str, *values: object) -> list[Logged]:
         return [_logged(row) for row in self.tables.rows(f"{_LOGGED} WHERE {where}", *values)]

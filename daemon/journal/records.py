@@ -54,6 +54,13 @@ class Forgotten:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retried:
+    """A request whose outcome was worth another try runs again: it stays until it has another outcome."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A whole snapshot of an adapter. positions: what of its lanes it holds (`SnapshotTaken`)."""
 
@@ -113,7 +120,17 @@ class Numbered:
 
 
 Record = (
-    Received | Ended | Forgotten | Snapshot | Damaged | Gone | Crashed | Harmed | VersionDeleted | Numbered
+    Received
+    | Ended
+    | Forgotten
+    | Retried
+    | Snapshot
+    | Damaged
+    | Gone
+    | Crashed
+    | Harmed
+    | VersionDeleted
+    | Numbered
 )
 # For `isinstance`, which takes much longer with a union.
 WITH_FRAMES = (Received, Ended)

@@ -5,7 +5,7 @@ that older one does not hold is needed; all else is history, kept for as long as
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -80,3 +80,9 @@ def judge(entry: Entry, needed: Needed, want: Want, *, oldest: float) -> Verdict
     if want is Want.FEWER_BYTES and entry.whole and not entry.again:
         return Verdict.STRIP
     return Verdict.KEEP
+
+
+def did_something(entry: Entry, opened: Set[LaneId]) -> bool:
+    """Whether it is a part of what its adapter came to: without it the adapter's history is not whole. opened:
+    the adapter's lanes; what was asked for on others was refused."""
+    return bool(entry.adapter) and (entry.lane in opened or entry.kind == UnloadAdapter.kind)

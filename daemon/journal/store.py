@@ -29,6 +29,7 @@ from .records import (
     Numbered,
     Received,
     Record,
+    Retried,
     Snapshot,
     VersionDeleted,
 )
@@ -59,6 +60,8 @@ class Store(Reader):
         """Raises StorageFailed: the file cannot be opened, or was written by a newer version."""
         super().__init__(Tables(file))
         self._clock = clock
+        # Those that run again now. Whoever sent them sends them again where this process ends first.
+        self.retried: set[int] = set()
 
     def commit(self, records: Sequence[Record]) -> None:
         """Make all of them durable, or none. Raises StorageFailed."""
@@ -71,6 +74,8 @@ class Store(Reader):
                     self._write(record)
             self._count(records)
             crash_point("journal.written")
+        self.retried |= {each.number for each in records if isinstance(each, Retried)}
+        self.retried -= {each.number for each in records if isinstance(each, Ended)}
         crash_point("journal.committed")
 
     def _received(self, records: Sequence[Received]) -> None:
@@ -116,6 +121,11 @@ class Store(Reader):
         match record:
             case Forgotten(number=number):
                 self.delete([number])
+            case Retried(number=number):
+                if self.numbered(number) is None:
+                    raise StorageFailed(
+                        "it is too long ago that this was asked for first: send it as a new request"
+                    )
             case Snapshot():
                 self._check_told(record)
                 positions = _encode([(each.lane, each.next_seq) for each in record.positions])

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from loractl.bus.errors import StorageFailed
 from loractl.bus.ids import AdapterId, LaneId
 from loractl.bus.messages import DeleteAdapter, PublishAdapter
 from loractl.bus.settings import JournalConfig
 from loractl.daemon.journal.compaction import Compaction
-from loractl.daemon.journal.records import Gone, Record
+from loractl.daemon.journal.records import Gone, Record, Retried
 from loractl.daemon.journal.store import Store
 from loractl.tests.daemon.journal_entries import (
     ADAPTER,
@@ -17,6 +18,7 @@ from loractl.tests.daemon.journal_entries import (
     contradictions,
     created,
     ended,
+    lane_opened,
     payloads,
     received,
     snapshot,
@@ -287,3 +289,85 @@ def test_a_clock_that_jumps_ahead_makes_nothing_old(keeper: Keeper):
     keeper.now += KEEP_S + 1
     keeper.tidy()
     assert keeper.store.history(ADAPTER, 0, 10) == []
+
+
+LATER = LaneId("ln-later")
+
+
+@pytest.mark.parametrize("keep_bytes", [3 * MIB, 1])
+def test_a_lane_that_is_opened_while_history_is_looked_through_is_needed_at_once(
+    keeper: Keeper, keep_bytes: int
+):
+    keeper.create()
+    keeper.run(*range(1, 61), size=100_000)
+    keeper.snapshots(61, 61)
+    keeper.keep_bytes = keep_bytes
+    keeper.housekeeping()
+    keeper.now += PAUSE_S
+    assert keeper.compaction.step()  # copies the log, which cannot wait
+    assert keeper.compaction.step()
+    opening = keeper.next()
+    keeper.commit(lane_opened(opening, LATER), ended(opening, keeper.next()))
+    numbers = keeper.run(1, 2, 3, lane=LATER, size=100_000)
+
+    keeper.tidy()
+
+    assert keeper.whole([opening, *numbers]) == [opening, *numbers]
+    assert [each.seq for each in keeper.store.after(ADAPTER)] == [1, 2, 3]
+
+
+def test_an_adapter_that_is_created_while_history_is_looked_through_is_needed_from_its_creation_on(
+    keeper: Keeper,
+):
+    other, lane = AdapterId("ad-other"), LaneId("ln-other")
+    keeper.create()
+    birth = keeper.next()
+    keeper.commit(created(birth, other, lane))
+    keeper.run(*range(1, 91), size=100_000)
+    keeper.snapshots(91, 91)
+    keeper.keep_bytes = 1
+    keeper.housekeeping()
+    keeper.now += PAUSE_S
+    assert keeper.compaction.step()
+    assert keeper.compaction.step()
+    keeper.commit(ended(birth, keeper.next()))
+    numbers = keeper.run(1, 2, 3, adapter=other, lane=lane, size=100_000)
+
+    keeper.tidy()
+
+    assert keeper.whole([birth, *numbers]) == [birth, *numbers]
+    assert keeper.store.begins(other)
+
+
+def test_what_was_refused_on_no_lane_of_an_adapter_goes_and_leaves_its_history_whole(keeper: Keeper):
+    keeper.create()
+    refused = keeper.next()
+    keeper.commit(lane_opened(refused, LATER), ended(refused, keeper.next(), failed=True))
+    astray = keeper.run(1, lane=LaneId("ln-guessed"))
+    keeper.now += KEEP_S + 1
+
+    keeper.tidy()
+    numbers = keeper.run(1, 2)
+
+    assert keeper.kept([refused, *astray]) == []
+    assert keeper.store.begins(ADAPTER)
+    assert keeper.kept(numbers) == numbers
+
+
+def test_what_runs_again_stays_until_it_has_another_outcome(keeper: Keeper):
+    birth = keeper.next()
+    keeper.commit(created(birth), ended(birth, keeper.next(), failed=True, again=True))
+    keeper.commit(Retried(number=birth))
+    keeper.now += KEEP_S + 1
+    keeper.tidy()
+    assert keeper.kept([birth]) == [birth]
+
+    keeper.commit(ended(birth, keeper.next()))
+
+    assert keeper.store.begins(ADAPTER)
+    assert keeper.store.retried == set()
+
+
+def test_what_has_gone_does_not_run_again(keeper: Keeper):
+    with pytest.raises(StorageFailed, match="send it as a new request"):
+        keeper.commit(Retried(number=5))

@@ -4,8 +4,11 @@ undone comes back."""
 from pathlib import Path
 
 import pytest
+from loractl.bus.errors import StorageFailed
 from loractl.bus.ids import AdapterId
 from loractl.bus.messages import (
+    AdapterCreated,
+    CreateAdapter,
     Done,
     Failed,
     ForwardBackward,
@@ -20,6 +23,7 @@ from loractl.bus.messages import (
     UnloadAgain,
     Waiting,
 )
+from loractl.daemon.decisions import Frames
 from loractl.tests.daemon.journalled_office import (
     JournalledOffice,
     created,
@@ -31,7 +35,7 @@ from loractl.tests.daemon.journalled_office import (
     stepped,
     told,
 )
-from loractl.tests.daemon.office import TRAINER, details_of
+from loractl.tests.daemon.office import LORA, TRAINER, details_of
 
 
 @pytest.fixture
@@ -170,3 +174,68 @@ def test_what_succeeded_on_another_try_is_waited_for_until_the_journal_has_that(
     assert (before, heard) == ([], [stepped(1)])
     assert [each.kind for each in after] == [RecoverAdapter.kind]
     assert forwarded(recover(office)) == [step(adapter, lane, 1)]
+
+
+@pytest.mark.parametrize("when", ["recovered", "ran again"])
+def test_what_cannot_be_read_again_for_now_puts_its_adapter_off_and_then_runs(
+    office: JournalledOffice, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    adapter, lane = created(office)
+    for seq in (1, 2):
+        office.settled(office.ask(step(adapter, lane, seq), request=f"s{seq}"))
+        office.settled(office.answer(TRAINER, stepped(seq), request=f"s{seq}"))
+    office.settled(office.lose(TRAINER))
+    office.settled(office.ready(TRAINER))
+    office.settled(office.ask(step(adapter, lane, 3), request="s3"))
+    if when == "ran again":
+        recover(office)
+    with monkeypatch.context() as broken:
+        broken.setattr(office.store, "outcome", unreadable)
+        heard = (
+            recover(office)
+            if when == "recovered"
+            else office.settled(office.answer(TRAINER, stepped(1), request="s1"))
+        )
+
+    assert [each.reason for each in told(heard) if isinstance(each, Waiting)] != []
+    office.now = office.broker.next_deadline()
+    again = forwarded(office.settled(office.broker.tick(office.now)))
+    assert [each.kind for each in again] == [RecoverAdapter.kind]
+    assert forwarded(recover(office, number=2)) == [step(adapter, lane, 1), step(adapter, lane, 2)]
+    office.settled(office.answer(TRAINER, stepped(1), request="s1"))
+    assert forwarded(office.settled(office.answer(TRAINER, stepped(2), request="s2"))) == [
+        step(adapter, lane, 3)
+    ]
+
+
+def unreadable(_number: int) -> Frames:
+    raise StorageFailed("the journal's file cannot be read")
+
+
+def test_what_runs_again_after_a_failure_is_kept_by_the_journal_meanwhile(office: JournalledOffice) -> None:
+    asked = CreateAdapter(name="pirate", lora=LORA)
+    (sent,) = forwarded(office.settled(office.ask(asked, request="c")))
+    assert isinstance(sent, CreateAdapter)
+    full = Failed(code="quota_exceeded", message="no", retryable=True, fault="user")
+    office.settled(office.answer(TRAINER, full, request="c"))
+    assert office.store.retried == set()
+
+    again = office.settled(office.ask(asked, request="c"))
+
+    assert forwarded(again) == [sent]
+    assert len(office.store.retried) == 1
+    reply = AdapterCreated(details=details_of(sent.adapter), lane=sent.lane)
+    office.settled(office.answer(TRAINER, reply, request="c"))
+    assert office.store.begins(sent.adapter)
+
+
+def test_what_the_journal_has_let_go_of_is_not_run_again_under_its_id(office: JournalledOffice) -> None:
+    asked = CreateAdapter(name="pirate", lora=LORA)
+    office.settled(office.ask(asked, request="c"))
+    full = Failed(code="quota_exceeded", message="no", retryable=True, fault="user")
+    office.settled(office.answer(TRAINER, full, request="c"))
+
+    (failed,) = told(office.settled(office.ask(asked, request="c"), refused="gone"))
+
+    assert isinstance(failed, Failed)
+    assert failed.code == "storage_failed"

@@ -374,3 +374,15 @@ def test_a_sampler_that_reads_a_table_again_holds_nothing_that_it_lacks():
 
     assert versions.table_sent(SAMPLER) == []
     assert versions.released(OTHER_SAMPLER, key(1)) == [Drop(key(1))]
+
+
+def test_a_version_whose_publish_is_under_way_outlives_a_restart_of_the_daemon():
+    versions = Versions(keep=2)
+
+    versions.rebuild([record(number) for number in range(1, 6)], lambda each: each.number in (1, 4))
+
+    assert [each.number for each in versions.table().records] == [1, 4, 5]
+    versions.pin(key(1))
+    changes = versions.written(record(6))
+    assert {each.version for each in changes if isinstance(each, VersionRetired)} == {4}
+    assert [type(each) for each in versions.unpin(key(1))] == [VersionRetired, Drop]

@@ -74,29 +74,29 @@ def client(bridge: Bridge, key: str = "") -> httpx.AsyncClient:
     )
 
 
-def settings(state: Path) -> Config:
+def settings(state: Path, *more: str) -> Config:
     return load_config(
-        state_dir=str(state), environ={}, overrides=["model.path=/models/tiny", "model.name=tiny"]
+        state_dir=str(state), environ={}, overrides=["model.path=/models/tiny", "model.name=tiny", *more]
     )
 
 
 @asynccontextmanager
-async def bridge_on(state: Path, bus: InMemoryBus) -> AsyncIterator[Bridge]:
+async def bridge_on(state: Path, bus: InMemoryBus, *more: str) -> AsyncIterator[Bridge]:
     StateLayout(state).root.mkdir(parents=True, exist_ok=True)
     bus.layout = StateLayout(state)
-    bridge = open_bridge(settings(state), bus)
+    bridge = open_bridge(settings(state, *more), bus)
     try:
         yield bridge
     finally:
         bridge.close()
 
 
-def with_bridge(state: Path, test: Callable[[Bridge, InMemoryBus], Awaitable[None]]) -> None:
-    """Run a test on a fresh bridge, in ten seconds at most."""
+def with_bridge(state: Path, test: Callable[[Bridge, InMemoryBus], Awaitable[None]], *more: str) -> None:
+    """Run a test on a fresh bridge, in a minute at most. more: settings."""
 
     async def whole() -> None:
         bus = InMemoryBus()
-        async with bridge_on(state, bus) as bridge:
+        async with bridge_on(state, bus, *more) as bridge:
             await test(bridge, bus)
 
     asyncio.run(asyncio.wait_for(whole(), 60))

@@ -152,3 +152,30 @@ def test_what_is_attached_to_a_checkpoint_is_modest(tmp_path: Path) -> None:
         assert "user_metadata" in saved["error"]
 
     with_bridge(tmp_path, test)
+
+
+def test_metadata_of_many_small_values_is_refused(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        many: Any = {"a": [[]] * 5000}
+
+        refused = await User(bridge, "ann").post("/create_session", 422, user_metadata=many)
+
+        assert "at most 4096" in refused["detail"]
+
+    with_bridge(tmp_path, test)
+
+
+def test_one_tenants_sessions_have_a_bound_and_finished_ones_make_room(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        ann, ben = User(bridge, "ann"), User(bridge, "ben")
+        first = await ann.session()
+        await ann.session()
+
+        refused = await ann.post("/create_session", 429, tags=[], user_metadata={}, sdk_version="")
+
+        assert "quotas.sessions" in refused["detail"]
+        assert await ben.session()
+        await ann.post(f"/sessions/{first}/finish", reason={"type": "success"})
+        assert await ann.session()
+
+    with_bridge(tmp_path, test, "quotas.sessions=2")

@@ -23,10 +23,12 @@ async def refusing(_scope: Any, _receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def serving(lines: TwoLines) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def serving(
+    lines: TwoLines, app: Any = refusing
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     listening = socket.create_server(("127.0.0.1", 0))
     connection: Any = partial(Connection, lines=lines)
-    settings = uvicorn.Config(refusing, http=connection, log_config=None, lifespan="off", ws="none")
+    settings = uvicorn.Config(app, http=connection, log_config=None, lifespan="off", ws="none")
     server = uvicorn.Server(settings)
     task = asyncio.create_task(server._serve([listening]))
     reader, writer = await asyncio.open_connection(*listening.getsockname())
@@ -151,3 +153,35 @@ class Watched(TwoLines):
     def let_pass(self, descriptor: int) -> None:
         super().let_pass(descriptor)
         self.behind.discard(descriptor)
+
+
+async def telling_much(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(32 * 2**20)})
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_who_leaves_an_answer_unread_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
+    monkeypatch.setattr(connections, "_READ_WITHIN_S", 0.2)
+    hung_up = asyncio.Event()
+    hang_up = Connection._hang_up
+
+    def seen(connection: Connection) -> None:
+        hang_up(connection)
+        hung_up.set()
+
+    monkeypatch.setattr(Connection, "_hang_up", seen)
+
+    async def test(lines: TwoLines) -> None:
+        async with serving(lines, telling_much) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            if not reads:
+                await hung_up.wait()
+                return
+            left = 32 * 2**20
+            while left > 0:  # slowly, for longer than somebody may read nothing
+                left -= len(await reader.read(2**20))
+                await asyncio.sleep(0.02)
+            assert not hung_up.is_set()
+
+    run(test)

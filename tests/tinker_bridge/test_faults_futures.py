@@ -265,7 +265,7 @@ class Watching:
         self._room = bridge.sampling.room
         self.full = False
 
-    async def run(self, _work: object) -> None:
+    async def each(self, _tenant: TenantId, _works: object) -> None:
         self.full = self._room.full(TenantId("ann"))
         raise InvalidRequest("nothing is read here")
 

@@ -1,10 +1,12 @@
 """Rows of chats, sampled texts and positions as the trainer's arrays, and prompts as tokens."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from loractl.bus.chat import ChatTokenizer
 from loractl.bus.errors import InvalidData, InvalidRequest, LoractlError, NotSupported
 from loractl.bus.loss_settings import LOSS_SETTINGS
 from loractl.bus.messages import LossName, ModelDetails
@@ -13,10 +15,11 @@ from loractl.client.rows import parse_rows
 from loractl.client.text import ModelText
 from loractl.client.tiny_model import make_tiny_model
 from loractl.tinker_bridge.founding.bodies import Message, SampleBody, SamplingBody
-from loractl.tinker_bridge.founding.datums import inputs_of, prompt_tokens
+from loractl.tinker_bridge.founding.datums import datum_at, inputs_of, prompt_tokens
 from loractl.tinker_bridge.founding.facts import losses_facts
 from loractl.tinker_bridge.founding.samples import prompts_of, sample_of
 from loractl.tinker_bridge.founding.tokenizer import load_tokenizer
+from loractl.tinker_bridge.wire.loss_inputs import LossInputs
 
 CHAT = [
     {"role": "system", "content": "Be short."},
@@ -77,6 +80,10 @@ def command_line_arrays(model: Path, tokenizer, rows: list[object], loss: LossNa
     return pack(datums, loss)
 
 
+def read(tokenizer: ChatTokenizer, rows: Sequence[object], loss: LossName) -> LossInputs:
+    return inputs_of([datum_at(tokenizer, index, row) for index, row in enumerate(rows)], loss)
+
+
 @pytest.mark.parametrize(
     ("rows", "loss"),
     [
@@ -89,15 +96,15 @@ def command_line_arrays(model: Path, tokenizer, rows: list[object], loss: LossNa
 def test_rows_of_the_command_line_give_the_same_arrays(model, tokenizer, rows, loss):
     expected = command_line_arrays(model, tokenizer, rows, loss)
 
-    inputs = inputs_of(tokenizer, rows, loss)
+    inputs = read(tokenizer, rows, loss)
 
     for name in FIELDS:
         np.testing.assert_array_equal(getattr(inputs, name), getattr(expected, name), err_msg=name)
 
 
 def test_a_bare_list_of_messages_is_a_chat(tokenizer):
-    bare = inputs_of(tokenizer, [CHAT], "cross_entropy")
-    named = inputs_of(tokenizer, [{"messages": CHAT}], "cross_entropy")
+    bare = read(tokenizer, [CHAT], "cross_entropy")
+    named = read(tokenizer, [{"messages": CHAT}], "cross_entropy")
 
     np.testing.assert_array_equal(bare.tokens, named.tokens)
     said = [tokenizer.decode([t]) for t in bare.targets[bare.weights > 0]]
@@ -107,9 +114,9 @@ def test_a_bare_list_of_messages_is_a_chat(tokenizer):
 @pytest.mark.parametrize("row", [ALIGNED, DATUM, {**SAMPLED, "target_tokens": SAMPLED["tokens"]}])
 def test_a_sampled_text_can_be_written_in_three_ways(tokenizer, row):
     row = {key: value for key, value in row.items() if not ("prompt_tokens" in row and key == "tokens")}
-    expected = inputs_of(tokenizer, [SAMPLED], "ppo")
+    expected = read(tokenizer, [SAMPLED], "ppo")
 
-    inputs = inputs_of(tokenizer, [row], "ppo")
+    inputs = read(tokenizer, [row], "ppo")
 
     for name in FIELDS:
         np.testing.assert_array_equal(getattr(inputs, name), getattr(expected, name), err_msg=name)
@@ -120,14 +127,14 @@ def test_a_sampled_text_may_have_its_prompt_as_text_or_chat(tokenizer):
     said = {**rest, "prompt": "What is the sea?"}
     chat = {**rest, "prompt": [{"role": "user", "content": "What is the sea?"}]}
 
-    first, second = (inputs_of(tokenizer, [row], "ppo").tokens for row in (said, chat))
+    first, second = (read(tokenizer, [row], "ppo").tokens for row in (said, chat))
 
     assert first.tolist() == second.tolist()
     assert first.tolist()[:-1] == prompt_tokens(tokenizer, "What is the sea?", raw=False)
 
 
 def test_positions_without_weights_count_all(tokenizer):
-    inputs = inputs_of(tokenizer, [{"tokens": [1, 2], "target_tokens": [2, 3]}], "cross_entropy")
+    inputs = read(tokenizer, [{"tokens": [1, 2], "target_tokens": [2, 3]}], "cross_entropy")
 
     assert inputs.weights.tolist() == [1.0, 1.0]
 
@@ -161,19 +168,19 @@ def test_positions_without_weights_count_all(tokenizer):
 )
 def test_a_row_that_cannot_be_used_is_refused_with_a_reason(tokenizer, row, said):
     with pytest.raises(LoractlError, match=said) as refused:
-        inputs_of(tokenizer, [row], "cross_entropy")
+        read(tokenizer, [row], "cross_entropy")
 
     assert isinstance(refused.value, InvalidData | InvalidRequest | NotSupported)
 
 
 def test_the_reason_says_which_row(tokenizer):
     with pytest.raises(InvalidData, match=r"data\[1\]"):
-        inputs_of(tokenizer, [CHAT, 5], "cross_entropy")
+        read(tokenizer, [CHAT, 5], "cross_entropy")
 
 
 def test_chats_have_no_logprobs_for_policy_losses(tokenizer):
     with pytest.raises(InvalidData, match="logprobs, which ppo needs"):
-        inputs_of(tokenizer, [CHAT], "ppo")
+        read(tokenizer, [CHAT], "ppo")
 
 
 def test_text_is_a_turn_of_a_user_unless_it_is_raw(tokenizer):
@@ -227,3 +234,31 @@ def test_every_loss_is_listed_with_its_settings():
     assert set(listed) == set(LOSS_SETTINGS) == set(LossName.__args__)
     assert listed["ppo"]["settings"] == {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
     assert {"target_tokens", "logprobs", "advantages"} <= set(listed["importance_sampling"]["inputs"])
+
+
+def chat_of(answers: int, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for _ in range(answers) for role in ("user", "assistant")]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [(chat_of(513, "a"), "1026 messages"), (chat_of(100, "x" * 2000), "stand before the answers")],
+)
+def test_a_chat_that_would_be_read_again_for_too_many_answers_is_refused(
+    tokenizer: ChatTokenizer, row: list[dict[str, str]], reason: str
+):
+    with pytest.raises(InvalidData, match=reason):
+        read(tokenizer, [row], "cross_entropy")
+
+
+def test_a_long_chat_with_one_answer_is_a_row(tokenizer: ChatTokenizer):
+    row = [{"role": "user", "content": "x " * 50_000}, {"role": "assistant", "content": "yes"}]
+
+    assert read(tokenizer, [row], "cross_entropy").lengths.tolist() != []
+
+
+def test_a_prompt_has_no_more_messages_than_a_row(tokenizer: ChatTokenizer):
+    turns = [Message(role="user", content="a")] * 1025
+
+    with pytest.raises(InvalidData, match="1025 messages"):
+        prompt_tokens(tokenizer, turns, raw=False)

@@ -10,13 +10,13 @@ import structlog
 from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
 from loractl.tests.tinker_bridge.in_memory import User, with_bridge
 from loractl.tinker_bridge.bodies import (
-    Body,
     CreateSessionBody,
     RetrieveManyBody,
     SaveExternalBody,
     SaveWeightsBody,
     SearchBody,
 )
+from loractl.tinker_bridge.body_fields import Body
 from loractl.tinker_bridge.bridge import Bridge
 from loractl.tinker_bridge.founding.bodies import AddLoraBody, RowsBody, SampleBody
 from loractl.tinker_bridge.last_resort import LastResort

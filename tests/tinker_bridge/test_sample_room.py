@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 
 from loractl.bus.ids import TenantId
-from loractl.tinker_bridge.sample_room import SampleRoom
+from loractl.tinker_bridge.sample_room import SampleRoom, weight
 
 ANN, BEN, CAT = TenantId("ann"), TenantId("ben"), TenantId("cat")
 
@@ -40,3 +40,17 @@ def test_a_share_is_one_at_least_and_room_is_given_back_by_whom_it_was_taken() -
 
     assert not room.full(ANN)
     assert not room.full(BEN)
+
+
+def test_samples_that_weigh_much_hold_up_their_own_tenant_only() -> None:
+    room = SampleRoom(100, held_bytes=1000)
+    with room.taken(ANN, weight_bytes=700):
+        assert room.full(ANN, 301)
+        assert not room.full(ANN, 300)
+        assert not room.full(BEN, 5000)  # alone it may be as large as it likes
+
+    assert not room.full(ANN, 1001)
+
+
+def test_every_sequence_weighs_something() -> None:
+    assert weight(100, 1024) == 100 + 1024 * 4096

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ..bodies import AdamParamsBody, Body, Fields, FirstWrong, Int, Many
+from ..bodies import AdamParamsBody
+from ..body_fields import Body, Fields, FirstWrong, Int, Many
 
 _Int32 = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 _Tokens = Annotated[list[_Int32], FirstWrong(), Field(max_length=2**24)]

@@ -18,23 +18,25 @@ from ..wire.loss_inputs import LossInputs, packed
 from ..wire.pass_request import Datum, shown
 from ..wire.tensors import Tensor, tensor
 from .bodies import Message, Prompt
-from .rows import Chat, Completion, Positions, Row, Sampled, TinkerDatum, Turn, check_text, row_of
+from .rows import Chat, Completion, Positions, Row, Sampled, TinkerDatum, Turn, check_size, check_text, row_of
 
 _FLOAT_INPUTS = ("weights", "mask", "logprobs", "advantages", "sequence_ratio_mask")
 
 
-def inputs_of(tokenizer: ChatTokenizer, data: Sequence[object], loss: LossName) -> LossInputs:
+def datum_at(tokenizer: ChatTokenizer, index: int, value: object) -> Datum:
+    """A row of a pass, which errors name by its place. Raises as `datum_of`."""
+    try:
+        return datum_of(tokenizer, row_of(value))
+    except InvalidData as error:
+        raise InvalidData(f"data[{index}]: {error.message}") from error
+
+
+def inputs_of(datums: Sequence[Datum], loss: LossName) -> LossInputs:
     """All rows of a pass, packed as the trainer takes them.
 
     Raises:
-        InvalidData, InvalidRequest, NotSupported: a row cannot be used, or not with this loss.
+        InvalidData, InvalidRequest, NotSupported: not with this loss.
     """
-    datums = []
-    for index, value in enumerate(data):
-        try:
-            datums.append(datum_of(tokenizer, row_of(value)))
-        except InvalidData as error:
-            raise InvalidData(f"data[{index}]: {error.message}") from error
     inputs = packed(datums, loss)
     if inputs.ignored:
         raise InvalidData(
@@ -44,7 +46,7 @@ def inputs_of(tokenizer: ChatTokenizer, data: Sequence[object], loss: LossName) 
 
 
 def datum_of(tokenizer: ChatTokenizer, row: Row) -> Datum:
-    """Raises InvalidData, InvalidRequest, NotSupported: as `inputs_of`."""
+    """Raises InvalidData, InvalidRequest, NotSupported: a row that cannot be used."""
     match row:
         case Chat(messages=turns):
             return _supervised(render_chat(tokenizer, _messages(turns)))
@@ -77,6 +79,7 @@ def prompt_tokens(tokenizer: ChatTokenizer, prompt: Prompt, *, raw: bool) -> lis
     turns = [part for part in prompt if isinstance(part, Message)]
     if not turns:
         return [part for part in prompt if isinstance(part, int)]
+    check_size(turns, answered=False)
     for turn in turns:
         check_text(turn.content)
     return list(render_prompt(tokenizer, _messages(turns)))

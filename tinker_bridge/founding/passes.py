@@ -1,26 +1,30 @@
 """fwdbwd: rows become one forward-backward pass of a run, and its answer becomes JSON."""
 
+from functools import partial
+
 import numpy as np
 
+from ...bus.ids import TenantId
 from ...bus.messages import Floats, ForwardBackward, LossName, Message, PassResult
 from ..calls import Place
 from ..records import RunRecord
 from ..results import Result, json_result
 from ..wire.loss_inputs import LossInputs, checked_loss
 from .bodies import RowsBody
-from .datums import inputs_of
+from .datums import datum_at, inputs_of
 from .tokenizer import TokenizerThread
 
 
-async def rows_call(tokenizer: TokenizerThread, body: RowsBody) -> "RowsCall":
+async def rows_call(tokenizer: TokenizerThread, tenant: TenantId, body: RowsBody) -> "RowsCall":
     """The call of a body that has rows.
 
     Raises:
         LoractlError: the rows or the loss cannot be used.
     """
     loss = checked_loss(body.loss_fn)
-    inputs = await tokenizer.run(lambda loaded: inputs_of(loaded, body.data, loss))
-    return RowsCall(inputs, loss, body.loss_fn_config)
+    works = [partial(datum_at, index=index, value=value) for index, value in enumerate(body.data)]
+    datums = await tokenizer.each(tenant, works)
+    return RowsCall(inputs_of(datums, loss), loss, body.loss_fn_config)
 
 
 class RowsCall:

@@ -10,8 +10,9 @@
 Legend: P = tokens of a prompt, S = sampled tokens, N = positions.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -22,6 +23,11 @@ _Token = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 _Role = Literal["system", "user", "assistant", "tool"]
 
 
+# A chat's template and tokenizer take a second for so many characters, or a few.
+_MOST_MESSAGES = 1024
+_MOST_READ_CHARACTERS = 2**23
+
+
 class _Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A key that would be ignored might be one that its writer counts on."""
 
@@ -29,6 +35,16 @@ class _Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Turn(_Form, frozen=True):
     role: _Role
     content: str
+
+
+class _Spoken(Protocol):
+    """A turn, of rows or of prompts."""
+
+    @property
+    def role(self) -> str: ...
+
+    @property
+    def content(self) -> str: ...
 
 
 class Chat(_Form, frozen=True):
@@ -127,9 +143,30 @@ def _converted(value: object, form: type[RowT]) -> RowT:
         row = msgspec.convert(value, form)
     except (msgspec.ValidationError, OverflowError) as error:
         raise InvalidData(str(error)) from error
+    if isinstance(row, Chat):
+        check_size(row.messages)
     for text in _texts(row):
         check_text(text)
     return row
+
+
+def check_size(turns: Sequence[_Spoken], *, answered: bool = True) -> None:
+    """What a chat costs: all before an answer is written and tokenized once more for each answer that is learnt.
+
+    Raises:
+        InvalidData: too many messages, or too long before too many answers.
+    """
+    if len(turns) > _MOST_MESSAGES:
+        raise InvalidData(f"a chat of {len(turns)} messages: at most {_MOST_MESSAGES} are taken")
+    if not answered:
+        return
+    before = accumulate(len(turn.content) for turn in turns)
+    read = sum(length for length, turn in zip(before, turns, strict=True) if turn.role == "assistant")
+    if read > _MOST_READ_CHARACTERS and len([turn for turn in turns if turn.role == "assistant"]) > 1:
+        raise InvalidData(
+            f"{read:,} characters stand before the answers of this chat, those before several counted for each: "
+            f"at most {_MOST_READ_CHARACTERS:,} are taken; make rows of fewer answers of it"
+        )
 
 
 def check_text(text: str) -> None:

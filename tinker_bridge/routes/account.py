@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from ...bus.errors import NotSupported
 from ...bus.ids import TenantId
 from ...bus.keys import KeyRecord
-from ..bodies import Body
+from ..body_fields import Body
 from ..bridge import Bridge
 from .reading import KEYED, BridgeIn, TenantIn
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 
-from ..bodies import Body, PathBody, SearchBody, SearchCursor
+from ..bodies import PathBody, SearchBody, SearchCursor
+from ..body_fields import Body
 from ..bridge import Bridge
 from ..listing import (
     Checkpoint,

@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse
 from ...bus.errors import CheckpointExists, InvalidRequest, NotSupported
 from ...bus.ids import TenantId
 from ..answers import error_body
-from ..bodies import Body, CopyBody, ProjectBody, TtlBody
+from ..bodies import CopyBody, ProjectBody, TtlBody
+from ..body_fields import Body
 from ..bridge import Bridge
 from ..copying import checked_source, copy_weights
 from ..future_rows import Asked

@@ -7,7 +7,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
 from ...bus.errors import InvalidRequest
-from ..bodies import Body, SaveExternalBody
+from ..bodies import SaveExternalBody
+from ..body_fields import Body
 from ..bridge import Bridge
 from ..exporting import SaveExternal
 from ..future_rows import Asked

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,6 +25,7 @@ from ..operations import Step
 from ..progress import Progress
 from ..records import Json, RunRecord
 from ..results import JSON, Result
+from ..sample_room import weight
 from ..training import PUBLICATION
 from .reading import (
     KEYED,
@@ -152,30 +154,36 @@ def _fields_of(result: Result) -> Facts:
 @router.post("/api/v1/sample", openapi_extra=described(SampleBody))
 async def sample(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Facts:
     """Answer with text. An adapter that was trained since is published first."""
-    fields = json_object(await request.body())
+    content = await request.body()
+    body = await bridge.apart.when_large(tenant, len(content), lambda: _read(bridge, content))
+    return await unless_gone(request, _sampled(bridge, tenant, body, len(content)))
+
+
+def _read(bridge: Bridge, content: bytes) -> SampleBody:
+    fields = json_object(content)
     prompts = fields.get("prompts")
     if isinstance(prompts, list):
         _check_count(bridge, len(prompts))  # before any of them is looked at
-    body = checked(SampleBody, fields)
-    return await unless_gone(request, _sampled(bridge, tenant, body))
+    return checked(SampleBody, fields)
 
 
-async def _sampled(bridge: Bridge, tenant: TenantId, body: SampleBody) -> Facts:
+async def _sampled(bridge: Bridge, tenant: TenantId, body: SampleBody, size_bytes: int) -> Facts:
     bridge.base.check(body.base_model)
     prompts = prompts_of(body)
-    _check_count(bridge, len(prompts) * body.sampling_params.num_samples)
-    bridge.sampling.check_room(tenant)
+    sequences = len(prompts) * body.sampling_params.num_samples
+    _check_count(bridge, sequences)
+    weight_bytes = weight(size_bytes, sequences)
+    bridge.sampling.check_room(tenant, weight_bytes)
     run = None if body.model_id is None else bridge.runs.live(tenant, body.model_id)
-    with bridge.sampling.room.taken(tenant, len(prompts)):
+    with bridge.sampling.room.taken(tenant, len(prompts), weight_bytes=weight_bytes):
         return await _answered(bridge, tenant, body, prompts, run)
 
 
 async def _answered(
     bridge: Bridge, tenant: TenantId, body: SampleBody, prompts: list[Prompt], run: RunRecord | None
 ) -> Facts:
-    tokens = await bridge.tokenizer.run(
-        lambda loaded: [prompt_tokens(loaded, prompt, raw=body.raw) for prompt in prompts]
-    )
+    works = [partial(prompt_tokens, prompt=prompt, raw=body.raw) for prompt in prompts]
+    tokens = await bridge.tokenizer.each(tenant, works)
     if run is not None:
         await bridge.serving.up_to_date(run)
     adapter = None if run is None else run.adapter

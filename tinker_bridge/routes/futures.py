@@ -29,11 +29,19 @@ _SHORTEST_PART = 0.75
 async def retrieve_future(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Response:
     """Wait for a result. `try_again` says that there is none yet, and what it waits for."""
     body = checked(RetrieveBody, json_object(await request.body()))
+    accept = request.headers.get("accept", "")
     found = await bridge.futures.wait(tenant, body.request_id, _patience_s(request, bridge))
     await bridge.pace.turn()  # many end together
     if isinstance(found, Result):
-        return _response(found, request.headers.get("accept", ""))
+        return await bridge.apart.when_large(
+            tenant, _converted_bytes(found, accept), lambda: _response(found, accept)
+        )
     return JSONResponse(try_again(body.request_id, found))
+
+
+def _converted_bytes(result: Result, accept: str) -> int:
+    """How much has to be written in another form; what is ready costs nothing."""
+    return len(result.body) if result.form and PROTOBUF not in accept else 0
 
 
 def _response(result: Result, accept: str) -> Response:

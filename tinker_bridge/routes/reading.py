@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ...bus.errors import InvalidRequest
 from ...bus.ids import TenantId
 from ..access import tenant_of
-from ..bodies import Body
+from ..body_fields import Body
 from ..bridge import Bridge
 from ..future import Future
 from ..future_rows import Asked

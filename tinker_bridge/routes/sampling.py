@@ -9,6 +9,7 @@ from ...bus.errors import InvalidRequest, QuotaExceeded
 from ..bodies import CreateSamplingSessionBody, SampleBody, SamplingSessionBody
 from ..bridge import Bridge
 from ..future_rows import Asked
+from ..training import digest_of
 from ..wire import peek_sample
 from .reading import Begun, BridgeIn, TenantIn, asked_of, described, told
 
@@ -56,14 +57,16 @@ async def asample(request: Request, bridge: BridgeIn, tenant: TenantIn) -> Respo
 
 
 async def begin_sample(bridge: Bridge, asked: Asked) -> Begun:
-    envelope = peek_sample(asked.body)
+    envelope, digest = await bridge.apart.when_large(
+        asked.tenant, len(asked.body), lambda: (peek_sample(asked.body), digest_of(asked.body))
+    )
     if envelope.sampling_session_id is None or envelope.seq_id is None:
         raise InvalidRequest("a sample needs sampling_session_id and seq_id: create a sampling session first")
     if not 1 <= envelope.num_samples <= _MOST_SAMPLES:
         raise InvalidRequest(f"num_samples is {envelope.num_samples}: it can be 1 to {_MOST_SAMPLES}")
     sampler = bridge.samplers.owned(asked.tenant, envelope.sampling_session_id)
     bridge.sessions.active(asked.tenant, sampler.parent)
-    future = bridge.sampling.submit(asked, sampler, envelope.seq_id)
+    future = bridge.sampling.submit(asked, sampler, envelope.seq_id, envelope, digest)
     # Said again for a repeated request, so they are made from its id.
     sequences = [f"{future.id}.{index}" for index in range(envelope.num_samples)]
     return Begun(future, {"sample_sequence_ids": sequences})

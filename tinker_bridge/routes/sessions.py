@@ -3,7 +3,8 @@
 import structlog
 from fastapi import APIRouter
 
-from ..bodies import Body, CreateSessionBody, FinishBody, HeartbeatBody
+from ..bodies import CreateSessionBody, FinishBody, HeartbeatBody
+from ..body_fields import Body
 from ..housekeeping import end_session
 from ..sdk_versions import version_warning
 from .reading import BridgeIn, TenantIn

@@ -3,7 +3,8 @@
 from fastapi import APIRouter
 
 from ..base import BaseModel
-from ..bodies import Body, ConfigBody
+from ..bodies import ConfigBody
+from ..body_fields import Body
 from .reading import KEYED, BridgeIn
 
 router = APIRouter(prefix="/api/v1", tags=["settings"], dependencies=KEYED)

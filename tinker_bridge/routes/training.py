@@ -13,6 +13,7 @@ import msgspec
 from fastapi import APIRouter, Request
 
 from ...bus.errors import LoractlError
+from ..apart import INLINE_BYTES
 from ..bodies import (
     OptimStepBody,
     SaveForSamplerBody,
@@ -48,8 +49,6 @@ _PASS_OR_ROWS_BODY = {"requestBody": {"required": True, "content": {**_PROTOBUF_
 
 Started = dict[str, Any]
 PASS_PATHS = ("/api/v1/forward_backward", "/api/v1/forward")
-# What is larger is read in a thread: hashing alone is half the work on it, and leaves the loop free.
-_INLINE_BYTES = 32 * 2**10
 
 
 @router.post("/forward_backward", openapi_extra=_PASS_OR_ROWS_BODY)
@@ -97,7 +96,7 @@ async def begin_rows(bridge: Bridge, asked: Asked) -> Begun:
     Raises:
         LoractlError: the body cannot be used, or there is no such run.
     """
-    if len(asked.body) > _INLINE_BYTES:
+    if len(asked.body) > INLINE_BYTES:
         named = _peeked_rows(asked.body).model_id
         if isinstance(named, str):
             bridge.runs.owned(asked.tenant, named)
@@ -109,7 +108,7 @@ async def begin_rows(bridge: Bridge, asked: Asked) -> Begun:
     call: Call
     size_bytes = 0
     try:
-        call = rows = await rows_call(bridge.tokenizer, checked(RowsBody, fields))
+        call = rows = await rows_call(bridge.tokenizer, asked.tenant, checked(RowsBody, fields))
         size_bytes = rows.size_bytes
     except LoractlError as error:
         if seq is None:
@@ -141,7 +140,7 @@ async def _peeked(bridge: Bridge, asked: Asked) -> tuple[Envelope, bytes]:
 
     if asked.content_encoding is not None:
         return await bridge.apart.run(asked.tenant, peek)
-    return await asyncio.to_thread(peek) if len(asked.body) > _INLINE_BYTES else peek()
+    return await asyncio.to_thread(peek) if len(asked.body) > INLINE_BYTES else peek()
 
 
 @router.post("/optim_step", openapi_extra=described(OptimStepBody))

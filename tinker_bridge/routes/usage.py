@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from ...bus.ids import TenantId
 from ...bus.messages import AdapterList, ListAdapters, Usage
-from ..bodies import Body
+from ..body_fields import Body
 from .reading import BridgeIn, TenantIn
 
 router = APIRouter(tags=["account"])

@@ -10,7 +10,7 @@ from ...bus.messages import Floats, Ints
 from .pass_request import refuse_chunk, shown
 from .tensors import Csr, Tensor, tensor
 
-_MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -46,7 +46,7 @@ def decoded(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T], what: s
     """
     try:
         return decoder.decode(body)
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise InvalidRequest(f"{what}: {error}") from error
 
 

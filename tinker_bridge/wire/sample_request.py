@@ -10,8 +10,8 @@ import numpy as np
 
 from ...bus.errors import InvalidData, InvalidRequest
 from ...bus.messages import Ints, Sample
-from .json_forms import Int64, ModelInput, TensorData, decoded, tensor_of, tokens_of
-from .tensors import MOST_CELLS, Csr, shape_text
+from .json_forms import MALFORMED, Int64, ModelInput, TensorData, decoded, tensor_of, tokens_of
+from .tensors import Csr, shape_text
 
 
 class SampleEnvelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +22,16 @@ class SampleEnvelope(msgspec.Struct, frozen=True, kw_only=True):
     base_model: str | None = None
     model_path: str | None = None
     num_samples: Int64 = 1
+    target_prompt_logprobs: msgspec.Raw = msgspec.Raw()
+
+    @property
+    def target_bytes(self) -> int:
+        """What the targets take as the sampler gets them: a few listed cells may claim millions."""
+        try:
+            rows, columns = _shaped.decode(self.target_prompt_logprobs).shape
+        except (*MALFORMED, ValueError):
+            return 0  # none, or none that are taken
+        return min(abs(rows * columns), _MOST_TARGETS) * np.dtype(np.int64).itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +69,14 @@ class _Request(msgspec.Struct):
     prompt_logprobs_last_n: Int64 | None = None
 
 
+class _Shaped(msgspec.Struct):
+    shape: tuple[Int64, Int64]
+
+
+# As the sampler has it, of all that is told of a prompt together.
+_MOST_TARGETS = 2**22
 _NO_TARGETS = np.zeros((0, 0), dtype=np.int64)
+_shaped = msgspec.json.Decoder(_Shaped)
 _envelope = msgspec.json.Decoder(SampleEnvelope)
 _request = msgspec.json.Decoder(_Request)
 
@@ -86,6 +103,8 @@ def decode_sample(body: bytes, *, context_tokens: int) -> SampleCall:
     prompt = tokens_of(request.prompt, "the prompt")
     if not prompt.size:
         raise InvalidData("the prompt is empty: give at least one token")
+    if prompt.size > context_tokens:
+        raise InvalidData(f"sequence length {prompt.size} exceeds max {context_tokens}")
     _check_scoring(request, prompt.size)
     targets, layout = _targets(request.target_prompt_logprobs, prompt.size)
     stop_tokens, stop_strings = _stops(params.stop)
@@ -149,6 +168,6 @@ def _targets(asked: TensorData | None, prompt_tokens: int) -> tuple[Ints, Csr | 
             f"target_prompt_logprobs must be int64 of the shape ({prompt_tokens - 1}, K), a row for each "
             f"position of the prompt after its first, and has {shape_text(tensor.shape)}"
         )
-    if tensor.shape[0] * tensor.shape[1] > MOST_CELLS:
-        raise InvalidData(f"target_prompt_logprobs has more than {MOST_CELLS} cells")
+    if tensor.shape[0] * tensor.shape[1] > _MOST_TARGETS:
+        raise InvalidData(f"target_prompt_logprobs has more than {_MOST_TARGETS} cells")
     return tensor.whole(unlisted=-1).astype(np.int64, copy=False), tensor.csr

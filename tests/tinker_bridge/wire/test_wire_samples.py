@@ -192,3 +192,36 @@ def test_damaged_requests_end_as_our_errors(flips):
             faults.append(error.fault)
 
     assert set(faults) <= {"user"}
+
+
+def with_targets(shape: list[int], **more: object) -> bytes:
+    """A few bytes that claim as many targets as they like."""
+    targets = {"data": [], "dtype": "int64", "shape": shape, "sparse_crow_indices": [0] * (shape[0] + 1)}
+    return json.dumps(
+        {
+            "sampling_session_id": "s",
+            "seq_id": 1,
+            "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1] * (shape[0] + 1)}]},
+            "sampling_params": {},
+            "target_prompt_logprobs": {**targets, "sparse_col_indices": []},
+            **more,
+        }
+    ).encode()
+
+
+def test_targets_weigh_what_they_grow_to_and_have_the_samplers_bound():
+    assert peek_sample(with_targets([1, 2**20])).target_bytes == 8 * 2**20
+    assert peek_sample(with_targets([1, 2**24])).target_bytes == 8 * 2**22
+    assert message_of(with_targets([1, 2**22])).prompt_targets.size == 0
+    with pytest.raises(InvalidData, match="more than 4194304 cells"):
+        decode_sample(with_targets([1, 2**22 + 1]), context_tokens=64)
+
+
+@pytest.mark.parametrize("targets", [None, 5, "x", [], {"shape": "x"}, {"shape": [1]}, {"shape": [1, 2, 3]}])
+def test_targets_that_are_none_weigh_nothing(targets: object):
+    assert peek_sample(with_targets([1, 1], target_prompt_logprobs=targets)).target_bytes == 0
+
+
+def test_a_prompt_that_is_longer_than_any_context_is_refused_here():
+    with pytest.raises(InvalidData, match="sequence length 65 exceeds max 64"):
+        message_of(as_asked(range(65)))
