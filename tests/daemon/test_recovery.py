@@ -488,7 +488,7 @@ def test_one_request_that_cannot_be_read_again_holds_up_none_behind_it(office: J
 
     decisions = recover(office)
 
-    assert codes(told(decisions)) == ["internal"]
+    assert codes(told(decisions)) == ["storage_failed"]
     assert forwarded(decisions) == [step(adapter, lane, 2)]
 
 
