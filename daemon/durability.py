@@ -138,9 +138,11 @@ class Durability:
         return lane
 
     def _run_again(self, ticket: Ticket, logged: Logged) -> list[Decision]:
-        """Once the journal knows: what has an outcome is history that it may let go of."""
+        """Once the journal knows: what has an outcome is history that it may let go of. One that cannot be read
+        keeps the outcome that it has."""
+        assert self._past is not None
+        ticket.frames = self._past.request(logged.number)
         self._journaling.taken_up(ticket, logged)
-        self._journaling.read_again(ticket)
         ticket.sent = True
         return [self._journaling.retried(ticket)]
 

@@ -6,6 +6,7 @@ whoever sends many of them waits for themselves, not others for them.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -35,4 +36,11 @@ class Apart:
         if own is None:
             own = self._own[tenant] = asyncio.Lock()
         async with own, self._all:
-            return await asyncio.to_thread(work)
+            working = asyncio.ensure_future(asyncio.to_thread(work))
+            try:
+                return await asyncio.shield(working)
+            finally:
+                # The thread goes on when nobody waits for it any more, and has its place until it is done.
+                while not working.done():
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait({working})

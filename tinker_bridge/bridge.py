@@ -29,6 +29,7 @@ from .sampling import Sampling
 from .sessions import Sessions
 from .store import Store
 from .training import Training
+from .unread import Unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Bridge:
     journal: FutureJournal
     pace: Pace
     apart: Apart
+    unread: Unread
     health: HealthCheck
     futures: Futures
     sessions: Sessions
@@ -119,6 +121,7 @@ def open_bridge(config: Config, bus: Bus) -> Bridge:
         journal=journal,
         pace=Pace(),
         apart=apart,
+        unread=Unread(),
         health=health,
         futures=futures,
         sessions=sessions,

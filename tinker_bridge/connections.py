@@ -15,8 +15,9 @@ from .two_lines import TwoLines
 
 _WITHIN_S = 30.0
 _HEADERS_BYTES = 64 * 2**10
-# Who reads an answer reads so much of it in that time, or is gone: it is held until then.
-_READ_WITHIN_S = 30.0
+# Who reads an answer reads so much of it in that time, or is gone: it is held until then. The system tells of
+# what was read by the megabyte.
+_READ_WITHIN_S = 120.0
 _READ_BYTES = 64 * 2**10
 
 

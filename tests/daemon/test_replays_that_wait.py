@@ -239,3 +239,20 @@ def test_what_the_journal_has_let_go_of_is_not_run_again_under_its_id(office: Jo
 
     assert isinstance(failed, Failed)
     assert failed.code == "storage_failed"
+
+
+def test_what_cannot_be_read_again_for_another_try_keeps_its_outcome(
+    office: JournalledOffice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = CreateAdapter(name="pirate", lora=LORA)
+    office.settled(office.ask(asked, request="c"))
+    full = Failed(code="quota_exceeded", message="no", retryable=True, fault="user")
+    office.settled(office.answer(TRAINER, full, request="c"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(office.store, "request", unreadable)
+        (failed,) = told(office.settled(office.ask(asked, request="c")))
+
+    assert isinstance(failed, Failed)
+    assert failed.code == "storage_failed"
+    assert len(forwarded(office.settled(office.ask(asked, request="c")))) == 1

@@ -262,3 +262,16 @@ def test_a_prompt_has_no_more_messages_than_a_row(tokenizer: ChatTokenizer):
 
     with pytest.raises(InvalidData, match="1025 messages"):
         prompt_tokens(tokenizer, turns, raw=False)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**SAMPLED, "prompt_tokens": [{"role": "user", "content": "a"}] * 1025},
+        {"prompt": "x" * (2**22 + 1), "completion": "y"},
+        [{"role": "user", "content": "x" * 2**21}] * 3 + [{"role": "assistant", "content": "y"}],
+    ],
+)
+def test_texts_longer_than_any_model_reads_are_refused(tokenizer: ChatTokenizer, row: object):
+    with pytest.raises(InvalidData, match="at most"):
+        read(tokenizer, [row], "ppo")

@@ -224,3 +224,24 @@ def test_plain_and_sparse_parts_are_told_apart() -> None:
 
     assert not peek_forward_backward(plain.SerializeToString(), PROTOBUF).heavy
     assert peek_forward_backward(sparse.SerializeToString(), PROTOBUF).heavy
+
+
+def test_what_is_given_up_in_a_thread_has_its_place_until_it_is_done() -> None:
+    async def test() -> None:
+        apart, free = Apart(), threading.Event()
+        begun: list[int] = []
+
+        def work() -> None:
+            begun.append(1)
+            free.wait(30)
+
+        tasks = [asyncio.create_task(apart.run(ANN, work)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        tasks[0].cancel()
+        await asyncio.sleep(0.1)
+        assert (len(begun), tasks[0].done()) == (1, False)
+        free.set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(each) for each in found] == [asyncio.CancelledError, type(None), type(None)]
+
+    asyncio.run(asyncio.wait_for(test(), 30))

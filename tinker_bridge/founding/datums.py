@@ -108,6 +108,7 @@ def _sampled(tokenizer: ChatTokenizer, row: Sampled) -> Datum:
     if isinstance(prompt, str):
         before = _text_tokens(tokenizer, prompt, raw=False)
     elif turns := [part for part in prompt if isinstance(part, Turn)]:
+        check_size(turns, answered=False)
         before = list(render_prompt(tokenizer, _messages(turns)))
     else:
         before = [part for part in prompt if isinstance(part, int)]

@@ -24,7 +24,8 @@ async def rows_call(tokenizer: TokenizerThread, tenant: TenantId, body: RowsBody
     loss = checked_loss(body.loss_fn)
     works = [partial(datum_at, index=index, value=value) for index, value in enumerate(body.data)]
     datums = await tokenizer.each(tenant, works)
-    return RowsCall(inputs_of(datums, loss), loss, body.loss_fn_config)
+    (inputs,) = await tokenizer.each(tenant, [lambda _: inputs_of(datums, loss)])
+    return RowsCall(inputs, loss, body.loss_fn_config)
 
 
 class RowsCall:

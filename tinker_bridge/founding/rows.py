@@ -25,6 +25,7 @@ _Role = Literal["system", "user", "assistant", "tool"]
 
 # A chat's template and tokenizer take a second for so many characters, or a few.
 _MOST_MESSAGES = 1024
+_MOST_CHARACTERS = 2**22
 _MOST_READ_CHARACTERS = 2**23
 
 
@@ -158,11 +159,14 @@ def check_size(turns: Sequence[_Spoken], *, answered: bool = True) -> None:
     """
     if len(turns) > _MOST_MESSAGES:
         raise InvalidData(f"a chat of {len(turns)} messages: at most {_MOST_MESSAGES} are taken")
+    characters = sum(len(turn.content) for turn in turns)
+    if characters > _MOST_CHARACTERS:
+        raise InvalidData(f"a chat of {characters:,} characters: at most {_MOST_CHARACTERS:,} are taken")
     if not answered:
         return
     before = accumulate(len(turn.content) for turn in turns)
     read = sum(length for length, turn in zip(before, turns, strict=True) if turn.role == "assistant")
-    if read > _MOST_READ_CHARACTERS and len([turn for turn in turns if turn.role == "assistant"]) > 1:
+    if read > _MOST_READ_CHARACTERS:
         raise InvalidData(
             f"{read:,} characters stand before the answers of this chat, those before several counted for each: "
             f"at most {_MOST_READ_CHARACTERS:,} are taken; make rows of fewer answers of it"
@@ -170,7 +174,13 @@ def check_size(turns: Sequence[_Spoken], *, answered: bool = True) -> None:
 
 
 def check_text(text: str) -> None:
-    """Escapes in JSON can make strings that no tokenizer takes. Raises InvalidData."""
+    """Escapes in JSON can make strings that no tokenizer takes, and some are longer than any model reads.
+
+    Raises:
+        InvalidData: it is such a one.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise InvalidData(f"a text of {len(text):,} characters: at most {_MOST_CHARACTERS:,} are taken")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -135,6 +135,11 @@ async def retrieve_future(body: ResultBody, bridge: BridgeIn, tenant: TenantIn) 
     if isinstance(found, Progress):
         reason = {"reason": found.reason} if found.reason else {}
         return JSONResponse({**answer, "status": "pending", **reason}, status_code=202)
+    await bridge.unread.room(tenant)
+    return await bridge.apart.when_large(tenant, len(found.body), lambda: _told(found, answer))
+
+
+def _told(found: Result, answer: Facts) -> JSONResponse:
     result = _fields_of(found)
     if found.failed:
         return JSONResponse({**answer, "status": "failed", **result}, status_code=500)

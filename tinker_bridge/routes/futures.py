@@ -33,6 +33,7 @@ async def retrieve_future(request: Request, bridge: BridgeIn, tenant: TenantIn) 
     found = await bridge.futures.wait(tenant, body.request_id, _patience_s(request, bridge))
     await bridge.pace.turn()  # many end together
     if isinstance(found, Result):
+        await bridge.unread.room(tenant)
         return await bridge.apart.when_large(
             tenant, _converted_bytes(found, accept), lambda: _response(found, accept)
         )
