@@ -26,7 +26,6 @@ from .rates import Rates
 from .routes import ROUTERS
 from .routes.reading import path_of
 from .routes.training import PASS_PATHS
-from .unread import Piecewise
 from .wire.compression import MOST_JSON_BYTES
 from .wire.pass_request import shown
 
@@ -38,7 +37,6 @@ Point the `tinker` SDK here with the environment that `loractl env` prints."""
 def create_app(bridge: Bridge) -> FastAPI:
     app = FastAPI(title="loractl", version=__version__, description=_ABOUT)
     app.state.bridge = bridge
-    app.add_middleware(Piecewise, unread=bridge.unread, tenant_of=lambda scope: _tenant_of(bridge, scope))
     app.add_middleware(AfterRecords, settled=bridge.settled)
     app.add_middleware(BodyLimit, allowed=lambda scope: _allowed(bridge, scope), pace=bridge.pace)
     quotas = bridge.config.quotas

@@ -83,11 +83,11 @@ class Sampling:
         async def work(progress: Progress) -> Result:
             with self.room.taken(tenant, weight_bytes=weight_bytes):
                 progress.waiting = self._base
-                if sampler.adapter is not None or sampler.model_path is not None:
-                    await self._base.wait_for_versions()
                 decoded = partial(decode_sample, content, context_tokens=self._base.most_tokens)
                 call = await self._apart.when_large(tenant, grown_bytes, decoded)
                 progress.made.set()  # there is room for what it has grown to
+                if sampler.adapter is not None or sampler.model_path is not None:
+                    await self._base.wait_for_versions()
                 source = await self._samplers.source(tenant, sampler.id)
                 drawn, seed = progress.origin.number("seed", _SEEDS), call.message.seed
                 sample = replace(

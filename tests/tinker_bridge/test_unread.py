@@ -1,86 +1,93 @@
-"""Large answers: handed out as they are read, and no more of one tenant's than it reads."""
+"""Large results: handed out as they are read, and no more of one tenant's than it reads."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+from fastapi import Response
 from loractl.bus.ids import TenantId
-from loractl.tinker_bridge.unread import Piecewise, Unread
+from loractl.tests.tinker_bridge.bus_in_memory import InMemoryBus
+from loractl.tests.tinker_bridge.in_memory import User, with_bridge
+from loractl.tinker_bridge.bridge import Bridge
+from loractl.tinker_bridge.results import Result
+from loractl.tinker_bridge.unread import Unread
 
 ANN, BEN = TenantId("ann"), TenantId("ben")
-KIB = 2**10
-
-
-def app_that_tells(*parts: bytes) -> Any:
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        for number, part in enumerate(parts, start=1):
-            await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
-
-    return app
+MIB = 2**20
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 30))
 
 
-async def told(app: Any, unread: Unread, send: Any) -> None:
-    await Piecewise(app, unread=unread, tenant_of=lambda _: ANN)({"type": "http"}, None, send)
-
-
-def test_an_answer_goes_out_in_pieces_that_are_the_whole() -> None:
-    body, small = bytes(range(256)) * 3 * KIB, b"small"
+def test_a_result_goes_out_in_pieces_that_are_the_whole() -> None:
+    body = bytes(range(256)) * 5 * 2**10
     heard: list[Any] = []
 
     async def send(message: Any) -> None:
         heard.append(message)
 
     async def test() -> None:
-        await told(app_that_tells(body, small), Unread(), send)
-        bodies = heard[1:]
-        assert b"".join(each["body"] for each in bodies) == body + small
-        assert max(len(each["body"]) for each in bodies) == 256 * KIB
-        assert [each["more_body"] for each in bodies] == [True, True, True, False]
-        heard.clear()
-        await told(app_that_tells(body), Unread(), send)
-        assert [each["more_body"] for each in heard[1:]] == [True, True, False]
+        unread = Unread(2 * MIB)
+        assert unread.enter(ANN, len(body))
+        response = unread.told(Response(body, media_type="text/x"), ANN, len(body))
+        await response({"type": "http"}, None, send)  # type: ignore[arg-type]
+        assert dict(heard[0]["headers"])[b"content-length"] == str(len(body)).encode()
+        assert b"".join(each["body"] for each in heard[1:]) == body
+        assert [each["more_body"] for each in heard[1:]] == [True] * 4 + [False]
+        assert unread.enter(ANN, 2 * MIB)
 
     run(test)
 
 
-def test_a_tenants_next_answer_waits_until_it_has_read_the_others_and_nobody_elses_does() -> None:
+def test_one_more_waits_for_its_own_tenants_others_alone_and_small_ones_never() -> None:
     async def test() -> None:
-        unread, reads = Unread(512 * KIB), asyncio.Event()
-
-        async def send(message: Any) -> None:
-            if message["type"] == "http.response.body":
-                await reads.wait()
-
-        telling = asyncio.create_task(told(app_that_tells(bytes(600 * KIB)), unread, send))
-        await asyncio.sleep(0)
-        mine = asyncio.create_task(unread.room(ANN))
-        await unread.room(BEN)
+        unread = Unread(4 * MIB)
+        assert unread.enter(ANN, 3 * MIB)
+        assert not unread.enter(ANN, 2 * MIB)
+        assert unread.enter(ANN, MIB)
+        assert unread.enter(BEN, 9 * MIB)
+        waiting = asyncio.create_task(unread.wait(20.0))
         await asyncio.sleep(0.05)
-        assert not mine.done()
-        reads.set()
-        await telling
-        await mine
+        assert not waiting.done()
+        unread.leave(ANN, 3 * MIB)
+        await waiting
+        assert unread.enter(ANN, 2 * MIB)
 
     run(test)
 
 
-def test_whoever_hangs_up_has_nothing_unread() -> None:
+def test_a_result_that_is_never_sent_leaves_its_room() -> None:
     async def test() -> None:
-        unread = Unread(512 * KIB)
-
-        async def send(message: Any) -> None:
-            if message["type"] == "http.response.body":
-                await asyncio.Event().wait()
-
-        telling = asyncio.create_task(told(app_that_tells(bytes(600 * KIB)), unread, send))
-        await asyncio.sleep(0.01)
-        telling.cancel()
-        await asyncio.wait({telling})
-        await unread.room(ANN)
+        unread = Unread(2 * MIB)
+        assert unread.enter(ANN, 2 * MIB)
+        response = unread.told(Response(b"x"), ANN, 2 * MIB)
+        assert not unread.enter(ANN, 2 * MIB)
+        del response
+        assert unread.enter(ANN, 2 * MIB)
 
     run(test)
+
+
+def test_a_poll_whose_result_finds_no_room_is_told_so_in_time(tmp_path: Path) -> None:
+    async def test(bridge: Bridge, _bus: InMemoryBus) -> None:
+        ann = User(bridge, "ann")
+        bridge.unread.enter(ANN, 256 * MIB)
+        run_id = await ann.run()
+        started = await ann.post("/save_weights", model_id=run_id, seq_id=1, path="a")
+        future = bridge.futures.owned(ANN, started["request_id"])
+        await future.done.wait()
+        future.result = Result(b"x" * (2 * MIB))
+        headers = {"x-stainless-read-timeout": "6"}
+
+        told = await ann.http.post(
+            "/api/v1/retrieve_future", json={"request_id": started["request_id"]}, headers=headers
+        )
+        bridge.unread.leave(ANN, 256 * MIB)
+        read = await ann.http.post("/api/v1/retrieve_future", json={"request_id": started["request_id"]})
+
+        assert told.json()["queue_state"] == "paused_rate_limit"
+        assert len(read.content) == 2 * MIB
+
+    with_bridge(tmp_path, test)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ...bus.errors import Aborted, InvalidRequest, NotSupported
@@ -19,7 +19,8 @@ from ..founding.bodies import AddLoraBody, ModelIdBody, Prompt, ResultBody, Rows
 from ..founding.datums import prompt_tokens
 from ..founding.facts import adapters_facts, losses_facts, run_facts
 from ..founding.names import new_name
-from ..founding.samples import prompts_of, result_of, sample_of
+from ..founding.samples import prompts_of, sample_of
+from ..founding.samples import result_of as text_of
 from ..future_rows import Asked
 from ..operations import Step
 from ..progress import Progress
@@ -27,6 +28,7 @@ from ..records import Json, RunRecord
 from ..results import JSON, Result
 from ..sample_room import weight
 from ..training import PUBLICATION
+from .futures import result_of, told_of
 from .reading import (
     KEYED,
     Begun,
@@ -127,16 +129,15 @@ STARTS = {"/fwdbwd": begin_rows, "/optim_step": begin_step, PUBLICATION: begin_p
         500: {"description": "The work failed: category says whether by its sender's doing or by ours."},
     },
 )
-async def retrieve_future(body: ResultBody, bridge: BridgeIn, tenant: TenantIn) -> JSONResponse:
+async def retrieve_future(body: ResultBody, bridge: BridgeIn, tenant: TenantIn) -> Response:
     """The result of fwdbwd or optim_step: 200 completed, 202 pending, 500 failed. Can be read again."""
     patience_s = min(body.timeout, bridge.config.bridge.long_poll_s)
-    found = await bridge.futures.wait(tenant, body.request_id, patience_s)
+    found = await result_of(bridge, tenant, body.request_id, patience_s)
     answer: Facts = {"request_id": body.request_id}
     if isinstance(found, Progress):
         reason = {"reason": found.reason} if found.reason else {}
         return JSONResponse({**answer, "status": "pending", **reason}, status_code=202)
-    await bridge.unread.room(tenant)
-    return await bridge.apart.when_large(tenant, len(found.body), lambda: _told(found, answer))
+    return await told_of(bridge, tenant, found, lambda: _told(found, answer), len(found.body))
 
 
 def _told(found: Result, answer: Facts) -> JSONResponse:
@@ -195,7 +196,7 @@ async def _answered(
     samples = [sample_of(adapter, each, body.sampling_params) for each in tokens]
     results = await asyncio.gather(*(bridge.bus.request(each, tenant=tenant) for each in samples))
     answers = [
-        result_of(each, result)
+        text_of(each, result)
         for each, result in zip(samples, results, strict=True)
         if isinstance(result, SampleResult)
     ]

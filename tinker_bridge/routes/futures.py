@@ -1,5 +1,6 @@
 """Results: polled one by one, as completions of a sampling session, or given up."""
 
+import asyncio
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from ...bus.ids import TenantId
 from ...bus.messages import WaitCause
 from ..bodies import CancelBody, RetrieveBody, RetrieveManyBody
 from ..bridge import Bridge
 from ..completions import Completion
-from ..progress import Progress
+from ..progress import Pause, Progress
 from ..results import JSON, PROTOBUF, Form, Result
 from ..sampling import group_of
 from ..wire import pass_json, sample_json
@@ -30,17 +32,45 @@ async def retrieve_future(request: Request, bridge: BridgeIn, tenant: TenantIn) 
     """Wait for a result. `try_again` says that there is none yet, and what it waits for."""
     body = checked(RetrieveBody, json_object(await request.body()))
     accept = request.headers.get("accept", "")
-    found = await bridge.futures.wait(tenant, body.request_id, _patience_s(request, bridge))
+    found = await result_of(bridge, tenant, body.request_id, _patience_s(request, bridge))
     await bridge.pace.turn()  # many end together
     if isinstance(found, Result):
-        await bridge.unread.room(tenant)
-        return await bridge.apart.when_large(
-            tenant, _converted_bytes(found, accept), lambda: _response(found, accept)
+        return await told_of(
+            bridge, tenant, found, lambda: _response(found, accept), _converted(found, accept)
         )
     return JSONResponse(try_again(body.request_id, found))
 
 
-def _converted_bytes(result: Result, accept: str) -> int:
+async def result_of(bridge: Bridge, tenant: TenantId, future: str, patience_s: float) -> Result | Progress:
+    """The result, which has room to be told (`told_of`); or, when there is none yet, what it waits for."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience_s
+    while True:
+        found = await bridge.futures.wait(tenant, future, max(0.0, until - loop.time()))
+        if not isinstance(found, Result) or bridge.unread.enter(tenant, len(found.body)):
+            return found
+        del found  # perhaps a copy of its own
+        if loop.time() >= until:
+            progress = Progress()
+            progress.waiting = Pause("your other large results are not read yet", "quota")
+            return progress
+        await bridge.unread.wait(until - loop.time())
+
+
+async def told_of(
+    bridge: Bridge, tenant: TenantId, found: Result, made: Callable[[], Response], work_bytes: int
+) -> Response:
+    """The response, which leaves its room when it was read. work_bytes: that making it is work on."""
+    size_bytes = len(found.body)
+    try:
+        response = await bridge.apart.when_large(tenant, work_bytes, made)
+    except BaseException:
+        bridge.unread.leave(tenant, size_bytes)
+        raise
+    return bridge.unread.told(response, tenant, size_bytes)
+
+
+def _converted(result: Result, accept: str) -> int:
     """How much has to be written in another form; what is ready costs nothing."""
     return len(result.body) if result.form and PROTOBUF not in accept else 0
 
