@@ -245,3 +245,13 @@ def test_what_is_given_up_in_a_thread_has_its_place_until_it_is_done() -> None:
         assert [type(each) for each in found] == [asyncio.CancelledError, type(None), type(None)]
 
     asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_work_on_much_is_done_in_a_thread_and_on_little_at_once() -> None:
+    async def test() -> None:
+        apart, here = Apart(), threading.get_ident()
+
+        assert await apart.when_large(ANN, 32 * 2**10, threading.get_ident) == here
+        assert await apart.when_large(ANN, 32 * 2**10 + 1, threading.get_ident) != here
+
+    asyncio.run(asyncio.wait_for(test(), 30))

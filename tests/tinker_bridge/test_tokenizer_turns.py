@@ -1,6 +1,7 @@
 """The one thread for text: tenants take turns in it, however much one of them sends."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,9 @@ import pytest
 from loractl.bus.errors import InvalidData
 from loractl.bus.ids import TenantId
 from loractl.client.tiny_model import make_tiny_model
+from loractl.tinker_bridge.founding import passes
+from loractl.tinker_bridge.founding.bodies import RowsBody
+from loractl.tinker_bridge.founding.datums import inputs_of
 from loractl.tinker_bridge.founding.tokenizer import TokenizerThread
 
 ANN, BEN = TenantId("ann"), TenantId("ben")
@@ -74,3 +78,23 @@ def test_what_a_piece_raises_is_raised_and_the_next_has_its_turn(tmp_path: Path)
         assert await thread.each(ANN, [lambda _: "yes"]) == ["yes"]
 
     with_thread(tmp_path, test)
+
+
+def test_the_rows_of_a_pass_are_packed_in_that_thread_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed_in: list[str] = []
+
+    def packed(datums: Any, loss: Any) -> Any:
+        packed_in.append(threading.current_thread().name)
+        return inputs_of(datums, loss)
+
+    monkeypatch.setattr(passes, "inputs_of", packed)
+    row = {"tokens": [1, 5], "target_tokens": [5, 6]}
+
+    async def test(thread: TokenizerThread) -> None:
+        call = await passes.rows_call(thread, ANN, RowsBody(model_id="m", data=[row, row]))
+        assert call.size_bytes > 0
+
+    with_thread(tmp_path, test)
+    assert [name.rpartition("_")[0] for name in packed_in] == ["tokenizer"]

@@ -30,6 +30,7 @@ from loractl.bus.messages import (
     SkipOperation,
     SnapshotTaken,
     StepResult,
+    UnloadAdapter,
     UnloadAgain,
     VersionWritten,
 )
@@ -275,6 +276,27 @@ def test_a_publish_that_comes_again_though_a_snapshot_holds_what_came_after_it_f
     assert again.record == first.record
     assert isinstance(another, Failed)
     assert another.code == "sequence_conflict"
+
+
+def test_a_publish_that_comes_again_though_its_lane_has_ended_finds_its_version(open_office: Serve) -> None:
+    """As above, and its session has ended since."""
+    office = open_office()
+    trainer, _ = start(office)
+    adapter = create(office, "poet")
+    publish = PublishAdapter(**adapter.next())  # type: ignore[arg-type]
+    first = checked(outcome(office, publish, "p"), VersionWritten)
+    office.ask(UnloadAdapter(adapter=adapter.id), Done)
+    stop(office, trainer)
+
+    trainer, _ = start(office)
+    office.ask(RecoverAdapter(adapter=adapter.id, snapshot="", lanes=()), Recovered, BROKER)
+    again = checked(outcome(office, publish, "p"), VersionWritten)
+    another = outcome(office, publish, "another")
+    stop(office, trainer)
+
+    assert again.record == first.record
+    assert isinstance(another, Failed)
+    assert another.code == "lane_lost"
 
 
 def test_a_lane_that_was_not_among_those_brought_back_is_lost(serve: Serve) -> None:
