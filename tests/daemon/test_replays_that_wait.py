@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from loractl.bus.errors import StorageFailed
-from loractl.bus.ids import AdapterId
+from loractl.bus.ids import AdapterId, LaneId
 from loractl.bus.messages import (
     AdapterCreated,
     CreateAdapter,
@@ -112,14 +112,20 @@ def test_a_snapshot_from_before_an_unload_that_runs_again_does_not_count(office:
     assert office.store.snapshot(adapter) is not None
 
 
-@pytest.mark.parametrize("code", ["out_of_slots", "storage_failed", "internal", "invalid_data"])
-def test_a_snapshot_does_not_count_once_what_runs_again_failed(office: JournalledOffice, code: str) -> None:
+def coming_back(office: JournalledOffice) -> tuple[AdapterId, LaneId]:
+    """An adapter of two steps, which a new trainer is asked for."""
     adapter, lane = created(office)
     for seq in (1, 2):
         office.settled(office.ask(step(adapter, lane, seq), request=f"s{seq}"))
         office.settled(office.answer(TRAINER, stepped(seq), request=f"s{seq}"))
     office.settled(office.lose(TRAINER))
     office.settled(office.ready(TRAINER))
+    return adapter, lane
+
+
+@pytest.mark.parametrize("code", ["out_of_slots", "storage_failed", "internal", "invalid_data"])
+def test_a_snapshot_does_not_count_once_what_runs_again_failed(office: JournalledOffice, code: str) -> None:
+    adapter, lane = coming_back(office)
     recover(office)
     failure = Failed(code=code, message="no", retryable=code != "invalid_data", fault="server")
     office.settled(office.answer(TRAINER, failure, request="s1"))
@@ -180,12 +186,7 @@ def test_what_succeeded_on_another_try_is_waited_for_until_the_journal_has_that(
 def test_what_cannot_be_read_again_for_now_puts_its_adapter_off_and_then_runs(
     office: JournalledOffice, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    adapter, lane = created(office)
-    for seq in (1, 2):
-        office.settled(office.ask(step(adapter, lane, seq), request=f"s{seq}"))
-        office.settled(office.answer(TRAINER, stepped(seq), request=f"s{seq}"))
-    office.settled(office.lose(TRAINER))
-    office.settled(office.ready(TRAINER))
+    adapter, lane = coming_back(office)
     office.settled(office.ask(step(adapter, lane, 3), request="s3"))
     if when == "ran again":
         recover(office)

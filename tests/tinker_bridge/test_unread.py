@@ -21,6 +21,10 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 30))
 
 
+async def unasked() -> Any:
+    raise AssertionError("the request was read before")
+
+
 def test_a_result_goes_out_in_pieces_that_are_the_whole() -> None:
     body = bytes(range(256)) * 5 * 2**10
     heard: list[Any] = []
@@ -32,7 +36,7 @@ def test_a_result_goes_out_in_pieces_that_are_the_whole() -> None:
         unread = Unread(2 * MIB)
         assert unread.enter(ANN, len(body))
         response = unread.told(Response(body, media_type="text/x"), ANN, len(body))
-        await response({"type": "http"}, None, send)  # type: ignore[arg-type]
+        await response({"type": "http"}, unasked, send)
         assert dict(heard[0]["headers"])[b"content-length"] == str(len(body)).encode()
         assert b"".join(each["body"] for each in heard[1:]) == body
         assert [each["more_body"] for each in heard[1:]] == [True] * 4 + [False]
